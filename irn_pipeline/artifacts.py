@@ -1,0 +1,176 @@
+"""Catalogue of the run folder: each artifact's name, the stage that writes it, its structure and its file format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from irn_pipeline.errors import ArtifactError, CheckpointError, ShapeError
+from irn_pipeline.runtime.safe_pickle import load_pickled_npy
+from irn_pipeline.runtime.store import Artifact
+from irn_pipeline.structures import Cam, Instances, LabelArray
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network.
+
+    Attributes:
+        kind: "cam", "irn" or the name of a segmenter.
+        backbone: name of its ResNet.
+        class_names: foreground classes it knows, in order; empty where it knows none.
+        state: its state dict.
+    """
+
+    kind: str
+    backbone: str
+    class_names: tuple[str, ...]
+    state: dict[str, Tensor]
+
+
+def _as_array(value: object) -> np.ndarray[Any, Any]:
+    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    content = load_pickled_npy(path)
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: expected a dictionary with {', '.join(keys)}; found {type(content).__name__}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ArtifactError(f"{path}: has no '{missing[0]}'; expected {', '.join(keys)}, found {', '.join(map(str, content))}")
+    return {key: _as_array(content[key]) for key in keys}
+
+
+def read_cam(path: Path) -> Cam:
+    """Read a CAM file of this package or of the original: {"keys", "cam", "high_res"}.
+
+    Raises:
+        ArtifactError: it is damaged, hostile, or its maps do not fit one another.
+    """
+    content = _read_dict(path, ("keys", "cam", "high_res"))
+    try:
+        return Cam(
+            content["keys"].astype(np.int64),
+            np.ascontiguousarray(content["cam"], np.float32),
+            np.ascontiguousarray(content["high_res"], np.float32),
+        )
+    except (ShapeError, ValueError) as error:
+        raise ArtifactError(f"{path}: {error}; make it again with stage make_cam") from error
+
+
+def write_cam(path: Path, cam: Cam) -> None:
+    """Write a CAM file in the original's format."""
+    content = {"keys": cam.class_ids, "cam": cam.cam, "high_res": cam.high_res_cam}
+    _save_dict(path, content)
+
+
+def read_instances(path: Path) -> Instances:
+    """Read instance labels: {"score", "mask", "class"}.
+
+    Raises:
+        ArtifactError: the file is damaged, hostile, or its arrays do not fit one another.
+    """
+    content = _read_dict(path, ("score", "mask", "class"))
+    try:
+        return Instances(
+            content["score"].astype(np.float32), content["mask"].astype(np.bool_), content["class"].astype(np.int64)
+        )
+    except (ShapeError, ValueError) as error:
+        raise ArtifactError(f"{path}: {error}; make it again with stage synthesize_labels") from error
+
+
+def write_instances(path: Path, instances: Instances) -> None:
+    """Write instance labels in the original's format."""
+    _save_dict(path, {"score": instances.scores, "mask": instances.masks, "class": instances.class_ids})
+
+
+def read_label(path: Path) -> LabelArray:
+    """Read a label PNG: (H, W) uint8.
+
+    Raises:
+        ArtifactError: the file is no PNG of one 8-bit channel.
+    """
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if label is None or label.ndim != 2 or label.dtype != np.uint8:
+        raise ArtifactError(f"{path}: expected a PNG of one 8-bit channel; delete it and run its stage again")
+    return label
+
+
+def write_label(path: Path, label: LabelArray) -> None:
+    """Write a label as a PNG of one 8-bit channel."""
+    if not cv2.imwrite(str(path), label):
+        raise ArtifactError(f"{path}: could not be written")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a trained network; nothing the file holds is run.
+
+    Raises:
+        CheckpointError: the file is damaged or was not written by this package.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return Checkpoint(
+            content["kind"], content["backbone"], tuple(content["class_names"]), content["network"]
+        )
+    except Exception as error:  # torch raises many types for damaged and for hostile files
+        raise CheckpointError(
+            f"{path}: is no checkpoint of this package ({type(error).__name__}); train the network again"
+        ) from error
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a trained network as plain tensors and strings."""
+    content = {
+        "kind": checkpoint.kind, "backbone": checkpoint.backbone,
+        "class_names": list(checkpoint.class_names), "network": checkpoint.state,
+    }  # fmt: skip
+    torch.save(content, path)
+
+
+def _save_dict(path: Path, content: dict[str, Any]) -> None:
+    # An open file, because numpy appends ".npy" to paths that end otherwise.
+    with path.open("wb") as stream:
+        np.save(stream, np.array(content, dtype=object), allow_pickle=True)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: damaged ({error}); run stage evaluate again") from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+_network = partial(
+    Artifact[Checkpoint], name="network", suffix=".pt", read=read_checkpoint, write=write_checkpoint, per_image=False
+)
+
+CAM_NETWORK = _network(stage="train_cam", summary="Classifier that the CAMs come from")
+CAM: Artifact[Cam] = Artifact("cam", "make_cam", ".npy", read_cam, write_cam, summary="Class activation maps")
+IR_LABEL: Artifact[LabelArray] = Artifact(
+    "ir_label", "mine_relations", ".png", read_label, write_label, summary="Confident labels, 255 unsure"
+)
+IRN_NETWORK = _network(stage="train_irn", summary="IRNet: boundary and displacement")
+INSTANCE_LABEL: Artifact[Instances] = Artifact(
+    "instance_label", "synthesize_labels", ".npy", read_instances, write_instances, summary="Instance masks"
+)
+SEMANTIC_LABEL: Artifact[LabelArray] = Artifact(
+    "semantic_label", "synthesize_labels", ".png", read_label, write_label, summary="Class masks"
+)
+SEGMENTER = _network(stage="train_segmenter", summary="Model trained on the labels")
+METRICS: Artifact[Any] = Artifact(
+    "metrics", "evaluate", ".json", _read_json, _write_json, per_image=False, summary="All figures"
+)

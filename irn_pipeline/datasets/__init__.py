@@ -1,0 +1,1 @@
+"""Readers of data sets, the generated demo set, and picture transforms."""

@@ -1,0 +1,216 @@
+"""A generated demo set in VOC layout, so that every stage can be tried without a download.
+
+Its pictures imitate photographs of toy objects: uneven ground, clutter, light, shadow, noise and overlap.
+True masks are written for every picture, for evaluation only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from irn_pipeline.datasets.synthetic_scenes import cast_shadow, make_scene, photograph
+from irn_pipeline.datasets.synthetic_shapes import PAINTERS, Sprite
+from irn_pipeline.errors import DataError
+from irn_pipeline.structures import BACKGROUND, BoolArray, FloatArray, LabelArray
+
+Pixels = TypeVar("Pixels", BoolArray, FloatArray)
+
+DEMO_CLASSES: tuple[str, ...] = tuple(PAINTERS)
+"""Names of the demo set's classes, in the order of their class ids."""
+
+_COUNT_WEIGHTS = (0.14, 0.22, 0.22, 0.18, 0.14, 0.10)
+"""How often a picture is meant to hold 1, 2 ... 6 objects."""
+_MIN_VISIBLE = 0.5
+"""Part of an object that must stay visible when later ones cover it and the frame cuts it off."""
+_MIN_INSIDE = 0.75
+"""Part of an object that must lie inside the picture's frame."""
+_TOUCH_RATE = 0.25
+"""How often an object may touch or cover earlier ones; the others keep a gap of 3 pixels."""
+_MAX_TRIES = 30
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class DemoPicture:
+    """One generated picture and its truth.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        object_label: (H, W) uint8, 0 background, else 1 + index into `class_ids`.
+        class_ids: class of every object, in 0..C-1.
+    """
+
+    image: LabelArray
+    object_label: LabelArray
+    class_ids: tuple[int, ...]
+
+    @property
+    def label(self) -> LabelArray:
+        """(H, W) uint8, 0 background, class_id + 1."""
+        lookup = np.array([BACKGROUND, *(class_id + 1 for class_id in self.class_ids)], np.uint8)
+        return lookup[self.object_label]
+
+
+def generate_demo(
+    root: Path,
+    *,
+    num_images: int = 300,
+    num_heldout: int = 60,
+    seed: int = 0,
+    min_size: tuple[int, int] = (144, 176),
+    max_size: tuple[int, int] = (192, 240),
+) -> None:
+    """Write the demo set: pictures, XML tags, class and object masks, image lists and class names.
+
+    The same seed gives the same bytes; a picture depends on the seed and on its own number only, so a larger
+    set begins with the smaller one. Lists are ImageSets/Segmentation/train.txt and val.txt.
+
+    Args:
+        root: folder to write to; made when missing. Files of an earlier demo set are written over.
+        num_images: training pictures, `train_0000` and so on.
+        num_heldout: held-out pictures, `val_0000` and so on.
+        seed: 0 or more.
+        min_size: smallest (H, W) in pixels, at least 64 each.
+        max_size: largest (H, W) in pixels.
+
+    Raises:
+        DataError: a count, a size or the seed is impossible, or the folder cannot be written.
+    """
+    if num_images < 1 or num_heldout < 0 or seed < 0:
+        raise DataError(
+            f"a demo set needs 1 picture or more and no negative number, "
+            f"got {num_images} pictures, {num_heldout} held out, seed {seed}"
+        )
+    if min(min_size) < 64 or max_size[0] < min_size[0] or max_size[1] < min_size[1]:
+        raise DataError(f"demo pictures need 64 <= min_size <= max_size, got {min_size} and {max_size}")
+    try:
+        for name in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+        _write_lines(root / "class_names.txt", DEMO_CLASSES)
+        for split, (list_name, count) in enumerate((("train", num_images), ("val", num_heldout))):
+            image_ids = [f"{list_name}_{index:04d}" for index in range(count)]
+            for index, image_id in enumerate(image_ids):
+                rng = np.random.default_rng([seed, split, index])
+                size = (
+                    int(rng.integers(min_size[0], max_size[0] + 1)),
+                    int(rng.integers(min_size[1], max_size[1] + 1)),
+                )
+                _write_picture(root, image_id, make_picture(rng, size))
+            _write_lines(root / "ImageSets" / "Segmentation" / f"{list_name}.txt", image_ids)
+    except OSError as error:
+        raise DataError(f"{root}: the demo set cannot be written ({error}); choose another folder") from None
+
+
+def make_picture(rng: np.random.Generator, size: tuple[int, int]) -> DemoPicture:
+    """Generate one picture with 1 to 6 objects of 1 or 2 classes.
+
+    Args:
+        rng: source of every choice.
+        size: (H, W) in pixels.
+    """
+    scene = make_scene(rng, size)
+    kinds = rng.permutation(len(DEMO_CLASSES))[: 1 + int(rng.random() < 0.45)]
+    count = max(len(kinds), 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS)))
+    wanted = [*kinds, *rng.choice(kinds, count - len(kinds))]
+    # Crowded pictures hold smaller objects, or most of them would find no room.
+    largest = min(90.0 if count < 3 else 72.0 if count < 5 else 60.0, 0.55 * min(size))
+    smallest = min(36.0, 0.6 * largest)
+    typical = rng.uniform(smallest + 6, largest)
+    light = rng.uniform(-4, 4, 2)
+    object_label = np.zeros(size, np.uint8)
+    class_ids: list[int] = []
+    areas: list[int] = []
+    for class_id in wanted:
+        diameter = round(float(np.clip(typical * rng.uniform(0.7, 1.35), smallest, largest)))
+        sprite = PAINTERS[DEMO_CLASSES[class_id]](rng, diameter)
+        corner = _find_room(rng, object_label, sprite, areas)
+        if corner is None:
+            continue
+        cover = _on_canvas(sprite.alpha, corner, size)
+        fallen = (corner[0] + 2 + round(light[0]), corner[1] + round(light[1]))
+        scene = cast_shadow(scene, _on_canvas(sprite.alpha, fallen, size), 0.45)
+        scene = scene * (1 - cover[..., None]) + _on_canvas(sprite.colour, corner, size)
+        class_ids.append(int(class_id))
+        areas.append(int(sprite.mask.sum()))
+        object_label[_on_canvas(sprite.mask, corner, size)] = len(class_ids)
+    return DemoPicture(photograph(rng, scene), object_label, tuple(class_ids))
+
+
+def _find_room(
+    rng: np.random.Generator, object_label: LabelArray, sprite: Sprite, areas: list[int]
+) -> tuple[int, int] | None:
+    """Top and left of a place where the object and all earlier ones stay visible enough, or None."""
+    height, width = object_label.shape
+    diameter = len(sprite.alpha)
+    reach = round(0.15 * diameter)
+    may_touch = rng.random() < _TOUCH_RATE
+    taken = object_label
+    if not may_touch:
+        taken = np.asarray(cv2.dilate(object_label, np.ones((7, 7), np.uint8)), np.uint8)
+    before = np.bincount(object_label.ravel(), minlength=len(areas) + 1)
+    for _ in range(_MAX_TRIES):
+        top = int(rng.integers(-reach, height - diameter + reach + 1))
+        left = int(rng.integers(-reach, width - diameter + reach + 1))
+        mask = _on_canvas(sprite.mask, (top, left), (height, width))
+        if mask.sum() < _MIN_INSIDE * sprite.mask.sum():
+            continue
+        if not may_touch:
+            if not taken[mask].any():
+                return top, left
+            continue
+        hidden = np.bincount(object_label[mask], minlength=len(areas) + 1)
+        visible = (before - hidden)[1:]
+        if all(left_over >= _MIN_VISIBLE * area for left_over, area in zip(visible, areas, strict=True)):
+            return top, left
+    return None
+
+
+def _on_canvas(pixels: Pixels, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
+    """Lay (D, D, ...) pixels on an empty (H, W, ...) picture, cut off at its frame."""
+    diameter = len(pixels)
+    rows = slice(max(corner[0], 0), min(corner[0] + diameter, size[0]))
+    columns = slice(max(corner[1], 0), min(corner[1] + diameter, size[1]))
+    canvas = np.zeros((*size, *pixels.shape[2:]), pixels.dtype)
+    canvas[rows, columns] = pixels[
+        rows.start - corner[0] : rows.stop - corner[0], columns.start - corner[1] : columns.stop - corner[1]
+    ]
+    return canvas
+
+
+def _write_picture(root: Path, image_id: str, picture: DemoPicture) -> None:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    # imencode and not imwrite: only the first takes paths of any script on every system.
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture.image, cv2.COLOR_RGB2BGR), quality)
+    (root / "JPEGImages" / f"{image_id}.jpg").write_bytes(encoded.tobytes())
+    for folder, label in (("SegmentationClass", picture.label), ("SegmentationObject", picture.object_label)):
+        stored = Image.fromarray(label).convert("P")
+        stored.putpalette(_voc_palette())
+        stored.save(root / folder / f"{image_id}.png")
+    objects = [f"  <object><name>{DEMO_CLASSES[class_id]}</name></object>" for class_id in picture.class_ids]
+    height, width = picture.object_label.shape
+    lines = [
+        "<annotation>",
+        f"  <filename>{image_id}.jpg</filename>",
+        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
+        *objects,
+        "</annotation>",
+    ]
+    _write_lines(root / "Annotations" / f"{image_id}.xml", lines)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def _voc_palette() -> bytes:
+    """VOC's 256 RGB colours: the bits of an index go to red, green and blue in turn, high colour bits first."""
+    bits = (np.arange(256)[:, None] >> np.arange(9)) & 1
+    return (bits.reshape(256, 3, 3).transpose(0, 2, 1) @ [128, 64, 32]).astype(np.uint8).tobytes()

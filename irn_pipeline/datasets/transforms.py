@@ -1,0 +1,85 @@
+"""Picture transforms on uint8 tensors; every random choice comes from a generator the caller seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from irn_pipeline.structures import LabelArray
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def to_tensor(image: LabelArray) -> Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(3, H, W) uint8 -> float32, scaled to [0, 1], then centred and scaled by ImageNet's mean and deviation."""
+    return TF.normalize(image.float() / 255, list(_MEAN), list(_STD))
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize with antialiasing of a (3, H, W) uint8 picture to `size` (H', W')."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return TF.resize(image, list(size), interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
+
+
+def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of a (..., H, W) label or stack of masks to `size`."""
+    if tuple(label.shape[-2:]) == size:
+        return label
+    return TF.resize(label, list(size), interpolation=TF.InterpolationMode.NEAREST_EXACT)
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(H, W) times `scale`, rounded, at least 1."""
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A window of a picture placed in a square of `side` pixels; the rest is padding.
+
+    Attributes:
+        side: pixels of the square.
+        source: (top, left) of the window in the picture.
+        target: (top, left) of the window in the square.
+        size: (height, width) of the window.
+    """
+
+    side: int
+    source: tuple[int, int]
+    target: tuple[int, int]
+    size: tuple[int, int]
+
+    def apply(self, array: Tensor, fill: float) -> Tensor:
+        """Cut the window out of (..., H, W) and pad with `fill` to (..., side, side)."""
+        (sy, sx), (ty, tx), (h, w) = self.source, self.target, self.size
+        window = array[..., sy : sy + h, sx : sx + w]
+        pad = (tx, self.side - tx - w, ty, self.side - ty - h)
+        return F.pad(window, pad, value=fill)
+
+
+def random_crop(size: tuple[int, int], side: int, rng: np.random.Generator) -> Crop:
+    """A random window where the picture is larger than `side`, a random place where it is smaller."""
+    source, target, extent = [], [], []
+    for length in size:
+        slack = length - side
+        source.append(int(rng.integers(0, slack + 1)) if slack > 0 else 0)
+        target.append(int(rng.integers(0, -slack + 1)) if slack < 0 else 0)
+        extent.append(min(length, side))
+    return Crop(side, (source[0], source[1]), (target[0], target[1]), (extent[0], extent[1]))
+
+
+def stride4_label(label: Tensor) -> Tensor:
+    """Nearest-neighbour label at stride 4 of a crop whose sides are multiples of 4: (..., H, W) -> (..., H/4, W/4)."""
+    return label[..., 2::4, 2::4]

@@ -1,0 +1,71 @@
+"""The multi-label classifier whose last feature map gives class activation maps (paper, section 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms
+
+
+class CamNetwork(nn.Module):
+    """ResNet, global average pool and a bias-free linear classifier.
+
+    Args:
+        num_classes: foreground classes C.
+        backbone: which ResNet.
+        frozen_stages: the gradient is cut after this many of the five stages (3 = conv1, layer1, layer2).
+        frozen_batch_norm: keep every batch norm in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        backbone: BackboneName = "resnet50",
+        frozen_stages: int = 3,
+        frozen_batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(name=backbone)
+        self.classifier = nn.Conv2d(self.backbone.channels[-1], num_classes, 1, bias=False)
+        self.frozen_stages = frozen_stages
+        self.frozen_batch_norm = frozen_batch_norm
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (B, C) of normalised pictures (B, 3, H, W)."""
+        features = self.backbone(images, self.frozen_stages)[-1]
+        pooled = features.mean(dim=(2, 3), keepdim=True)
+        return self.classifier(pooled).flatten(1)
+
+    def activation_maps(self, images: Tensor) -> Tensor:
+        """ReLU(classifier applied to every cell): (B, C, ceil(H / 16), ceil(W / 16))."""
+        return F.relu(self.classifier(self.backbone(images)[-1]))
+
+    def paired_activation_maps(self, image: Tensor) -> Tensor:
+        """Sum of the maps of a picture and of its mirror flipped back.
+
+        Args:
+            image: (3, H, W) normalised picture.
+
+        Returns:
+            (C, ceil(H / 16), ceil(W / 16)) maps >= 0.
+        """
+        maps = self.activation_maps(torch.stack([image, image.flip(-1)]))
+        return maps[0] + maps[1].flip(-1)
+
+    def train(self, mode: bool = True) -> CamNetwork:
+        """Training mode, with the batch norms kept frozen when asked for."""
+        super().train(mode)
+        if self.frozen_batch_norm:
+            freeze_batch_norms(self)
+        return self
+
+    def param_groups(self, lr: float, head_factor: float) -> list[dict[str, object]]:
+        """Optimiser groups: the learning stages of the backbone at `lr`, the classifier at `lr * head_factor`."""
+        learning = [p for p in self.backbone.stage_parameters(self.frozen_stages) if p.requires_grad]
+        return [
+            {"params": learning, "lr": lr},
+            {"params": list(self.classifier.parameters()), "lr": lr * head_factor},
+        ]

@@ -1,0 +1,135 @@
+"""IRNet: the boundary and displacement branches on a frozen ResNet (paper, section 4; Figure 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from irn_pipeline.nn.backbone import Backbone, BackboneName
+
+
+class MeanShift(nn.Module):
+    """Subtracts the stored mean of the displacement field in evaluation mode; identity in training mode."""
+
+    running_mean: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) -> the same, centred in evaluation mode."""
+        return x if self.training else x - self.running_mean.view(1, -1, 1, 1)
+
+
+class _Branch(nn.Module):
+    """1x1 convolution, group norm, optional upsampling, ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, groups: int, scale: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        self.norm = nn.GroupNorm(groups, channels_out)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        if self.scale > 1:
+            x = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        return F.relu(x)
+
+
+class IrnNetwork(nn.Module):
+    """Class boundary and displacement field of a picture.
+
+    The backbone never learns and keeps no graph; only the two branches do.
+
+    Args:
+        backbone: which ResNet.
+    """
+
+    def __init__(self, *, backbone: BackboneName = "resnet50") -> None:
+        super().__init__()
+        self.backbone = Backbone(name=backbone)
+        self.backbone.requires_grad_(False)
+        channels = self.backbone.channels
+        self.boundary = nn.ModuleList(
+            _Branch(c, 32, groups=4, scale=s) for c, s in zip(channels, (1, 1, 2, 4, 4), strict=True)
+        )
+        self.boundary_head = nn.Conv2d(160, 1, 1)
+        widths, groups, scales = (64, 128, 256, 256, 256), (8, 16, 16, 16, 16), (1, 1, 1, 2, 2)
+        self.displacement = nn.ModuleList(
+            _Branch(c, w, groups=g, scale=s)
+            for c, w, g, s in zip(channels, widths, groups, scales, strict=True)
+        )
+        self.displacement_merge = _Branch(768, 256, groups=16, scale=2)
+        self.displacement_top = _Branch(448, 256, groups=16)
+        self.displacement_head = nn.Conv2d(256, 2, 1, bias=False)
+        self.mean_shift = MeanShift(2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Boundary logits and displacement.
+
+        Args:
+            images: (B, 3, H, W) normalised pictures.
+
+        Returns:
+            logits: (B, h, w) class boundary logits at stride 4.
+            displacement: (B, 2, h, w), dy then dx, in stride-4 pixels.
+        """
+        with torch.no_grad():
+            features = self.backbone(images, frozen_stages=5)
+        h, w = features[0].shape[-2:]
+        edges = [branch(f)[..., :h, :w] for branch, f in zip(self.boundary, features, strict=True)]
+        logits = self.boundary_head(torch.cat(edges, dim=1))[:, 0]
+
+        low1, low2, mid, *high = [
+            branch(f) for branch, f in zip(self.displacement, features, strict=True)
+        ]
+        mid_h, mid_w = mid.shape[-2:]
+        merged = self.displacement_merge(torch.cat([mid, *(x[..., :mid_h, :mid_w] for x in high)], dim=1))
+        top = self.displacement_top(torch.cat([low1, low2, merged[..., :h, :w]], dim=1))
+        return logits, self.mean_shift(self.displacement_head(top))
+
+    @torch.no_grad()
+    def predict(self, image: Tensor, *, pad_to: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Boundary and displacement of one picture, the boundary averaged with the mirror's.
+
+        Args:
+            image: (3, H, W) normalised picture of any size.
+            pad_to: grow picture and mirror to this (H', W') with zeros right and below, as the original does;
+                None for no padding.
+
+        Returns:
+            boundary: (h, w) float32 in [0, 1], sigmoid of the mean of both logits.
+            displacement: (2, h, w) float32 from the un-mirrored picture.
+        """
+        height, width = image.shape[-2:]
+        h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
+        pair = torch.stack([image, image.flip(-1)])
+        if pad_to is not None:
+            pair = F.pad(pair, (0, pad_to[1] - width, 0, pad_to[0] - height))
+        logits, displacement = self(pair)
+        logits = logits[:, :h, :w].float()
+        boundary = torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2)
+        return boundary, displacement[0, :, :h, :w].float()
+
+    def train(self, mode: bool = True) -> IrnNetwork:
+        """Training mode of the branches; the backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def param_groups(self, lr: float, displacement_factor: float) -> list[dict[str, object]]:
+        """Optimiser groups: boundary branch at `lr`, displacement branch at `lr * displacement_factor`."""
+        boundary = [*self.boundary.parameters(), *self.boundary_head.parameters()]
+        displacement = [
+            *self.displacement.parameters(),
+            *self.displacement_merge.parameters(),
+            *self.displacement_top.parameters(),
+            *self.displacement_head.parameters(),
+        ]
+        return [
+            {"params": boundary, "lr": lr},
+            {"params": displacement, "lr": lr * displacement_factor},
+        ]

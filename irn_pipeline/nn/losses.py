@@ -1,0 +1,229 @@
+"""Losses that teach the boundary and displacement branches from confident labels (paper, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from irn_pipeline.errors import ShapeError
+from irn_pipeline.ops.affinity import PairPaths, pair_affinity, pair_destinations, pair_sources
+from irn_pipeline.structures import BACKGROUND, IGNORE
+
+_EPSILON = 1e-5
+"""Keeps logarithms finite and makes the mean over no pair 0."""
+
+
+@dataclass(frozen=True)
+class PairLabels:
+    """What the confident labels say of each pair; a pair with an ignored end is in none of the three.
+
+    Attributes:
+        background_positive: (B, P, N) bool, both ends are background.
+        foreground_positive: (B, P, N) bool, both ends are of the same foreground class.
+        negative: (B, P, N) bool, the ends are of different classes.
+    """
+
+    background_positive: Tensor
+    foreground_positive: Tensor
+    negative: Tensor
+
+
+@dataclass(frozen=True)
+class IrnLosses:
+    """The five scalar losses of one batch; each is 0 where the batch has none of its pairs."""
+
+    background_positive: Tensor
+    foreground_positive: Tensor
+    negative: Tensor
+    foreground_displacement: Tensor
+    background_displacement: Tensor
+
+    @property
+    def boundary(self) -> Tensor:
+        """Boundary loss: positive and negative pairs count the same."""
+        return (self.background_positive / 2 + self.foreground_positive / 2 + self.negative) / 2
+
+    @property
+    def displacement(self) -> Tensor:
+        """Displacement loss."""
+        return (self.foreground_displacement + self.background_displacement) / 2
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of both, to be minimised."""
+        return self.boundary + self.displacement
+
+
+def irn_losses(boundary: Tensor, displacement: Tensor, label: Tensor, paths: PairPaths) -> IrnLosses:
+    """All losses of a batch, in float32 also under autocast.
+
+    Args:
+        boundary: (B, h, w) class boundary probability in [0, 1].
+        displacement: (B, 2, h, w), dy then dx, in cells.
+        label: (B, h, w) uint8 confident label at stride 4, 255 where unsure.
+        paths: the pairs; radius 10 in the paper.
+
+    Returns:
+        Scalar losses; finite for any boundary in [0, 1] and for crops without a pair.
+
+    Raises:
+        ShapeError: the three maps do not fit.
+    """
+    if label.ndim != 3 or boundary.shape != label.shape:
+        raise ShapeError(
+            f"boundary and label must both be (B, h, w), got {tuple(boundary.shape)} and {tuple(label.shape)}"
+        )
+    if displacement.shape != (len(label), 2, *label.shape[1:]):
+        raise ShapeError(
+            f"displacement must be (B, 2, h, w) of the label's size {tuple(label.shape)}, "
+            f"got {tuple(displacement.shape)}"
+        )
+    with torch.autocast(boundary.device.type, enabled=False):
+        displacement = displacement.float()
+        pairs = pair_labels(label, paths)
+        affinity = pair_affinity(boundary.float(), paths)
+        background, foreground, negative = boundary_losses(affinity, pairs)
+        return IrnLosses(
+            background_positive=background,
+            foreground_positive=foreground,
+            negative=negative,
+            foreground_displacement=foreground_displacement_loss(displacement, pairs, paths),
+            background_displacement=background_displacement_loss(displacement, pairs, paths),
+        )
+
+
+def pair_labels(label: Tensor, paths: PairPaths) -> PairLabels:
+    """Compare the labels at both ends of every pair, on the label's device.
+
+    Args:
+        label: (B, h, w) uint8, 0 background, class_id + 1, 255 ignore.
+        paths: the pairs.
+
+    Returns:
+        Three disjoint masks.
+    """
+    source = pair_sources(label, paths.radius).flatten(1)[:, None]
+    destination = torch.stack([pair_destinations(label, o, paths.radius) for o in paths.offsets], 1).flatten(
+        2
+    )
+    same = (source == destination) & (source != IGNORE)
+    background = source == BACKGROUND
+    return PairLabels(
+        background_positive=same & background,
+        foreground_positive=same & ~background,
+        negative=(source != destination) & (source != IGNORE) & (destination != IGNORE),
+    )
+
+
+def boundary_losses(affinity: Tensor, pairs: PairLabels) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean cross-entropy of the affinity over background-positive, foreground-positive and negative pairs.
+
+    -log(a + 1e-5) for positive pairs, -log(1 + 1e-5 - a) for negative ones; a mean is sum / (count + 1e-5).
+
+    Args:
+        affinity: (B, P, N) in [0, 1].
+        pairs: labels of the same pairs.
+
+    Returns:
+        Three scalars, in that order.
+    """
+    chosen = (pairs.background_positive, pairs.foreground_positive, pairs.negative)
+    sums: Tensor = _CrossEntropySums.apply(affinity, *chosen)
+    background, foreground, negative = (
+        total / (mask.sum() + _EPSILON) for total, mask in zip(sums, chosen, strict=True)
+    )
+    return background, foreground, negative
+
+
+def foreground_displacement_loss(displacement: Tensor, pairs: PairLabels, paths: PairPaths) -> Tensor:
+    """L1 distance of D(source) - D(destination) from the pair's offset, over foreground-positive pairs.
+
+    Two cells that point to the same centroid differ by their offset; the mean is over cells and components.
+
+    Args:
+        displacement: (B, 2, h, w) float32, dy then dx, in cells.
+        pairs: labels of the pairs.
+        paths: the pairs.
+
+    Returns:
+        Scalar, in cells.
+    """
+    chosen = pairs.foreground_positive
+    return _PairDistance.apply(displacement, chosen, paths, 1) / (2 * chosen.sum() + _EPSILON)
+
+
+def background_displacement_loss(displacement: Tensor, pairs: PairLabels, paths: PairPaths) -> Tensor:
+    """L1 norm of D(source) - D(destination) over background-positive pairs, as the foreground's loss."""
+    chosen = pairs.background_positive
+    return _PairDistance.apply(displacement, chosen, paths, 0) / (2 * chosen.sum() + _EPSILON)
+
+
+class _CrossEntropySums(torch.autograd.Function):
+    """Sums of -log(confidence) over three disjoint masks of pairs, (3,).
+
+    The confidence is a + 1e-5, or 1 - a + 1e-5 where the pair is negative. One sample at a time: beside the
+    affinity and the masks, nothing of the size of all pairs is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, affinity: Tensor, background: Tensor, foreground: Tensor, negative: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(affinity, background, foreground, negative)
+        sums = affinity.new_zeros(3)
+        for values, *masks in zip(affinity, background, foreground, negative, strict=True):
+            weights = torch.stack(masks).to(values.dtype)
+            cost = _confidence(values, weights[2]).log_().neg_()
+            sums += weights.mul_(cost).sum((1, 2))
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor, None, None, None]:
+        affinity, *all_masks = ctx.saved_tensors
+        slopes = (grad_sums * grad_sums.new_tensor([-1.0, -1.0, 1.0]))[:, None, None]
+        grads = torch.empty_like(affinity)
+        for grad, values, *masks in zip(grads, affinity, *all_masks, strict=True):
+            weights = torch.stack(masks).to(values.dtype)
+            confidence = _confidence(values, weights[2])
+            torch.div(weights.mul_(slopes).sum(0), confidence, out=grad)
+        return grads, None, None, None
+
+
+def _confidence(affinity: Tensor, negative: Tensor) -> Tensor:
+    """Probability that the pair is what its label says, plus 1e-5; `negative` is 0 or 1."""
+    return (affinity - negative).abs_().add_(_EPSILON)
+
+
+class _PairDistance(torch.autograd.Function):
+    """Sum over chosen pairs of |D(source) - D(destination) - scale * offset|, both components.
+
+    The gradient is a small map of signs that the forward pass makes along the way, so that nothing of the
+    size of all pairs is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, displacement: Tensor, chosen: Tensor, paths: PairPaths, scale: int) -> Tensor:
+        radius, grad = paths.radius, torch.zeros_like(displacement)
+        sources = pair_sources(displacement, radius)
+        chosen = chosen.unflatten(2, sources.shape[2:])[:, :, None]
+        targets = displacement.new_tensor(paths.offsets * scale)[:, :, None, None]
+        total = displacement.new_zeros(())
+        for offset, mask, target in zip(paths.offsets, chosen.unbind(1), targets, strict=True):
+            error = (sources - pair_destinations(displacement, offset, radius)).sub_(target).mul_(mask)
+            total += error.abs().sum()
+            error.sign_()
+            pair_sources(grad, radius).add_(error)
+            pair_destinations(grad, offset, radius).sub_(error)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_total, None, None, None

@@ -1,0 +1,1 @@
+"""Models trained on the synthesized labels, behind one interface."""

@@ -1,0 +1,131 @@
+"""Dense CRF on hard labels, and the confident labels mined with it (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydensecrf.densecrf import DenseCRF2D
+from pydensecrf.utils import unary_from_labels
+
+from irn_pipeline.errors import ShapeError
+from irn_pipeline.ops.cam import cam_index, require_one_map_per_class
+from irn_pipeline.ops.masks import label_from_index
+from irn_pipeline.structures import BACKGROUND, IGNORE, FloatArray, IntArray, LabelArray
+
+
+@dataclass(frozen=True)
+class CrfParams:
+    """Parameters of the dense CRF; the defaults are the published ones."""
+
+    confidence: float = 0.7
+    """Probability that a given label is right, above 0 and below 1."""
+    iterations: int = 10
+    """Mean-field iterations."""
+    gaussian_sxy: float = 3.0
+    """Standard deviation of the smoothness term, in pixels."""
+    gaussian_compat: float = 3.0
+    """Weight of the smoothness term."""
+    bilateral_sxy: float = 50.0
+    """Standard deviation of the appearance term, in pixels."""
+    bilateral_srgb: float = 5.0
+    """Standard deviation of the appearance term, in colour values 0..255."""
+    bilateral_compat: float = 10.0
+    """Weight of the appearance term."""
+
+
+_PUBLISHED = CrfParams()
+
+
+def dense_crf(
+    image: npt.NDArray[np.uint8],
+    label: npt.NDArray[np.integer],
+    num_labels: int,
+    crf: CrfParams = _PUBLISHED,
+) -> npt.NDArray[np.int64]:
+    """Smooth a hard label along the edges of its picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB picture.
+        label: (H, W) integers 0..num_labels - 1; every value counts as a label, 0 too.
+        num_labels: number of labels L.
+        crf: parameters of the CRF.
+
+    Returns:
+        (H, W) most probable label, 0..L - 1.
+
+    Raises:
+        ShapeError: picture or label have another shape, dtype or value range.
+    """
+    return _refine(image, [label], num_labels, crf)[0]
+
+
+def confident_label(
+    image: npt.NDArray[np.uint8],
+    high_res_cam: FloatArray,
+    class_ids: IntArray,
+    *,
+    fg_threshold: float = 0.30,
+    bg_threshold: float = 0.05,
+    crf: CrfParams = _PUBLISHED,
+) -> LabelArray:
+    """Label of the pixels whose class the maps are sure of.
+
+    Two labels are refined by the CRF, one with a high background score and one with a low one: pixels that
+    are foreground in the first keep that class, pixels that are background in both are background, the
+    others are unsure.
+
+    Args:
+        image: (H, W, 3) uint8 RGB picture.
+        high_res_cam: (K, H, W) maps in [0, 1].
+        class_ids: (K,) foreground class ids.
+        fg_threshold: background score that confident foreground must exceed.
+        bg_threshold: background score that confident background must not exceed.
+        crf: parameters of the CRF.
+
+    Returns:
+        (H, W) uint8 label, 0 background, class_id + 1, 255 unsure.
+
+    Raises:
+        ShapeError: picture, maps and class ids do not fit together.
+    """
+    require_one_map_per_class(high_res_cam, class_ids)
+    seeds = [cam_index(high_res_cam, threshold)[0] for threshold in (fg_threshold, bg_threshold)]
+    foreground, background = _refine(image, seeds, len(class_ids) + 1, crf)
+    label = label_from_index(foreground, class_ids)
+    label[(label == BACKGROUND) & (background != 0)] = IGNORE
+    return label
+
+
+def _refine(
+    image: npt.NDArray[np.uint8],
+    labels: Sequence[npt.NDArray[np.integer]],
+    num_labels: int,
+    crf: CrfParams,
+) -> list[npt.NDArray[np.int64]]:
+    """Refine several labels of one picture; the pairwise terms are built once, as only the unaries differ."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ShapeError(f"the CRF needs an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    height, width = image.shape[:2]
+    for label in labels:
+        if label.shape != (height, width):
+            raise ShapeError(f"label of a {height}x{width} picture has the shape {label.shape}")
+        if label.size and not 0 <= int(label.min()) <= int(label.max()) < num_labels:
+            raise ShapeError(f"label must hold 0..{num_labels - 1}, got {label.min()}..{label.max()}")
+    if num_labels == 1:  # one label leaves nothing to decide, and its unary would divide by zero
+        return [label.astype(np.int64) for label in labels]
+    model = DenseCRF2D(width, height, num_labels)
+    model.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_compat)
+    # The extension takes only contiguous, writable memory.
+    pixels = np.array(image, order="C")
+    model.addPairwiseBilateral(
+        sxy=crf.bilateral_sxy, srgb=crf.bilateral_srgb, rgbim=pixels, compat=crf.bilateral_compat
+    )
+    refined = []
+    for label in labels:
+        model.setUnaryEnergy(unary_from_labels(label, num_labels, gt_prob=crf.confidence, zero_unsure=False))
+        probabilities = np.array(model.inference(crf.iterations))
+        refined.append(probabilities.argmax(axis=0).reshape(height, width))
+    return refined

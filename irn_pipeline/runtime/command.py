@@ -1,0 +1,174 @@
+"""The command line of a pipeline: one command a stage, one that runs a range of stages."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from irn_pipeline.errors import ConfigError, IrnError
+from irn_pipeline.runtime.execution import Execution, set_up_logging
+from irn_pipeline.runtime.options import (
+    OptionParser,
+    add_options,
+    flatten_config,
+    from_namespace,
+    nearest,
+    new_parser,
+    parse,
+    read_yaml,
+)
+from irn_pipeline.runtime.stage import Data, Job, Stage, run_stage
+from irn_pipeline.runtime.store import RunFolder
+
+logger = logging.getLogger(__name__)
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where results go and where values come from."""
+
+    run_dir: str = "runs/default"
+    """Run folder: every stage reads and writes below it."""
+    config: str | None = None
+    """YAML file with the same keys as the flags, one section a stage; flags win."""
+
+
+@dataclass(frozen=True)
+class Pipeline(Generic[S]):
+    """The stages of a program in order, and how its data set is described and read.
+
+    Attributes:
+        numbered: stages a range may name by number, from 1.
+        closing: stages that follow when a range is open at its end, and by name.
+        source: dataclass that describes the data set.
+        load: source -> data set, and the stage's warnings are logged by it.
+    """
+
+    numbered: tuple[Stage[Any], ...]
+    closing: tuple[Stage[Any], ...]
+    source: type[S]
+    load: Callable[[S], Data]
+
+    @property
+    def stages(self) -> tuple[Stage[Any], ...]:
+        """All of them, in order."""
+        return self.numbered + self.closing
+
+    def stage_named(self, name: str) -> Stage[Any]:
+        """The stage of that name.
+
+        Raises:
+            ConfigError: there is none; the nearest is named.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ConfigError(f"no stage '{name}'{nearest(name, [s.name for s in self.stages])}")
+
+    def run_one(self, name: str, arguments: Sequence[str]) -> None:
+        """One stage's own command."""
+        stage = self.stage_named(name)
+        parser = self._parser(f"python -m stages.{name}", stage.summary)
+        add_options(parser, stage.params, title="Parameters of the result")
+        config = self._config(arguments)
+        own = {k.removeprefix(f"{name}."): v for k, v in config.items() if "." not in k or k.startswith(f"{name}.")}
+        values = parse(parser, arguments, own)
+        params = from_namespace(stage.params, values)
+        self._run([(stage, params)], values)
+
+    def run_range(self, chosen: Sequence[str], arguments: Sequence[str]) -> None:
+        """The command that runs a range of stages."""
+        stages = self.select(chosen)
+        parser = self._parser("run_all.sh [RANGE]", "Run stages in order: 2-5, 3, 4-, -5, names, or all.")
+        for stage in self.stages:
+            add_options(parser, stage.params, prefix=f"{stage.name}.", title=f"{stage.name}: {stage.summary}")
+        values = parse(parser, arguments, self._config(arguments))
+        # All parameters are checked before the first stage starts.
+        params = {s.name: from_namespace(s.params, values, prefix=f"{s.name}.") for s in self.stages}
+        self._run([(stage, params[stage.name]) for stage in stages], values)
+
+    def select(self, chosen: Sequence[str]) -> list[Stage[Any]]:
+        """The stages that words such as "2-5", "4-", "-5", "3" or names stand for, in pipeline order.
+
+        Raises:
+            ConfigError: a word stands for no stage.
+        """
+        if not chosen:
+            return list(self.stages)
+        names: set[str] = set()
+        for word in chosen:
+            names.update(stage.name for stage in self._select_word(word))
+        return [stage for stage in self.stages if stage.name in names]
+
+    def _select_word(self, word: str) -> Sequence[Stage[Any]]:
+        match = re.fullmatch(r"(\d*)(-?)(\d*)", word)
+        if match is None:
+            return [self.stage_named(word)]
+        first, dash, last = match.groups()
+        start = int(first) if first else 1
+        end = int(last) if last else (len(self.numbered) if dash else start)
+        if not (1 <= start <= end <= len(self.numbered)) or word in ("", "-"):
+            raise ConfigError(
+                f"stage range '{word}' is impossible: stages are numbered 1 to {len(self.numbered)}; "
+                "write 2-5, 3, 4-, -5 or names"
+            )
+        selected = self.numbered[start - 1 : end]
+        return selected + self.closing if dash and not last else selected
+
+    def _parser(self, prog: str, description: str) -> OptionParser:
+        parser = new_parser(prog, description)
+        add_options(parser, RunOptions, title="Run")
+        add_options(parser, self.source, title="Data set")
+        add_options(parser, Execution, title="Execution (no influence on results, but for the seed)")
+        return parser
+
+    def _config(self, arguments: Sequence[str]) -> dict[str, Any]:
+        path = _config_path(arguments)
+        if path is None:
+            return {}
+        common = [f.name for kind in (RunOptions, self.source, Execution) for f in fields(kind)]  # type: ignore[arg-type]
+        stages = {stage.name: [f.name for f in fields(stage.params)] for stage in self.stages}
+        return flatten_config(read_yaml(Path(path)), common, stages, path)
+
+    def _run(self, work: Sequence[tuple[Stage[Any], Any]], values: Any) -> None:
+        execution = from_namespace(Execution, values)
+        options = from_namespace(RunOptions, values)
+        set_up_logging(quiet=execution.quiet)
+        execution.torch_device()
+        data = self.load(from_namespace(self.source, values))
+        for stage, params in work:
+            run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution))
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    for position, word in enumerate(arguments):
+        if word == "--config":
+            if position + 1 == len(arguments):
+                raise ConfigError("--config needs the path of a YAML file")
+            return arguments[position + 1]
+        if word.startswith("--config="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; what a user can mend becomes one line on standard error.
+
+    Returns:
+        0, or 1 for an error that was explained, or 130 when interrupted.
+    """
+    try:
+        command()
+    except IrnError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: what is finished is kept; the same command goes on from there\n")
+        return 130
+    return 0

@@ -1,0 +1,180 @@
+"""Frozen dataclasses as command-line flags and YAML keys: the same fields, the same meaning, one place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from irn_pipeline.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class OptionParser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise ConfigError(message)
+
+
+def new_parser(prog: str, description: str) -> OptionParser:
+    """An empty parser for one command."""
+    return OptionParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+
+
+def add_options(parser: OptionParser, options: type[Any], *, prefix: str = "", title: str = "") -> None:
+    """Add one flag for each field of a dataclass; its help is the string below the field.
+
+    Args:
+        parser: gets the flags.
+        options: a frozen dataclass with a default for every field.
+        prefix: put before the names, as in `--make_cam.scales`.
+        title: heading of the group in `--help`.
+    """
+    group = parser.add_argument_group(title or options.__name__)
+    hints = get_type_hints(options)
+    meanings = field_meanings(options)
+    for entry in fields(options):
+        default = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
+        hint = hints[entry.name]
+        flag = f"--{prefix}{entry.name if prefix else entry.name.replace('_', '-')}"
+        flags = [flag] if flag == f"--{prefix}{entry.name}" else [flag, f"--{entry.name}"]
+        meaning = meanings.get(entry.name, "")
+        if hint is bool and default is False:
+            group.add_argument(*flags, action="store_true", help=meaning)
+        elif get_origin(hint) is tuple:
+            kind = get_args(hint)[0]
+            group.add_argument(*flags, type=kind, nargs="+", default=list(default), help=meaning)
+        else:
+            group.add_argument(*flags, type=hint, default=default, help=meaning)
+
+
+def field_meanings(options: type[Any]) -> dict[str, str]:
+    """The string below each field of a dataclass, on one line."""
+    docs = parse_from_object(options).params
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in docs}
+
+
+def from_namespace(options: type[T], values: Namespace, *, prefix: str = "") -> T:
+    """The dataclass that parsed flags describe.
+
+    Raises:
+        ConfigError: the dataclass itself refuses the values.
+    """
+    found: dict[str, Any] = {}
+    for entry in fields(options):  # type: ignore[arg-type]
+        value = values[f"{prefix}{entry.name}"]
+        found[entry.name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return options(**found)
+    except ValueError as error:
+        raise ConfigError(f"{prefix}{error}") from error
+
+
+def parse(parser: OptionParser, arguments: Sequence[str], config: Mapping[str, Any]) -> Namespace:
+    """Parse flags over the values of a configuration file over the defaults.
+
+    Args:
+        parser: with all its options added.
+        arguments: the flags.
+        config: destination ("voc_root", "make_cam.scales") -> value.
+
+    Raises:
+        ConfigError: an unknown flag (the nearest known one is named), or a value of the wrong type.
+    """
+    known = [action.dest for action in parser._actions if action.dest != "help"]
+    try:
+        if config:
+            checked = parser.parse_object(_nest(config), defaults=False)
+            parser.set_defaults({key: checked[key] for key in config})
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise ConfigError(_one_line(error, known)) from error
+    except ConfigError as error:
+        raise ConfigError(_one_line(error, known)) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of plain values; no tag in it is obeyed.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file to --config") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+    return content
+
+
+def flatten_config(
+    content: Mapping[str, Any], common: Sequence[str], stages: Mapping[str, Sequence[str]], source: str
+) -> dict[str, Any]:
+    """Check the keys of a configuration and write nested ones with a dot.
+
+    Args:
+        content: as read from YAML: common keys at the top, one section a stage.
+        common: known keys at the top.
+        stages: stage name -> its known keys.
+        source: named in errors.
+
+    Raises:
+        ConfigError: a key is unknown; the nearest known one is named.
+    """
+    flat: dict[str, Any] = {}
+    for raw, value in content.items():
+        key = str(raw).replace("-", "_")
+        if key in stages and isinstance(value, Mapping):
+            for raw_inner, inner in value.items():
+                name = str(raw_inner).replace("-", "_")
+                if name not in stages[key]:
+                    raise ConfigError(f"{source}: unknown key '{raw_inner}' in {key}{nearest(name, stages[key])}")
+                flat[f"{key}.{name}"] = inner
+        elif key in common:
+            flat[key] = value
+        elif key in stages and value is None:
+            continue
+        else:
+            raise ConfigError(f"{source}: unknown key '{raw}'{nearest(key, [*common, *stages])}")
+    return flat
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' with the nearest known name, or the list of all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return nested
+
+
+def _one_line(error: Exception, known: Sequence[str]) -> str:
+    text = " ".join(str(error).split())
+    if "nrecognized arguments" in text:
+        flag = next((word for word in text.split(":", 1)[-1].split() if word.startswith("--")), "")
+        name = flag.lstrip("-").split("=")[0].replace("-", "_")
+        if name:
+            return f"unknown flag {flag.split('=')[0]}{nearest(name, known)} (--help lists every flag)"
+    return f"{text} (--help lists every flag)"

@@ -1,0 +1,164 @@
+"""Frozen records that stages and functions hand to one another; shapes are checked when a record is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from irn_pipeline.errors import ShapeError
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+LabelArray: TypeAlias = npt.NDArray[np.uint8]
+
+BACKGROUND = 0
+"""Label of background pixels; a foreground class has the label `class_id + 1`."""
+IGNORE = 255
+"""Label of pixels whose class is unknown or not counted."""
+CAM_STRIDE = 4
+"""Pixels of the picture per cell of `cam`, `boundary` and `displacement`."""
+
+
+def strided_size(size: tuple[int, int], stride: int = CAM_STRIDE) -> tuple[int, int]:
+    """Size of the grid that has one cell every `stride` pixels.
+
+    Args:
+        size: (H, W) of the picture in pixels.
+        stride: pixels per cell.
+
+    Returns:
+        (h, w) = ((H - 1) // stride + 1, (W - 1) // stride + 1).
+    """
+    return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One picture of a data set and the classes its tags name."""
+
+    image_id: str
+    path: Path
+    class_ids: tuple[int, ...]
+    """Sorted foreground class ids, without repeats."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The pictures a stage works on, in order, and the names of the classes."""
+
+    class_names: tuple[str, ...]
+    records: tuple[ImageRecord, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of foreground classes C."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def subset(self, image_ids: Sequence[str]) -> ImageSet:
+        """The records whose id is among `image_ids`, in this set's order."""
+        wanted = set(image_ids)
+        return ImageSet(self.class_names, tuple(r for r in self.records if r.image_id in wanted))
+
+
+@dataclass(frozen=True)
+class Cam:
+    """Class activation maps of one picture.
+
+    Attributes:
+        class_ids: (K,) int64 classes of the picture, 0..C-1.
+        cam: (K, h, w) float32 in [0, 1] at stride 4.
+        high_res_cam: (K, H, W) float32 in [0, 1] at the picture's size.
+    """
+
+    class_ids: IntArray
+    cam: FloatArray
+    high_res_cam: FloatArray
+
+    def __post_init__(self) -> None:
+        count = len(self.class_ids)
+        if self.class_ids.ndim != 1 or self.cam.ndim != 3 or self.high_res_cam.ndim != 3:
+            raise ShapeError(
+                f"a CAM needs class_ids (K,), cam (K, h, w) and high_res_cam (K, H, W), "
+                f"got {self.class_ids.shape}, {self.cam.shape} and {self.high_res_cam.shape}"
+            )
+        if self.cam.shape[0] != count or self.high_res_cam.shape[0] != count:
+            raise ShapeError(
+                f"a CAM of {count} classes needs {count} maps, "
+                f"got {self.cam.shape[0]} in cam and {self.high_res_cam.shape[0]} in high_res_cam"
+            )
+        if self.cam.shape[1:] != strided_size(self.size):
+            raise ShapeError(
+                f"cam of a {self.size[0]}x{self.size[1]} picture must be {strided_size(self.size)}, "
+                f"got {self.cam.shape[1:]}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the picture in pixels."""
+        return int(self.high_res_cam.shape[1]), int(self.high_res_cam.shape[2])
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Object instances of one picture: predicted, synthesized or true.
+
+    Attributes:
+        scores: (R,) float32; 1 for true instances.
+        masks: (R, H, W) bool.
+        class_ids: (R,) int64 in 0..C-1.
+    """
+
+    scores: FloatArray
+    masks: BoolArray
+    class_ids: IntArray
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        if self.masks.ndim != 3 or self.masks.dtype != np.bool_:
+            raise ShapeError(f"masks must be (R, H, W) bool, got {self.masks.shape} {self.masks.dtype}")
+        if self.scores.shape != (count,) or self.class_ids.shape != (count,) or len(self.masks) != count:
+            raise ShapeError(
+                f"instances need as many scores, masks and class_ids, "
+                f"got {self.scores.shape}, {self.masks.shape} and {self.class_ids.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the picture in pixels."""
+        return int(self.masks.shape[1]), int(self.masks.shape[2])
+
+    def select(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Instances:
+        """The instances that a boolean mask or an index array picks, in that order."""
+        return Instances(self.scores[keep], self.masks[keep], self.class_ids[keep])
+
+    @staticmethod
+    def empty(size: tuple[int, int]) -> Instances:
+        """No instance in a picture of `size` (H, W)."""
+        return Instances(np.zeros(0, np.float32), np.zeros((0, *size), np.bool_), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """True masks of one picture, for evaluation and upper bounds only.
+
+    Attributes:
+        label: (H, W) uint8, 0 background, class_id + 1, 255 ignore.
+        instances: one mask per object; scores are 1.
+        ignore: (H, W) bool pixels that are not counted when instances are compared.
+    """
+
+    label: LabelArray
+    instances: Instances
+    ignore: BoolArray

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Finds or makes a Python environment for this checkout and prints its interpreter: PYTHON=$(./setup_env.sh [dev])
+#
+# The active environment is used as it is when it has everything that setup.cfg asks for. Otherwise .venv is made
+# here, with uv when it is on PATH and with venv and pip when not. With `dev`, test and lint tools are there too.
+set -euo pipefail
+exec 3>&1 1>&2 </dev/null # only the interpreter's path goes to standard output
+
+extra=${1:-}
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+venv=$root/.venv
+stamp=$venv/.irn_pipeline_setup
+
+die() {
+    echo "setup: $*"
+    exit 1
+}
+
+finish() {
+    echo "$1" >&3
+    exit 0
+}
+
+# Whether interpreter $1 has what setup.cfg asks for; prints the first thing that it lacks.
+has_requirements() {
+    "$1" - "$root/setup.cfg" "$extra" <<'PYTHON'
+import configparser, importlib.metadata, re, sys
+
+def numbers(version):
+    return [int(n) for n in re.match(r"[\d.]*", version).group().split(".") if n]
+
+config = configparser.ConfigParser()
+config.read(sys.argv[1])
+wanted = config["options"]["install_requires"]
+if sys.argv[2]:
+    wanted += config["options.extras_require"][sys.argv[2]]
+if sys.version_info < (3, 10):
+    sys.exit("Python 3.10")
+for line in wanted.split("\n"):
+    found = re.match(r"([\w.-]+)[^<>=~]*[~>]=([\d.]+)", line)
+    try:
+        if found and numbers(importlib.metadata.version(found[1])) < numbers(found[2]):
+            sys.exit(line)
+    except importlib.metadata.PackageNotFoundError:
+        sys.exit(line)
+PYTHON
+}
+
+# 1. The environment that the user has activated.
+active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+if [[ -n $active && ! $active -ef $venv && -x $active/bin/python ]]; then
+    if lacks=$(has_requirements "$active/bin/python" 2>&1); then
+        finish "$active/bin/python"
+    fi
+    echo "setup: the active environment $active lacks ${lacks##*$'\n'}; using $venv"
+fi
+
+# 2. The one made here before. One made for `dev` serves everything else too.
+key=$(cat "$root/setup.cfg" "$root/pyproject.toml" - <<<"$root" | cksum)
+is_ready() {
+    [[ -x $venv/bin/python && -f $stamp ]] || return 1
+    local made
+    made=$(<"$stamp")
+    [[ $made == "$key $extra" || $made == "$key dev" ]]
+}
+is_ready && finish "$venv/bin/python"
+
+# 3. An interpreter to use as it is, or to make .venv with.
+base=
+for name in python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do
+    if base=$("$name" -c 'import sys; print(sys.executable); sys.exit(sys.version_info < (3, 10))' 2>/dev/null); then
+        break
+    fi
+    base=
+done
+[[ -n $base ]] || die "Python 3.10 or newer is needed, $(python3 --version 2>/dev/null || echo "no Python") was found"
+if [[ ! -e $venv ]] && has_requirements "$base" 2>/dev/null; then
+    finish "$base"
+fi
+
+if command -v flock >/dev/null; then # two set-ups at once: the second waits for the first and finds it done
+    exec 4<"$root"
+    flock 4
+    is_ready && finish "$venv/bin/python"
+fi
+
+# 4. A new .venv, or the old one brought up to date. One whose making was cut off is made again.
+previous=$(cat "$stamp" 2>/dev/null || true)
+[[ $previous != unfinished ]] || rm -rf "$venv"
+[[ $previous != *" dev" ]] || extra=dev
+rm -f "$stamp"
+uv=$(command -v uv || true)
+if [[ ! -x $venv/bin/python ]]; then
+    if [[ -z $uv ]] && ! "$base" -c 'import ensurepip, venv' 2>/dev/null; then
+        die "$base cannot make environments; install uv or its venv module (Debian, Ubuntu: apt install python3-venv)"
+    fi
+    echo "setup: making $venv with ${uv:-$base -m venv and pip}; torch and its libraries can take several GB, once"
+    mkdir -p "$venv"
+    echo unfinished >"$stamp"
+    if [[ -n $uv ]]; then
+        uv venv --quiet --allow-existing --python "$base" "$venv"
+    else
+        "$base" -m venv "$venv"
+    fi
+fi
+
+hint="installing failed (above); run this again once it is solved. pydensecrf2 is compiled here, which takes
+a C++ compiler and Python's headers (Debian, Ubuntu: apt install g++ python3-dev)"
+if [[ -n $uv ]]; then
+    uv pip install --quiet --python "$venv/bin/python" --editable "$root${extra:+[$extra]}" || die "$hint"
+else
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
+    "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+        --editable "$root${extra:+[$extra]}" || die "$hint"
+fi
+echo "$key $extra" >"$stamp"
+finish "$venv/bin/python"

@@ -1,0 +1,84 @@
+"""The pipeline's command line: `python -m stages [run] [RANGE] ...`, `python -m stages STAGE ...`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+from irn_pipeline.datasets.synthetic import generate_demo
+from irn_pipeline.runtime.command import Pipeline, run_command
+from stages import (
+    evaluate,
+    make_cam,
+    mine_relations,
+    synthesize_labels,
+    train_cam,
+    train_irn,
+    train_segmenter,
+)
+from stages._source import Source, load_source
+
+PIPELINE = Pipeline(
+    numbered=(
+        train_cam.STAGE,
+        make_cam.STAGE,
+        mine_relations.STAGE,
+        train_irn.STAGE,
+        synthesize_labels.STAGE,
+        train_segmenter.STAGE,
+    ),
+    closing=(evaluate.STAGE,),
+    source=Source,
+    load=load_source,
+)
+DEMO_ROOT = Path("data/demo")
+DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", "runs/demo")
+
+
+def stage_main(name: str, arguments: Sequence[str] | None = None) -> int:
+    """One stage's command; returns the exit code."""
+    return run_command(partial(PIPELINE.run_one, name, sys.argv[1:] if arguments is None else arguments))
+
+
+def run_main(arguments: Sequence[str]) -> int:
+    """The command that runs a range of stages; without any data set it works on the generated demo set."""
+    return run_command(partial(_run_range, list(arguments)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console command: a stage's name and its flags, or a range and flags."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in {stage.name for stage in PIPELINE.stages} and not _is_range(words[1:2]):
+        return stage_main(words[0], words[1:])
+    return run_main(words[1:] if words[:1] == ["run"] else words)
+
+
+def _run_range(words: list[str]) -> None:
+    chosen: list[str] = []
+    while _is_range(words[:1]):
+        chosen.append(words.pop(0))
+    PIPELINE.select(chosen)
+    if not any(word.startswith(("--voc-root", "--voc_root", "--config", "--help")) for word in words):
+        _make_demo_set()
+        words = ["--config", str(files("configs").joinpath("demo.yaml")), *DEMO_FLAGS, *words]
+    PIPELINE.run_range(chosen, words)
+
+
+def _make_demo_set() -> None:
+    # The lists are written last: where they are, the set is whole.
+    if not (DEMO_ROOT / "ImageSets" / "Segmentation" / "val.txt").is_file():
+        logging.info("making the demo set in %s", DEMO_ROOT)
+        generate_demo(DEMO_ROOT)
+
+
+def _is_range(words: Sequence[str]) -> bool:
+    return bool(words) and (not words[0].startswith("-") or re.fullmatch(r"-\d*", words[0]) is not None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""Stage 2: one class activation map per image-level class and picture (paper, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irn_pipeline.artifacts import CAM, CAM_NETWORK
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+from irn_pipeline.errors import CheckpointError, DataError
+from irn_pipeline.nn.backbone import fold_batch_norms
+from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.ops.cam import merge_scales
+from irn_pipeline.runtime.parallel import prefetch
+from irn_pipeline.runtime.stage import Job, MapStage, Produced
+from irn_pipeline.structures import Cam, ImageRecord
+from stages._source import DataSet
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of the activation maps."""
+
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """Relative picture sizes whose maps are summed; each with its mirror."""
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    record: ImageRecord
+    size: tuple[int, int]
+    scaled: tuple[Tensor, ...]
+    problem: str | None = None
+
+
+def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    """Activation maps of every pending picture."""
+    network = _load(job)
+    device = job.execution.torch_device()
+    for pictures in prefetch(_reader(job.params.scales), pending, job.execution.worker_count):
+        if pictures.problem is not None:
+            yield Produced(pictures.record.image_id, problem=pictures.problem)
+            continue
+        class_ids = torch.tensor(pictures.record.class_ids)
+        maps: list[Tensor] = []
+        with torch.inference_mode(), job.execution.autocast():
+            for scaled in pictures.scaled:
+                paired = network.paired_activation_maps(normalise(scaled.to(device)))
+                maps.append(paired[class_ids.to(device)].float())
+        cam, high_res = merge_scales(maps, pictures.size)
+        value = Cam(np.array(pictures.record.class_ids), cam.cpu().numpy(), high_res.cpu().numpy())
+        yield Produced(pictures.record.image_id, (value,))
+
+
+class _reader:
+    """Reads a picture once and resizes it to every scale."""
+
+    def __init__(self, scales: Sequence[float]) -> None:
+        self.scales = scales
+
+    def __call__(self, record: ImageRecord) -> _Pictures:
+        try:
+            image = to_tensor(read_image(record.path))
+        except DataError as error:
+            return _Pictures(record, (0, 0), (), str(error))
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        scaled = tuple(resize_image(image, scaled_size(size, scale)) for scale in self.scales)
+        return _Pictures(record, size, scaled)
+
+
+def _load(job: Job[Params, DataSet]) -> CamNetwork:
+    checkpoint = job.run.read(CAM_NETWORK)
+    if checkpoint.class_names != job.data.images.class_names:
+        raise CheckpointError(
+            f"{job.run.path(CAM_NETWORK)}: was trained on other classes ({len(checkpoint.class_names)}, here "
+            f"{job.data.images.num_classes}); use the run folder of this data set, or train again"
+        )
+    network = CamNetwork(num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)  # type: ignore[arg-type]
+    network.load_state_dict(checkpoint.state)
+    network.eval()
+    fold_batch_norms(network.backbone)
+    return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+STAGE = MapStage(
+    name="make_cam",
+    summary="Extract class activation maps.",
+    params=Params,
+    reads=(CAM_NETWORK,),
+    writes=(CAM,),
+    run=run,
+)
+
+if __name__ == "__main__":
+    from stages.__main__ import stage_main
+
+    raise SystemExit(stage_main("make_cam"))

@@ -1,0 +1,102 @@
+"""Stage 3: confident labels from CRF-refined activation maps, the source of pair relations (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from irn_pipeline.artifacts import CAM, IR_LABEL
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.errors import ArtifactError, IrnError
+from irn_pipeline.ops.crf import CrfParams, confident_label
+from irn_pipeline.runtime.parallel import parallel_map
+from irn_pipeline.runtime.stage import Job, MapStage, Produced
+from irn_pipeline.runtime.store import RunFolder
+from irn_pipeline.structures import ImageRecord
+from stages._source import DataSet
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of the mining of confident labels."""
+
+    fg_threshold: float = 0.30
+    """Background score of the label that foreground is taken from (conf_fg)."""
+    bg_threshold: float = 0.05
+    """Background score of the label that background is taken from (conf_bg)."""
+    crf_confidence: float = 0.7
+    """Probability given to the label that the CRF starts from."""
+    crf_iterations: int = 10
+    """Mean-field iterations."""
+    crf_gaussian_sxy: float = 3.0
+    """Deviation of the smoothness term, pixels."""
+    crf_gaussian_compat: float = 3.0
+    """Weight of the smoothness term."""
+    crf_bilateral_sxy: float = 50.0
+    """Deviation of the appearance term, pixels."""
+    crf_bilateral_srgb: float = 5.0
+    """Deviation of the appearance term, colour values 0 to 255."""
+    crf_bilateral_compat: float = 10.0
+    """Weight of the appearance term."""
+
+    def crf(self) -> CrfParams:
+        """The CRF's own parameters."""
+        return CrfParams(
+            confidence=self.crf_confidence,
+            iterations=self.crf_iterations,
+            gaussian_sxy=self.crf_gaussian_sxy,
+            gaussian_compat=self.crf_gaussian_compat,
+            bilateral_sxy=self.crf_bilateral_sxy,
+            bilateral_srgb=self.crf_bilateral_srgb,
+            bilateral_compat=self.crf_bilateral_compat,
+        )
+
+
+@dataclass(frozen=True)
+class Miner:
+    """Work on one picture; travels to the worker processes."""
+
+    run: RunFolder
+    params: Params
+
+    def __call__(self, record: ImageRecord) -> Produced:
+        """The confident label of a picture, or why there is none."""
+        try:
+            image = read_image(record.path)
+            cam = self.run.read(CAM, record.image_id)
+            if cam.size != image.shape[:2]:
+                raise ArtifactError(
+                    f"{self.run.path(CAM, record.image_id)}: is of a {cam.size[0]}x{cam.size[1]} picture, but "
+                    f"{record.path} is {image.shape[0]}x{image.shape[1]}; make the CAMs of this data set again"
+                )
+            label = confident_label(
+                image,
+                cam.high_res_cam,
+                cam.class_ids,
+                fg_threshold=self.params.fg_threshold,
+                bg_threshold=self.params.bg_threshold,
+                crf=self.params.crf(),
+            )
+        except IrnError as error:
+            return Produced(record.image_id, problem=str(error))
+        return Produced(record.image_id, (label,))
+
+
+def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    """Confident labels of every pending picture, on all cores."""
+    return parallel_map(Miner(job.run, job.params), pending, job.execution.worker_count)
+
+
+STAGE = MapStage(
+    name="mine_relations",
+    summary="Mine confident labels from the activation maps with a dense CRF.",
+    params=Params,
+    reads=(CAM,),
+    writes=(IR_LABEL,),
+    run=run,
+)
+
+if __name__ == "__main__":
+    from stages.__main__ import stage_main
+
+    raise SystemExit(stage_main("mine_relations"))

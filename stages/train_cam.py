@@ -1,0 +1,109 @@
+"""Stage 1: a classifier of the image-level classes, whose features the activation maps come from (paper, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from irn_pipeline.artifacts import CAM_NETWORK, Checkpoint
+from irn_pipeline.datasets.samples import ClassificationSamples
+from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
+from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.runtime.stage import FitStage, Job
+from irn_pipeline.runtime.training import Schedule, finish_training, train
+from stages._source import DataSet
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of the classifier's training."""
+
+    backbone: BackboneName = "resnet50"
+    """Which torchvision ResNet."""
+    backbone_weights: str = "imagenet"
+    """Start from: imagenet (downloaded), a state dict's path, or none."""
+    frozen_stages: int = 3
+    """Stages that never learn: 3 is conv1, layer1 and layer2; 0 lets everything learn."""
+    frozen_batch_norm: bool = True
+    """Keep batch norms as they are in the weights; false when training from scratch."""
+    epochs: int = 5
+    """Passes over the list."""
+    batch_size: int = 16
+    """Pictures a step."""
+    crop: int = 512
+    """Side of the random crop, pixels."""
+    long_side: tuple[int, ...] = (320, 640)
+    """Smallest and largest random length of a picture's long side, pixels."""
+    lr: float = 0.1
+    """Learning rate of the backbone."""
+    head_lr_factor: float = 10.0
+    """The classifier learns this many times faster."""
+    momentum: float = 1e-4
+    """SGD momentum (the original's effective value)."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    max_gradient_norm: float = 0.0
+    """Longer gradients are shortened to this norm; 0 for never."""
+
+
+def fit(job: Job[Params, DataSet]) -> int:
+    """Train the classifier and write its checkpoint."""
+    params, execution = job.params, job.execution
+    device = execution.torch_device()
+    images = job.data.images
+    network = CamNetwork(
+        num_classes=images.num_classes,
+        backbone=params.backbone,
+        frozen_stages=params.frozen_stages,
+        frozen_batch_norm=params.frozen_batch_norm,
+    )
+    load_backbone_weights(network.backbone, params.backbone_weights)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+
+    def losses_of(batch: Any) -> dict[str, Tensor]:
+        pictures, classes = (part.to(device, non_blocking=True) for part in batch)
+        with execution.autocast():
+            scores = network(pictures.to(memory_format=torch.channels_last))
+        return {"classification": F.multilabel_soft_margin_loss(scores.float(), classes)}
+
+    seen = train(
+        network=network,
+        param_groups=network.param_groups(params.lr, params.head_lr_factor),
+        dataset=ClassificationSamples(
+            images,
+            long_side=(params.long_side[0], params.long_side[-1]),
+            crop=params.crop,
+            seed=execution.seed,
+        ),
+        losses_of=losses_of,
+        schedule=Schedule(
+            params.epochs, params.batch_size, params.momentum, params.weight_decay,
+            max_gradient_norm=params.max_gradient_norm,
+        ),
+        execution=execution,
+        folder=job.run.stage_dir(STAGE.name),
+        name=STAGE.name,
+    )  # fmt: skip
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    job.run.write(CAM_NETWORK, Checkpoint("cam", params.backbone, images.class_names, state))
+    finish_training(job.run.stage_dir(STAGE.name))
+    return seen
+
+
+STAGE = FitStage(
+    name="train_cam",
+    summary="Train a classifier of the image-level classes.",
+    params=Params,
+    writes=(CAM_NETWORK,),
+    fit=fit,
+)
+
+if __name__ == "__main__":
+    from stages.__main__ import stage_main
+
+    raise SystemExit(stage_main("train_cam"))

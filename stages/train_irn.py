@@ -1,0 +1,157 @@
+"""Stage 4: IRNet learns class boundaries and displacement from pairs of confident pixels (paper, section 4)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from irn_pipeline.artifacts import CAM_NETWORK, IR_LABEL, IRN_NETWORK, Checkpoint
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.samples import RelationSamples
+from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.errors import ConfigError, DataError
+from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
+from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.nn.losses import irn_losses
+from irn_pipeline.ops.affinity import pair_paths
+from irn_pipeline.runtime.stage import FitStage, Job
+from irn_pipeline.runtime.training import Schedule, finish_training, train
+from irn_pipeline.structures import ImageRecord
+from stages._source import DataSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of IRNet's training."""
+
+    backbone: BackboneName = "resnet50"
+    """Which torchvision ResNet."""
+    backbone_weights: str = "imagenet"
+    """Features from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    epochs: int = 3
+    """Passes over the list."""
+    batch_size: int = 32
+    """Pictures a step."""
+    crop: int = 512
+    """Side of the random crop, pixels; a multiple of 4."""
+    rescale: tuple[float, ...] = (0.5, 1.5)
+    """Smallest and largest random scale."""
+    radius: int = 10
+    """Pairs lie closer than this, in cells of 4 pixels."""
+    lr: float = 0.1
+    """Learning rate of the boundary branch."""
+    displacement_lr_factor: float = 10.0
+    """The displacement branch learns this many times faster."""
+    momentum: float = 1e-4
+    """SGD momentum (the original's effective value)."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    max_gradient_norm: float = 0.0
+    """Longer gradients are shortened to this norm; 0 for never."""
+    mean_shift_crop: int = 512
+    """Top-left part of each picture whose displacement enters the stored mean, pixels."""
+
+    def __post_init__(self) -> None:
+        if self.crop % 4 or self.crop < 8 * self.radius:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 4 and at least 8 times the radius")
+
+
+def fit(job: Job[Params, DataSet]) -> int:
+    """Train both branches, store the mean displacement and write the checkpoint."""
+    params, execution = job.params, job.execution
+    device = execution.torch_device()
+    network = IrnNetwork(backbone=params.backbone)
+    load_backbone_weights(network.backbone, _weights(job))
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    paths = pair_paths(params.radius)
+    records = tuple(r for r in job.data.images.records if job.run.has(IR_LABEL, r.image_id))
+    left_out = len(job.data.images) - len(records)
+    if left_out:
+        logger.warning("%d pictures have no confident label and are left out", left_out)
+    if not records:
+        raise DataError(f"{job.run.stage_dir(IR_LABEL.stage)}: no confident label; run stage {IR_LABEL.stage} first")
+
+    def losses_of(batch: Any) -> dict[str, Tensor]:
+        pictures, labels = (part.to(device, non_blocking=True) for part in batch)
+        with execution.autocast():
+            logits, displacement = network(pictures.to(memory_format=torch.channels_last))
+        losses = irn_losses(torch.sigmoid(logits.float()), displacement.float(), labels, paths)
+        return {
+            "boundary": losses.boundary,
+            "foreground_displacement": losses.foreground_displacement / 2,
+            "background_displacement": losses.background_displacement / 2,
+        }
+
+    seen = train(
+        network=network,
+        param_groups=network.param_groups(params.lr, params.displacement_lr_factor),
+        dataset=RelationSamples(
+            records,
+            read_label=lambda image_id: job.run.read(IR_LABEL, image_id),
+            scales=(params.rescale[0], params.rescale[-1]),
+            crop=params.crop,
+            seed=execution.seed,
+        ),
+        losses_of=losses_of,
+        schedule=Schedule(
+            params.epochs, params.batch_size, params.momentum, params.weight_decay,
+            max_gradient_norm=params.max_gradient_norm,
+        ),
+        execution=execution,
+        folder=job.run.stage_dir(STAGE.name),
+        name=STAGE.name,
+    )  # fmt: skip
+    network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    job.run.write(IRN_NETWORK, Checkpoint("irn", params.backbone, (), state))
+    finish_training(job.run.stage_dir(STAGE.name))
+    return seen
+
+
+@torch.no_grad()
+def _mean_displacement(job: Job[Params, DataSet], network: IrnNetwork, records: tuple[ImageRecord, ...]) -> Tensor:
+    """Mean over the pictures of each picture's mean displacement, as the original stores it."""
+    network.eval()
+    network.mean_shift.running_mean.zero_()
+    device, side = job.execution.torch_device(), job.params.mean_shift_crop
+    means: list[Tensor] = []
+    for record in tqdm(records, desc="mean displacement", unit="image", disable=job.execution.quiet):
+        image = to_tensor(read_image(record.path))[..., :side, :side]
+        with job.execution.autocast():
+            _, displacement = network(normalise(image.to(device))[None])
+        means.append(displacement.float().mean(dim=(0, 2, 3)))
+    return torch.stack(means).mean(dim=0)
+
+
+def _weights(job: Job[Params, DataSet]) -> str:
+    if job.params.backbone_weights != "cam":
+        return job.params.backbone_weights
+    checkpoint = job.run.read(CAM_NETWORK)
+    if checkpoint.backbone != job.params.backbone:
+        raise ConfigError(
+            f"--backbone-weights cam: the CAM network is a {checkpoint.backbone}, this one a {job.params.backbone}; "
+            f"give --backbone {checkpoint.backbone}"
+        )
+    return str(job.run.path(CAM_NETWORK))
+
+
+STAGE = FitStage(
+    name="train_irn",
+    summary="Train IRNet's boundary and displacement branches.",
+    params=Params,
+    reads=(IR_LABEL,),
+    writes=(IRN_NETWORK,),
+    fit=fit,
+)
+
+if __name__ == "__main__":
+    from stages.__main__ import stage_main
+
+    raise SystemExit(stage_main("train_irn"))

@@ -1,0 +1,222 @@
+"""Keeps the floor plan true: who imports whom, file sizes, annotations, no print in the library.
+
+Every rule is a function from source text to a list of complaints, tried on made-up sources that break it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY, STAGES = "irn_pipeline", "stages"
+MAX_LINES = 300
+BASE = {"", "__version__", "errors", "structures"}
+"""What everything may import; "" and `__version__` are the bare package."""
+ALLOWED = {
+    "": set(),
+    "errors": set(),
+    "structures": {"errors"},
+    "ops": BASE | {"ops"},
+    "nn": BASE | {"ops", "nn"},
+    "datasets": BASE | {"ops", "datasets"},
+    "metrics": BASE | {"ops", "metrics"},
+    "export": BASE | {"ops", "export"},
+    "runtime": {"", "__version__", "errors", "runtime"},
+    "artifacts": BASE | {"runtime", "artifacts"},
+}
+"""Room of the library -> rooms that it may import; `stages` is in no room's list."""
+MAY_IMPORT_STAGES = {"stages", "stages.__main__"}
+
+
+def room_of(module: str) -> str:
+    """`nn` for `irn_pipeline.nn.backbone`, "" for `irn_pipeline` itself."""
+    return [*module.split("."), ""][1]
+
+
+def imported_modules(source: str, module: str, is_package: bool = False) -> Iterator[str]:
+    """Dotted names that `source` imports anywhere in it, relative ones resolved, imported names appended."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def forbidden_imports(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Imports of a library module that point up or sideways."""
+    complaints = []
+    room = room_of(module)
+    if room not in ALLOWED:
+        return [f"{module}: the room '{room}' is not on the floor plan"]
+    for name in imported_modules(source, module, is_package):
+        top = name.split(".")[0]
+        above = top in (STAGES, "tests", "configs")
+        if above or (top == LIBRARY and room_of(name) not in ALLOWED[room]):
+            complaints.append(f"{module} imports {name}")
+        elif room == "runtime" and top in ("cv2", "imageio", "torchvision", "pydensecrf", "pycocotools"):
+            complaints.append(f"{module} knows vision: it imports {name}")
+    return complaints
+
+
+def imports_between_stages(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Imports of one stage by another; `stages._*` is shared, only the pipeline command may see all."""
+    if module in MAY_IMPORT_STAGES:
+        return []
+    return [
+        f"{module} imports {name}"
+        for name in imported_modules(source, module, is_package)
+        if name.split(".")[0] == STAGES and not room_of(name).startswith("_") and name != STAGES
+    ]
+
+
+def prints(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Calls of `print`."""
+    return [
+        f"{module}:{node.lineno} prints"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+
+def too_long(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Whether the module outgrew the limit."""
+    count = len(source.splitlines())
+    return [f"{module} has {count} lines, over {MAX_LINES}"] if count > MAX_LINES else []
+
+
+def public_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    """Public functions of a module and of its public classes; the flag tells methods bound to an instance."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node, False
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for method in node.body:
+                if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+                    continue
+                if not method.name.startswith("_") or method.name == "__init__":
+                    decorators = {d.id for d in method.decorator_list if isinstance(d, ast.Name)}
+                    yield method, "staticmethod" not in decorators
+
+
+def unannotated(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Arguments and results of public functions without an annotation."""
+    complaints = []
+    for function, bound in public_functions(ast.parse(source)):
+        arguments = function.args
+        named = [*arguments.posonlyargs, *arguments.args][bound:] + arguments.kwonlyargs
+        named += [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
+        complaints += [f"{module}.{function.name}: {a.arg}" for a in named if a.annotation is None]
+        if function.returns is None:
+            complaints.append(f"{module}.{function.name}: result")
+    return complaints
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file of every module of a package in this checkout."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+
+
+LIBRARY_MODULES, STAGE_MODULES = modules(LIBRARY), modules(STAGES)
+
+
+def complaints_of(rule: Callable[[str, str, bool], list[str]], files: dict[str, Path]) -> list[str]:
+    """What a rule says of all files."""
+    found = []
+    for module, path in files.items():
+        found += rule(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+    return found
+
+
+def test_there_is_something_to_check():
+    assert {"irn_pipeline", "irn_pipeline.structures", "irn_pipeline.nn.backbone"} <= set(LIBRARY_MODULES)
+    assert {"stages.make_cam", "stages.__main__"} <= set(STAGE_MODULES)
+
+
+@pytest.mark.parametrize(
+    ("rule", "files"),
+    [
+        (forbidden_imports, LIBRARY_MODULES),
+        (imports_between_stages, STAGE_MODULES),
+        (prints, LIBRARY_MODULES),
+        (too_long, LIBRARY_MODULES | STAGE_MODULES),
+        (unannotated, LIBRARY_MODULES | STAGE_MODULES),
+    ],
+    ids=["layers", "stages apart", "no print", "length", "annotations"],
+)
+def test_project_keeps(rule, files):
+    assert complaints_of(rule, files) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("irn_pipeline.structures", "from irn_pipeline.ops import masks"),
+        ("irn_pipeline.ops.crf", "from irn_pipeline.nn.backbone import Backbone"),
+        ("irn_pipeline.ops.crf", "from irn_pipeline.runtime import store"),
+        ("irn_pipeline.nn.losses", "import irn_pipeline.datasets.voc"),
+        ("irn_pipeline.nn.losses", "from irn_pipeline import datasets"),
+        ("irn_pipeline.nn.losses", "from ..metrics import semantic"),
+        ("irn_pipeline.nn.losses", "def f() -> None:\n    from irn_pipeline.export import report"),
+        ("irn_pipeline.metrics.semantic", "import stages.evaluate"),
+        ("irn_pipeline.runtime.cli", "from irn_pipeline.structures import Cam"),
+        ("irn_pipeline.runtime.cli", "import cv2"),
+        ("irn_pipeline.artifacts", "from irn_pipeline.datasets import voc"),
+        ("irn_pipeline.attic.old", ""),
+    ],
+)
+def test_import_up_or_sideways_is_seen(module, source):
+    assert len(forbidden_imports(source, module)) == 1
+
+
+def test_relative_import_in_a_package_starts_at_the_package():
+    assert forbidden_imports("from .backbone import Backbone", "irn_pipeline.nn", is_package=True) == []
+    assert forbidden_imports("from ..datasets import voc", "irn_pipeline.nn", is_package=True) != []
+
+
+def test_import_down_is_allowed():
+    source = "import numpy\nfrom irn_pipeline import __version__\nfrom irn_pipeline.ops.masks import mask_iou"
+    assert forbidden_imports(source, "irn_pipeline.nn.losses") == []
+    assert forbidden_imports("import torch, joblib", "irn_pipeline.runtime.parallel") == []
+    assert forbidden_imports("from irn_pipeline.runtime import store", "irn_pipeline.artifacts") == []
+
+
+def test_import_between_stages_is_seen():
+    for source in ("from stages.make_cam import Params", "import stages.make_cam", "from . import make_cam"):
+        assert len(imports_between_stages(source, "stages.train_irn")) == 1
+        assert imports_between_stages(source, "stages.__main__") == []
+    assert imports_between_stages("from stages._common import IMAGES", "stages.train_irn") == []
+
+
+def test_print_is_seen_and_its_name_in_text_is_not():
+    assert prints("def f():\n    print('x')\n", "m") == ["m:2 prints"]
+    assert prints("text = 'print(1)'  # print(2)\nfingerprint(3)\n", "m") == []
+
+
+def test_length_is_counted_in_lines():
+    assert too_long("\n" * MAX_LINES, "m") == []
+    assert too_long("\n" * (MAX_LINES + 1), "m") == [f"m has {MAX_LINES + 1} lines, over {MAX_LINES}"]
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ("def f(a, *, b: int) -> None: ...", ["a"]),
+        ("def f(*args, **kwargs) -> None: ...", ["args", "kwargs"]),
+        ("async def f(a: int): ...", ["result"]),
+        ("class A:\n    def __init__(self, a) -> None: ...", ["a"]),
+        ("class A:\n    @staticmethod\n    def f(a) -> None: ...", ["a"]),
+        ("class A:\n    @classmethod\n    def f(cls, a: int) -> None: ...", []),
+        ("def _hidden(a): ...\nclass _Hidden:\n    def f(self): ...", []),
+        ("def f(a: int) -> int:\n    def inner(b): ...\n    return a", []),
+    ],
+)
+def test_missing_annotation_is_seen(source, missing):
+    assert [complaint.split(": ")[1] for complaint in unannotated(source, "m")] == missing
