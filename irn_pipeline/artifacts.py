@@ -43,10 +43,14 @@ def _as_array(value: object) -> np.ndarray[Any, Any]:
 def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
     content = load_pickled_npy(path)
     if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: expected a dictionary with {', '.join(keys)}; found {type(content).__name__}")
+        raise ArtifactError(
+            f"{path}: expected a dictionary with {', '.join(keys)}; found {type(content).__name__}"
+        )
     missing = [key for key in keys if key not in content]
     if missing:
-        raise ArtifactError(f"{path}: has no '{missing[0]}'; expected {', '.join(keys)}, found {', '.join(map(str, content))}")
+        raise ArtifactError(
+            f"{path}: has no '{missing[0]}'; expected {', '.join(keys)}, found {', '.join(map(str, content))}"
+        )
     return {key: _as_array(content[key]) for key in keys}
 
 
@@ -82,7 +86,9 @@ def read_instances(path: Path) -> Instances:
     content = _read_dict(path, ("score", "mask", "class"))
     try:
         return Instances(
-            content["score"].astype(np.float32), content["mask"].astype(np.bool_), content["class"].astype(np.int64)
+            content["score"].astype(np.float32),
+            content["mask"].astype(np.bool_),
+            content["class"].astype(np.int64),
         )
     except (ShapeError, ValueError) as error:
         raise ArtifactError(f"{path}: {error}; make it again with stage synthesize_labels") from error
@@ -102,7 +108,7 @@ def read_label(path: Path) -> LabelArray:
     label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if label is None or label.ndim != 2 or label.dtype != np.uint8:
         raise ArtifactError(f"{path}: expected a PNG of one 8-bit channel; delete it and run its stage again")
-    return label
+    return label.astype(np.uint8, copy=False)
 
 
 def write_label(path: Path, label: LabelArray) -> None:
@@ -155,7 +161,12 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 _network = partial(
-    Artifact[Checkpoint], name="network", suffix=".pt", read=read_checkpoint, write=write_checkpoint, per_image=False
+    Artifact[Checkpoint],
+    name="network",
+    suffix=".pt",
+    read=read_checkpoint,
+    write=write_checkpoint,
+    per_image=False,
 )
 
 CAM_NETWORK = _network(stage="train_cam", summary="Classifier that the CAMs come from")

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 
 from irn_pipeline.datasets.synthetic import generate_demo
@@ -36,6 +35,7 @@ PIPELINE = Pipeline(
     source=Source,
     load=load_source,
 )
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEMO_ROOT = Path("data/demo")
 DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", "runs/demo")
 
@@ -65,7 +65,7 @@ def _run_range(words: list[str]) -> None:
     PIPELINE.select(chosen)
     if not any(word.startswith(("--voc-root", "--voc_root", "--config", "--help")) for word in words):
         _make_demo_set()
-        words = ["--config", str(files("configs").joinpath("demo.yaml")), *DEMO_FLAGS, *words]
+        words = ["--config", str(CONFIGS / "demo.yaml"), *DEMO_FLAGS, *words]
     PIPELINE.run_range(chosen, words)
 
 

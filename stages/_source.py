@@ -72,5 +72,7 @@ def load_source(source: Source) -> DataSet:
     for warning in loaded.warnings:
         logger.warning("warning: %s", warning)
     if loaded.warnings:
-        logger.warning("%d warnings about the data set; %d pictures are used", len(loaded.warnings), len(loaded.images))
+        logger.warning(
+            "%d warnings about the data set; %d pictures are used", len(loaded.warnings), len(loaded.images)
+        )
     return DataSet(loaded.images, root)

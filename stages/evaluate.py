@@ -20,9 +20,8 @@ from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
 from irn_pipeline.ops.cam import cam_components, cam_label
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.structures import GroundTruth, Instances
+from stages._segmenter import SegmenterParams, build_segmenter
 from stages._source import DataSet
-from stages.train_segmenter import Params as SegmenterParams
-from stages.train_segmenter import build
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,8 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
             semantic["semantic_label"].add(job.run.read(SEMANTIC_LABEL, image_id), truth)
             instance["instance_label"].add(job.run.read(INSTANCE_LABEL, image_id), truth)
             seen |= {"semantic_label", "instance_label"}
-    for name, tally in (*semantic.items(), *instance.items()):
+    tallies: dict[str, _SemanticTally | _InstanceTally] = {**semantic, **instance}
+    for name, tally in tallies.items():
         if name in seen:
             figures[name] = tally.report(data.images.class_names)
     return count
@@ -161,7 +161,7 @@ def _load_segmenter(job: Job[Params, DataSet]) -> MaskRcnnSegmenter:
     checkpoint = job.run.read(SEGMENTER)
     record = job.run.record(SEGMENTER.stage)
     assert record is not None
-    model = build(SegmenterParams(**record.params), len(checkpoint.class_names))
+    model = build_segmenter(SegmenterParams(**record.params), len(checkpoint.class_names))
     model.load_state_dict(checkpoint.state)
     return model.eval().to(job.execution.torch_device())
 
@@ -180,7 +180,7 @@ def _table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-STAGE = ReduceStage(
+STAGE: ReduceStage[Params] = ReduceStage(
     name="evaluate",
     summary="Compare maps, labels and the trained model with true masks.",
     params=Params,

@@ -87,7 +87,7 @@ def _load(job: Job[Params, DataSet]) -> CamNetwork:
     return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-STAGE = MapStage(
+STAGE: MapStage[Params] = MapStage(
     name="make_cam",
     summary="Extract class activation maps.",
     params=Params,

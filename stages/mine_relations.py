@@ -87,7 +87,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
     return parallel_map(Miner(job.run, job.params), pending, job.execution.worker_count)
 
 
-STAGE = MapStage(
+STAGE: MapStage[Params] = MapStage(
     name="mine_relations",
     summary="Mine confident labels from the activation maps with a dense CRF.",
     params=Params,

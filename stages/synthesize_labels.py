@@ -70,7 +70,7 @@ def load_irn(job: Job[SynthesisParams, DataSet]) -> IrnNetwork:
     return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-STAGE = MapStage(
+STAGE: MapStage[SynthesisParams] = MapStage(
     name="synthesize_labels",
     summary="Synthesize instance and semantic labels by a random walk.",
     params=SynthesisParams,

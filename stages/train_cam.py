@@ -95,7 +95,7 @@ def fit(job: Job[Params, DataSet]) -> int:
     return seen
 
 
-STAGE = FitStage(
+STAGE: FitStage[Params] = FitStage(
     name="train_cam",
     summary="Train a classifier of the image-level classes.",
     params=Params,

@@ -60,7 +60,9 @@ class Params:
 
     def __post_init__(self) -> None:
         if self.crop % 4 or self.crop < 8 * self.radius:
-            raise ValueError(f"crop is {self.crop}; it must be a multiple of 4 and at least 8 times the radius")
+            raise ValueError(
+                f"crop is {self.crop}; it must be a multiple of 4 and at least 8 times the radius"
+            )
 
 
 def fit(job: Job[Params, DataSet]) -> int:
@@ -76,7 +78,9 @@ def fit(job: Job[Params, DataSet]) -> int:
     if left_out:
         logger.warning("%d pictures have no confident label and are left out", left_out)
     if not records:
-        raise DataError(f"{job.run.stage_dir(IR_LABEL.stage)}: no confident label; run stage {IR_LABEL.stage} first")
+        raise DataError(
+            f"{job.run.stage_dir(IR_LABEL.stage)}: no confident label; run stage {IR_LABEL.stage} first"
+        )
 
     def losses_of(batch: Any) -> dict[str, Tensor]:
         pictures, labels = (part.to(device, non_blocking=True) for part in batch)
@@ -116,7 +120,9 @@ def fit(job: Job[Params, DataSet]) -> int:
 
 
 @torch.no_grad()
-def _mean_displacement(job: Job[Params, DataSet], network: IrnNetwork, records: tuple[ImageRecord, ...]) -> Tensor:
+def _mean_displacement(
+    job: Job[Params, DataSet], network: IrnNetwork, records: tuple[ImageRecord, ...]
+) -> Tensor:
     """Mean over the pictures of each picture's mean displacement, as the original stores it."""
     network.eval()
     network.mean_shift.running_mean.zero_()
@@ -142,7 +148,7 @@ def _weights(job: Job[Params, DataSet]) -> str:
     return str(job.run.path(CAM_NETWORK))
 
 
-STAGE = FitStage(
+STAGE: FitStage[Params] = FitStage(
     name="train_irn",
     summary="Train IRNet's boundary and displacement branches.",
     params=Params,

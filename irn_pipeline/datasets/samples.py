@@ -154,6 +154,8 @@ class InstanceSamples(Dataset[tuple[Tensor, SegmentationTarget]]):
         return image.float() / 255, target
 
 
-def collate_lists(samples: list[tuple[Tensor, SegmentationTarget]]) -> tuple[list[Tensor], list[SegmentationTarget]]:
+def collate_lists(
+    samples: list[tuple[Tensor, SegmentationTarget]],
+) -> tuple[list[Tensor], list[SegmentationTarget]]:
     """Pictures of different sizes stay in lists."""
     return [image for image, _ in samples], [target for _, target in samples]

@@ -211,6 +211,6 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def _voc_palette() -> bytes:
-    """VOC's 256 RGB colours: the bits of an index go to red, green and blue in turn, high colour bits first."""
+    """VOC's 256 RGB colours: the bits of an index go to red, green and blue in turn, high bits first."""
     bits = (np.arange(256)[:, None] >> np.arange(9)) & 1
     return (bits.reshape(256, 3, 3).transpose(0, 2, 1) @ [128, 64, 32]).astype(np.uint8).tobytes()

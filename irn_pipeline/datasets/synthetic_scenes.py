@@ -169,7 +169,7 @@ def _above_horizon(rng: np.random.Generator, size: tuple[int, int]) -> FloatArra
 
 
 def _add_clutter(rng: np.random.Generator, scene: FloatArray, grain: FloatArray) -> None:
-    """Lay one stick, leaf, stone or blot on the scene, in place, with a shadow and a surface of (H, W) `grain`."""
+    """Lay one stick, leaf, stone or blot with its shadow on the scene, in place; `grain` is (H, W)."""
     centre = np.array([rng.uniform(0, scene.shape[1]), rng.uniform(0, scene.shape[0])])
     kind, length, angle = rng.integers(4), rng.uniform(6, 22), rng.uniform(0, 2 * np.pi)
     turns = np.linspace(0, 2 * np.pi, 14, endpoint=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -32,7 +32,12 @@ class Backbone(nn.Module):
         network: ResNet = getattr(torchvision.models, name)(weights=None)
         _keep_last_stride(network.layer4)
         self.name = name
-        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            network.conv1,
+            network.bn1,
+            network.relu,
+            network.maxpool,
+        )
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
         width = network.fc.in_features // 8
@@ -151,8 +156,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, dict) and isinstance(content.get("network"), dict):
         content = content["network"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path}: expected a state dict (names and tensors), found {type(content).__name__}")
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(v, Tensor) for v in content.values())
+    ):
+        raise CheckpointError(
+            f"{path}: expected a state dict (names and tensors), found {type(content).__name__}"
+        )
     return content
 
 
@@ -168,7 +179,7 @@ def _download_imagenet(name: str) -> dict[str, Tensor]:
 
 
 def _keep_last_stride(layer: nn.Sequential) -> None:
-    block = layer[0]
+    block: Any = layer[0]
     strided = block.conv2 if isinstance(block, Bottleneck) else block.conv1
     strided.stride = (1, 1)
     block.downsample[0].stride = (1, 1)

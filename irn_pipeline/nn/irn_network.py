@@ -83,9 +83,7 @@ class IrnNetwork(nn.Module):
         edges = [branch(f)[..., :h, :w] for branch, f in zip(self.boundary, features, strict=True)]
         logits = self.boundary_head(torch.cat(edges, dim=1))[:, 0]
 
-        low1, low2, mid, *high = [
-            branch(f) for branch, f in zip(self.displacement, features, strict=True)
-        ]
+        low1, low2, mid, *high = [branch(f) for branch, f in zip(self.displacement, features, strict=True)]
         mid_h, mid_w = mid.shape[-2:]
         merged = self.displacement_merge(torch.cat([mid, *(x[..., :mid_h, :mid_w] for x in high)], dim=1))
         top = self.displacement_top(torch.cat([low1, low2, merged[..., :h, :w]], dim=1))

@@ -11,6 +11,8 @@ import re
 from torch import Tensor
 
 _CAM_STAGES = {
+    r"^classifier\.": "classifier.",
+    r"^newly_added\.0\.": "classifier.",
     r"^stage1\.0\.": "backbone.conv1.",
     r"^stage1\.1\.": "backbone.bn1.",
     r"^stage1\.4\.": "backbone.layer1.",
@@ -61,7 +63,7 @@ def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _cam_name(name: str) -> str | None:
-    return name if name == "classifier.weight" else _replace_prefix(name, _CAM_STAGES)
+    return _replace_prefix(name, _CAM_STAGES)
 
 
 def _irn_name(name: str) -> str | None:

@@ -58,6 +58,8 @@ def random_walk(
         ShapeError: maps and boundary do not fit.
         ConfigError: radius < 2, beta <= 0 or exp_times < 0.
     """
+    if maps.ndim != 3 or maps.shape[1:] != boundary.shape:
+        raise ShapeError(f"maps must be (M, *{tuple(boundary.shape)}), got {tuple(maps.shape)}")
     transition = build_transition(boundary, radius=radius, beta=beta)
     return walk(maps.float() * (1 - boundary.float()), transition, exp_times=exp_times)
 
@@ -85,17 +87,14 @@ def build_transition(boundary: Tensor, *, radius: int = 5, beta: float = 10.0) -
     surrounded = pad(boundary.float(), (margin, margin, 0, margin), value=1.0)
     weights = pair_affinity(surrounded[None], paths)[0].pow(beta).unflatten(1, boundary.shape)
     offsets = tuple((int(dy), int(dx)) for dy, dx in paths.offsets)
-    grid = _FlatGrid(boundary.shape[1], margin)
-    degree = torch.ones_like(grid.flatten(boundary[None].float()))
-    _add_neighbours(degree, torch.ones_like(degree), grid.stencil(offsets, weights))
-    return Transition(offsets, weights, grid.restore(degree)[0])
+    return Transition(offsets, weights, _degree(offsets, weights))
 
 
 def walk(maps: Tensor, transition: Transition, *, exp_times: int = 8) -> Tensor:
     """Walk maps for n = 2^exp_times steps: x T^n, each map being a row vector x.
 
-    T is similar to the symmetric S = D^-1/2 A D^-1/2, D the column sums, whose eigenvalues lie in [-1, 1]:
-    x T^n = D^-1/2 S^n D^1/2 x. S^n is summed as a Chebyshev series, which needs about sqrt(30 n) products.
+    T is similar to a symmetric matrix with eigenvalues in [-1, 1], so that T^n is a Chebyshev series, which
+    needs about sqrt(30 n) products with T.
 
     Args:
         maps: (M, h, w) start vectors.
@@ -115,41 +114,47 @@ def walk(maps: Tensor, transition: Transition, *, exp_times: int = 8) -> Tensor:
     if exp_times < 0:
         raise ConfigError(f"exp_times must not be negative, got {exp_times}")
     grid = _FlatGrid(maps.shape[2], max(abs(dx) for _, dx in transition.offsets))
-    # the margin's weights are 0: its degree of 1, a cell joined to itself only, just avoids 0 / 0
-    root = grid.flatten(transition.degree).clamp(min=1).sqrt()
-    stencil = [
-        (shift, weight / (root[shift:] * root[: len(root) - shift]))
-        for shift, weight in grid.stencil(transition.offsets, transition.weights)
-    ]
-    diagonal = root.square().reciprocal()
-    walked = _matrix_power(grid.flatten(maps.float()) * root, diagonal, stencil, 2**exp_times)
-    return grid.restore(walked / root)
+    stencil = grid.stencil(transition.offsets, transition.weights)
+    # the empty cells take no part; a degree of 0 would make them 0 / 0
+    degree = grid.flatten(transition.degree).clamp(min=1)
+    return grid.restore(_series(grid.flatten(maps.float()), stencil, degree, chebyshev_power(2**exp_times)))
 
 
-def _matrix_power(values: Tensor, diagonal: Tensor, stencil: _Stencil, steps: int) -> Tensor:
-    """(M, n) values times the `steps`-th power of a symmetric matrix with eigenvalues in [-1, 1]."""
-    first, *coefficients = chebyshev_power(steps)
-    total = values * first
-    previous = current = values
-    for order, coefficient in enumerate(coefficients, start=1):
-        # T_1 = x, then T_(k+1) = 2 x T_k - T_(k-1)
-        following = current * diagonal
-        _add_neighbours(following, current, stencil)
-        if order > 1:
-            following = following.mul_(2).sub_(previous)
-        previous, current = current, following
+def _degree(offsets: tuple[tuple[int, int], ...], weights: Tensor) -> Tensor:
+    degree = torch.ones_like(weights[0])
+    height, width = degree.shape
+    for (dy, dx), weight in zip(offsets, weights, strict=True):
+        degree += weight
+        if dy < height and abs(dx) < width:
+            inside = weight[: height - dy, max(-dx, 0) : width - max(dx, 0)]
+            degree[dy:, max(dx, 0) : width - max(-dx, 0)] += inside
+    return degree
+
+
+def _series(values: Tensor, stencil: _Stencil, degree: Tensor, coefficients: list[float]) -> Tensor:
+    """Sum of c_k x T_k(T) for (M, n) values x, T_k(T) being the Chebyshev polynomials of the transition."""
+    total, term = values * coefficients[0], values.clone()
+    step = torch.zeros_like(values)
+    for order, coefficient in enumerate(coefficients[1:], start=1):
+        # T_1 = T, then T_(k+1) = 2 T T_k - T_(k-1), by the differences of successive terms: with the terms
+        # themselves float32 loses three more digits over a few hundred steps
+        step.add_(_inflow(term, stencil).div_(degree), alpha=1 if order == 1 else 2)
+        term.add_(step)
         if coefficient:
-            total.add_(current, alpha=coefficient)
+            total.add_(term, alpha=coefficient)
     return total
 
 
-def _add_neighbours(total: Tensor, values: Tensor, stencil: _Stencil) -> None:
-    """Add to each cell of `total` (M, n) the weighted values of its neighbours on both sides."""
+def _inflow(values: Tensor, stencil: _Stencil) -> Tensor:
+    """Weighted sum of the differences from each cell of (M, n) values to its neighbours."""
+    total, buffer = torch.zeros_like(values), torch.empty_like(values)
     size = values.shape[1]
     for shift, weight in stencil:
         near, far = slice(size - shift), slice(shift, size)
-        total[:, near].addcmul_(values[:, far], weight)
-        total[:, far].addcmul_(values[:, near], weight)
+        difference = torch.sub(values[:, far], values[:, near], out=buffer[:, near])
+        total[:, near].addcmul_(difference, weight)
+        total[:, far].addcmul_(difference, weight, value=-1)
+    return total
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,11 @@ class Pipeline(Generic[S]):
         parser = self._parser(f"python -m stages.{name}", stage.summary)
         add_options(parser, stage.params, title="Parameters of the result")
         config = self._config(arguments)
-        own = {k.removeprefix(f"{name}."): v for k, v in config.items() if "." not in k or k.startswith(f"{name}.")}
+        own = {
+            k.removeprefix(f"{name}."): v
+            for k, v in config.items()
+            if "." not in k or k.startswith(f"{name}.")
+        }
         values = parse(parser, arguments, own)
         params = from_namespace(stage.params, values)
         self._run([(stage, params)], values)

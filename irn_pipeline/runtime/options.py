@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -43,7 +43,7 @@ def add_options(parser: OptionParser, options: type[Any], *, prefix: str = "", t
     hints = get_type_hints(options)
     meanings = field_meanings(options)
     for entry in fields(options):
-        default = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
+        default: Any = entry.default
         hint = hints[entry.name]
         flag = f"--{prefix}{entry.name if prefix else entry.name.replace('_', '-')}"
         flags = [flag] if flag == f"--{prefix}{entry.name}" else [flag, f"--{entry.name}"]
@@ -142,7 +142,9 @@ def flatten_config(
             for raw_inner, inner in value.items():
                 name = str(raw_inner).replace("-", "_")
                 if name not in stages[key]:
-                    raise ConfigError(f"{source}: unknown key '{raw_inner}' in {key}{nearest(name, stages[key])}")
+                    raise ConfigError(
+                        f"{source}: unknown key '{raw_inner}' in {key}{nearest(name, stages[key])}"
+                    )
                 flat[f"{key}.{name}"] = inner
         elif key in common:
             flat[key] = value

@@ -123,8 +123,14 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         raise ArtifactError(_refusal(stage, job, previous, reads))
     seed_everything(job.execution.seed)
     record = StageRecord(
-        stage=stage.name, fingerprint=fingerprint, params=asdict(job.params), reads=reads, complete=False,
-        counts={}, seconds=previous.seconds if previous else 0.0, versions=versions(),
+        stage=stage.name,
+        fingerprint=fingerprint,
+        params=asdict(job.params),
+        reads=reads,
+        complete=False,
+        counts={},
+        seconds=previous.seconds if previous else 0.0,
+        versions=versions(),
     )
     if isinstance(stage, FitStage) and previous is not None and previous.complete:
         logger.info("%s: already done in %s", stage.name, job.run.stage_dir(stage.name))
@@ -182,7 +188,9 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
                     job.run.write(artifact, value, produced.image_id)
             bar.update()
     if pending and skipped == len(pending):
-        raise DataError(f"{stage.name}: every one of the {skipped} pictures was skipped; see the messages above")
+        raise DataError(
+            f"{stage.name}: every one of the {skipped} pictures was skipped; see the messages above"
+        )
     return {"images": len(pending) - skipped, "kept": kept, "skipped": skipped}
 
 
@@ -203,8 +211,14 @@ def _fingerprints_read(stage: Stage[Any], run: RunFolder) -> dict[str, str]:
 def _refusal(stage: Stage[Any], job: Job[Any, Any], previous: StageRecord, reads: dict[str, str]) -> str:
     # Compare as JSON keeps them: tuples come back as lists.
     now = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(job.params).items()}
-    changed = [f"{k} was {previous.params.get(k)}, is now {v}" for k, v in now.items() if previous.params.get(k) != v]
-    changed += [f"the results of {name} it reads were made anew" for name in reads if previous.reads.get(name) != reads[name]]
+    changed = [
+        f"{k} was {previous.params.get(k)}, is now {v}" for k, v in now.items() if previous.params.get(k) != v
+    ]
+    changed += [
+        f"the results of {name} it reads were made anew"
+        for name in reads
+        if previous.reads.get(name) != reads[name]
+    ]
     why = "; ".join(changed) or "the seed, the class names or the list of images changed"
     return (
         f"{job.run.stage_dir(stage.name)}: holds results made from other things ({why}); "
@@ -215,5 +229,17 @@ def _refusal(stage: Stage[Any], job: Job[Any, Any], previous: StageRecord, reads
 def _log_summary(stage: Stage[Any], run: RunFolder, counts: dict[str, int], seconds: float) -> None:
     images = counts.get("images", 0)
     rate = f", {images / seconds:.2f} images/s" if seconds > 0 and images else ""
-    extra = "".join(f", {counts[k]} {text}" for k, text in (("kept", "already there"), ("skipped", "skipped")) if counts.get(k))
-    logger.info("%s: %d images in %.1f s%s%s -> %s", stage.name, images, seconds, rate, extra, run.stage_dir(stage.name))
+    extra = "".join(
+        f", {counts[k]} {text}"
+        for k, text in (("kept", "already there"), ("skipped", "skipped"))
+        if counts.get(k)
+    )
+    logger.info(
+        "%s: %d images in %.1f s%s%s -> %s",
+        stage.name,
+        images,
+        seconds,
+        rate,
+        extra,
+        run.stage_dir(stage.name),
+    )

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -148,14 +149,6 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Versions that go into every `stage.json`."""
-    import numpy
-    import torch
-    import torchvision
-
-    return {
-        "irn_pipeline": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
-    }
+    packages = ("torch", "torchvision", "numpy")
+    found = {name: metadata.version(name) for name in packages}
+    return {"irn_pipeline": __version__, "python": platform.python_version(), **found}

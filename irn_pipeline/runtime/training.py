@@ -115,7 +115,9 @@ def train(
     decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=schedule.power)
     first = _resume(folder, network, optimizer, decay)
     network.train()
-    with tqdm(total=steps, initial=first * len(loader), desc=name, unit="step", disable=execution.quiet) as bar:
+    with tqdm(
+        total=steps, initial=first * len(loader), desc=name, unit="step", disable=execution.quiet
+    ) as bar:
         for epoch in range(first, schedule.epochs):
             sampler.epoch = epoch
             for batch in loader:
@@ -135,7 +137,7 @@ def train(
                 decay.step()
                 bar.update()
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-                _log_losses(folder, bar.n, epoch, values)
+                _log_losses(folder, int(bar.n), epoch, values)
             _save_resume(folder, epoch + 1, network, optimizer, decay)
     network.eval()
     return count * (schedule.epochs - first)

@@ -13,9 +13,20 @@ from irn_pipeline.structures import Instances
 class Target(Protocol):
     """Instances of one picture to learn from (see `datasets.samples.SegmentationTarget`)."""
 
-    masks: Tensor
-    class_ids: Tensor
-    weights: Tensor
+    @property
+    def masks(self) -> Tensor:
+        """(R, H, W) bool."""
+        ...
+
+    @property
+    def class_ids(self) -> Tensor:
+        """(R,) int64 in 0..C-1."""
+        ...
+
+    @property
+    def weights(self) -> Tensor:
+        """(R,) float32."""
+        ...
 
 
 class Segmenter(Protocol):

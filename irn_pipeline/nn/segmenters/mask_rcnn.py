@@ -57,7 +57,7 @@ class MaskRcnnSegmenter(nn.Module):
         body.load_state_dict({name: value for name, value in source.state_dict().items() if name in own})
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """torchvision's five losses."""
+        """Torchvision's five losses."""
         return self.model(list(images), [_as_torchvision(target) for target in targets])
 
     @torch.no_grad()
