@@ -1,0 +1,140 @@
+import copy
+
+import pytest
+import torch
+import torchvision
+
+from irn_pipeline.errors import CheckpointError
+from irn_pipeline.nn.backbone import Backbone, fold_batch_norms, load_backbone_weights
+from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.nn.irn_network import IrnNetwork
+
+
+def randomised(network: torch.nn.Module) -> torch.nn.Module:
+    """Batch-norm statistics of a trained network are not 0 and 1."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", 64), ("resnet50", 256)])
+def test_strides_and_channels(name, channels):
+    network = Backbone(name=name)
+    with torch.no_grad():
+        shapes = [tuple(f.shape) for f in network(torch.zeros(1, 3, 65, 97))]
+    sizes = [(17, 25), (17, 25), (9, 13), (5, 7), (5, 7)]
+    widths = [64, channels, 2 * channels, 4 * channels, 8 * channels]
+    assert shapes == [(1, c, *s) for c, s in zip(widths, sizes, strict=True)]
+    assert network.channels == tuple(widths)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_folded_batch_norms_keep_the_function(name):
+    network = randomised(Backbone(name=name))
+    folded = fold_batch_norms(copy.deepcopy(network))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    image = torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(folded(image), network(image), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_gradient_is_cut_after_the_frozen_stages():
+    network = CamNetwork(num_classes=3, backbone="resnet18").train()
+    network(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert network.backbone.conv1.weight.grad is None
+    assert network.backbone.layer2[0].conv1.weight.grad is None
+    assert network.backbone.layer3[0].conv1.weight.grad is not None
+    assert not network.backbone.layer3[0].bn1.training
+    learning = {id(p) for group in network.param_groups(0.1, 10.0) for p in group["params"]}
+    assert id(network.backbone.layer2[0].conv1.weight) not in learning
+    assert id(network.backbone.layer4[1].conv2.weight) in learning
+
+
+def test_class_scores_are_the_mean_of_the_linear_maps():
+    network = CamNetwork(num_classes=4, backbone="resnet18").eval()
+    image = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        features = network.backbone(image)[-1]
+        linear = network.classifier(features).mean(dim=(2, 3))
+        assert torch.allclose(network(image), linear, atol=1e-5)
+        assert torch.equal(network.activation_maps(image), torch.relu(network.classifier(features)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (37, 50), (64, 48)])
+def test_irn_takes_any_size_and_mirrors_its_boundary(size):
+    network = IrnNetwork(backbone="resnet18").eval()
+    image = torch.randn(3, *size)
+    boundary, displacement = network.predict(image)
+    grid = ((size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1)
+    assert boundary.shape == grid
+    assert displacement.shape == (2, *grid)
+    assert 0 <= float(boundary.min()) <= float(boundary.max()) <= 1
+    mirrored, _ = network.predict(image.flip(-1))
+    # The picture and its mirror enter the mean alike, so it mirrors with the picture.
+    assert torch.allclose(mirrored.flip(-1), boundary, atol=1e-5)
+
+
+def test_mean_shift_works_in_evaluation_only():
+    network = IrnNetwork(backbone="resnet18")
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = network.eval()(image)[1]
+        network.mean_shift.running_mean.copy_(torch.tensor([1.5, -2.0]))
+        shifted = network(image)[1]
+        training = network.train()(image)[1]
+    assert torch.allclose(plain - shifted, torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand_as(plain), atol=1e-5)
+    assert torch.allclose(training, plain, atol=1e-5)
+    assert not network.backbone.bn1.training
+
+
+def test_irn_backbone_never_learns():
+    network = IrnNetwork(backbone="resnet18").train()
+    logits, displacement = network(torch.randn(1, 3, 32, 32))
+    (logits.sum() + displacement.sum()).backward()
+    assert all(p.grad is None for p in network.backbone.parameters())
+    groups = network.param_groups(0.1, 10.0)
+    assert [g["lr"] for g in groups] == [0.1, 1.0]
+    learning = sum(p.numel() for g in groups for p in g["params"])
+    assert learning == sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def test_torchvision_weights_load(tmp_path):
+    source = torchvision.models.resnet18(weights=None)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    network = Backbone(name="resnet18")
+    load_backbone_weights(network, tmp_path / "weights.pth")
+    assert torch.equal(network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_cam_network_serves_as_backbone_weights(tmp_path):
+    source = CamNetwork(num_classes=2, backbone="resnet18")
+    torch.save({"network": source.state_dict()}, tmp_path / "network.pt")
+    network = Backbone(name="resnet18")
+    load_backbone_weights(network, tmp_path / "network.pt")
+    assert torch.equal(network.conv1.weight, source.backbone.conv1.weight)
+
+
+@pytest.mark.parametrize("content", [{"a": torch.zeros(2)}, [1, 2], {}, {"conv1.weight": "text"}])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "other.pth"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="other.pth"):
+        load_backbone_weights(Backbone(name="resnet18"), path)
+
+
+def test_weights_of_another_resnet_are_refused(tmp_path):
+    path = tmp_path / "r34.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    with pytest.raises(CheckpointError, match="--backbone"):
+        load_backbone_weights(Backbone(name="resnet50"), path)
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "damaged.pth").write_bytes(b"PK\x03\x04 not really")
+    for name in ("damaged.pth", "missing.pth"):
+        with pytest.raises(CheckpointError, match=name):
+            load_backbone_weights(Backbone(name="resnet18"), tmp_path / name)
