@@ -7,6 +7,7 @@ from typing import Literal
 
 from irn_pipeline.nn.backbone import BackboneName
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
+from irn_pipeline.runtime.training import OptimizerName
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class SegmenterParams:
     """Sampled boxes a picture in training."""
     lr: float = 0.01
     """Learning rate."""
+    optimizer: OptimizerName = "sgd"
+    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 1e-4

@@ -14,7 +14,7 @@ from irn_pipeline.datasets.samples import ClassificationSamples
 from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import Schedule, finish_training, train
+from irn_pipeline.runtime.training import OptimizerName, Schedule, finish_training, train
 from stages._source import DataSet
 
 
@@ -42,6 +42,8 @@ class Params:
     """Learning rate of the backbone."""
     head_lr_factor: float = 10.0
     """The classifier learns this many times faster."""
+    optimizer: OptimizerName = "sgd"
+    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
     momentum: float = 1e-4
     """SGD momentum (the original's effective value)."""
     weight_decay: float = 1e-4
@@ -84,6 +86,7 @@ def fit(job: Job[Params, DataSet]) -> int:
         schedule=Schedule(
             params.epochs, params.batch_size, params.momentum, params.weight_decay,
             max_gradient_norm=params.max_gradient_norm,
+            optimizer=params.optimizer,
         ),
         execution=execution,
         folder=job.run.stage_dir(STAGE.name),

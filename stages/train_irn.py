@@ -20,7 +20,7 @@ from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.nn.losses import irn_losses
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import Schedule, finish_training, train
+from irn_pipeline.runtime.training import OptimizerName, Schedule, finish_training, train
 from irn_pipeline.structures import ImageRecord
 from stages._source import DataSet
 
@@ -49,6 +49,8 @@ class Params:
     """Learning rate of the boundary branch."""
     displacement_lr_factor: float = 10.0
     """The displacement branch learns this many times faster."""
+    optimizer: OptimizerName = "sgd"
+    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
     momentum: float = 1e-4
     """SGD momentum (the original's effective value)."""
     weight_decay: float = 1e-4
@@ -107,6 +109,7 @@ def fit(job: Job[Params, DataSet]) -> int:
         schedule=Schedule(
             params.epochs, params.batch_size, params.momentum, params.weight_decay,
             max_gradient_norm=params.max_gradient_norm,
+            optimizer=params.optimizer,
         ),
         execution=execution,
         folder=job.run.stage_dir(STAGE.name),

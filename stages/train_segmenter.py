@@ -54,6 +54,7 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
         schedule=Schedule(
             params.epochs, params.batch_size, params.momentum, params.weight_decay,
             max_gradient_norm=params.max_gradient_norm,
+            optimizer=params.optimizer,
         ),
         execution=execution,
         folder=job.run.stage_dir(STAGE.name),

@@ -119,10 +119,10 @@ def draw_bird(rng: np.random.Generator, diameter: int) -> Sprite:
     canvas.paint(_oval((0.2, 0.06), (0.40, 0.2), 0.35), _tone(plumage, 0.62), body)
     for shift in (0.0, 0.1):
         canvas.paint(_bar((0.05, 0.1 + shift), (0.52, 0.22 + shift), 0.02), _tone(plumage, 0.45), body)
-    head = _tone(_pick(rng, ("dark", "yellow")), 1.1)
+    head = _tone(_pick(rng, ("yellow",)), 1.1)
     beak = _pick(rng, ("orange",))
     canvas.paint(np.array([(-0.62, -0.52), (-0.99, -0.34), (-0.62, -0.26)]), beak)
-    canvas.paint(_oval((-0.44, -0.38), (0.29, 0.28)), head)
+    canvas.paint(_oval((-0.44, -0.38), (0.32, 0.31)), head)
     _eye(canvas, (-0.52, -0.44), 0.085)
     return canvas.finish(rng)
 
@@ -160,7 +160,7 @@ def draw_car(rng: np.random.Generator, diameter: int) -> Sprite:
 def draw_fish(rng: np.random.Generator, diameter: int) -> Sprite:
     """An oval body with tail and fins; the front half carries stripes and an eye."""
     canvas = _Canvas(rng, diameter, 40)
-    scales = _pick(rng, ("blue", "teal", "orange", "grey", "yellow", "violet"))
+    scales = _pick(rng, ("blue", "teal", "orange", "grey"))
     fin = _tone(scales, rng.uniform(0.6, 0.8))
     height = rng.uniform(0.36, 0.48)
     tail = [(0.4, -0.06), (0.98, -0.40), (0.84, 0.0), (0.98, 0.40), (0.4, 0.06)]
@@ -180,7 +180,7 @@ def draw_fish(rng: np.random.Generator, diameter: int) -> Sprite:
 def draw_flower(rng: np.random.Generator, diameter: int) -> Sprite:
     """A ring of petals around a speckled heart."""
     canvas = _Canvas(rng, diameter, 180)
-    petal = _pick(rng, ("pink", "violet", "white", "yellow", "red", "blue"))
+    petal = _pick(rng, ("pink", "violet", "white", "yellow"))
     count = int(rng.integers(5, 10))
     width = rng.uniform(1.05, 1.25) * np.pi * 0.55 / count
     for index in rng.permutation(count):
@@ -189,7 +189,7 @@ def draw_flower(rng: np.random.Generator, diameter: int) -> Sprite:
         shape = canvas.paint(_oval(centre, (0.42, width), angle), _tone(petal, rng.uniform(0.85, 1.1)))
         tip = (0.9 * np.cos(angle), 0.9 * np.sin(angle))
         canvas.paint(_bar((0.0, 0.0), tip, 0.025), _tone(petal, 0.72), shape)
-    radius = rng.uniform(0.28, 0.36)
+    radius = rng.uniform(0.34, 0.42)
     heart = canvas.paint(_oval((0.0, 0.0), (radius, radius)), _tone((206, 156, 38), rng.uniform(0.9, 1.1)))
     for angle, distance in zip(rng.uniform(0, 2 * np.pi, 22), np.sqrt(rng.uniform(0, 1, 22)), strict=True):
         spot = (radius * distance * np.cos(angle), radius * distance * np.sin(angle))
@@ -200,7 +200,7 @@ def draw_flower(rng: np.random.Generator, diameter: int) -> Sprite:
 def draw_mushroom(rng: np.random.Generator, diameter: int) -> Sprite:
     """A pale stem under a cap with pale spots."""
     canvas = _Canvas(rng, diameter, 35)
-    cap_colour = _pick(rng, ("red", "brown", "orange", "violet"))
+    cap_colour = _pick(rng, ("red", "brown", "orange"))
     thin = rng.uniform(0.15, 0.24)
     stem_points = [(-thin, -0.1), (thin, -0.1), (thin * 1.5, 0.85), (0.0, 0.95), (-thin * 1.5, 0.85)]
     stem = canvas.paint(np.array(stem_points), _tone((208, 196, 170), rng.uniform(0.85, 1.1)))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from irn_pipeline.runtime.store import atomic_path
 
 logger = logging.getLogger(__name__)
 
+OptimizerName = Literal["sgd", "adamw"]
 SampleKey = tuple[int, int]
 """(epoch, index): a data set makes its random choices from these two and the seed alone, so that neither the number
 of workers nor an interruption changes them."""
@@ -41,6 +42,7 @@ class Schedule:
     weight_decay: float
     power: float = 0.9
     max_gradient_norm: float = 0.0
+    optimizer: OptimizerName = "sgd"
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -108,25 +110,23 @@ def train(
         dataset, batch_size=schedule.batch_size, sampler=sampler, collate_fn=collate,
         num_workers=_loader_workers(execution), pin_memory=execution.torch_device().type == "cuda",
     )  # fmt: skip
-    optimizer = torch.optim.SGD(
-        list(param_groups), momentum=schedule.momentum, weight_decay=schedule.weight_decay
-    )
+    optimizer = _optimizer(param_groups, schedule)
     steps = schedule.epochs * len(loader)
     decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=schedule.power)
     first = _resume(folder, network, optimizer, decay)
     network.train()
-    with tqdm(
-        total=steps, initial=first * len(loader), desc=name, unit="step", disable=execution.quiet
-    ) as bar:
+    step = first * len(loader)  # the bar does not count when it is not shown
+    with tqdm(total=steps, initial=step, desc=name, unit="step", disable=execution.quiet) as bar:
         for epoch in range(first, schedule.epochs):
             sampler.epoch = epoch
             for batch in loader:
+                step += 1
                 losses = losses_of(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
                 values = {key: float(value.detach()) for key, value in losses.items()}
                 if not math.isfinite(sum(values.values())):
                     raise TrainingDiverged(
-                        f"{name}: the loss is no number at step {bar.n + 1} of {steps} ({values}); lower the learning "
+                        f"{name}: the loss is no number at step {step} of {steps} ({values}); lower the learning "
                         f"rate, or use --precision float32; the state after epoch {epoch} is kept in {folder}"
                     )
                 optimizer.zero_grad(set_to_none=True)
@@ -137,10 +137,16 @@ def train(
                 decay.step()
                 bar.update()
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-                _log_losses(folder, int(bar.n), epoch, values)
+                _log_losses(folder, step, epoch, values)
             _save_resume(folder, epoch + 1, network, optimizer, decay)
     network.eval()
     return count * (schedule.epochs - first)
+
+
+def _optimizer(param_groups: Sequence[dict[str, Any]], schedule: Schedule) -> torch.optim.Optimizer:
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(list(param_groups), weight_decay=schedule.weight_decay)
+    return torch.optim.SGD(list(param_groups), momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
 def finish_training(folder: Path) -> None:
@@ -180,6 +186,8 @@ def _resume(folder: Path, network: nn.Module, optimizer: Any, decay: Any) -> int
         decay.load_state_dict(state["decay"])
         torch.set_rng_state(state["random"])
     except Exception as error:
-        raise CheckpointError(f"{path}: damaged ({error}); delete it to train from the beginning") from error
+        raise CheckpointError(
+            f"{path}: damaged or of another network ({type(error).__name__}); delete it to train from the beginning"
+        ) from error
     logger.info("%s: going on after epoch %d", folder.name, state["epoch"])
     return int(state["epoch"])

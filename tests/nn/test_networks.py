@@ -86,7 +86,9 @@ def test_mean_shift_works_in_evaluation_only():
         network.mean_shift.running_mean.copy_(torch.tensor([1.5, -2.0]))
         shifted = network(image)[1]
         training = network.train()(image)[1]
-    assert torch.allclose(plain - shifted, torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand_as(plain), atol=1e-5)
+    assert torch.allclose(
+        plain - shifted, torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand_as(plain), atol=1e-5
+    )
     assert torch.allclose(training, plain, atol=1e-5)
     assert not network.backbone.bn1.training
 

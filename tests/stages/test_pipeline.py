@@ -112,9 +112,7 @@ def test_a_second_run_does_nothing(run_copy: Callable[..., TinyRun]) -> None:
     assert set(changed) <= {"stage.json"}
 
 
-def test_a_deleted_artifact_alone_is_made_again(
-    whole_run: TinyRun, run_copy: Callable[..., TinyRun]
-) -> None:
+def test_a_deleted_artifact_alone_is_made_again(whole_run: TinyRun, run_copy: Callable[..., TinyRun]) -> None:
     copy = run_copy("train_cam", "make_cam")
     victim = RunFolder(copy.run_dir).path(CAM, "train_0003")
     victim.unlink()

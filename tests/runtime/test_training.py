@@ -1,0 +1,172 @@
+"""The training loop on one linear layer: interruption, divergence, small sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from irn_pipeline.errors import CheckpointError, DataError
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.training import (
+    EpochSampler,
+    Schedule,
+    TrainingDiverged,
+    finish_training,
+    train,
+)
+
+QUIET = Execution(device="cpu", quiet=True, seed=3)
+
+
+class Points(Dataset[tuple[Tensor, Tensor]]):
+    """x and 2 x + noise that depends on (epoch, index) alone."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        x = torch.randn(2, generator=generator)
+        return x, 2 * x.sum().reshape(1)
+
+
+class Learner:
+    """A network, its loss, and a step at which the loss misbehaves."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.2), nn.Linear(4, 1))
+        self.calls = 0
+        self.fail_at = 0
+        self.failure: Callable[[Tensor], Tensor] | None = None
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        x, y = batch
+        self.calls += 1
+        loss = (self.network(x) - y).square().mean()
+        if self.calls == self.fail_at and self.failure is not None:
+            loss = self.failure(loss)
+        return {"fit": loss}
+
+    def train(self, folder: Path, *, count: int = 8, epochs: int = 3, max_norm: float = 0.0) -> int:
+        return train(
+            network=self.network,
+            param_groups=[{"params": list(self.network.parameters()), "lr": 0.05}],
+            dataset=Points(count),
+            losses_of=self.losses,
+            schedule=Schedule(epochs, 4, 0.9, 1e-4, max_gradient_norm=max_norm),
+            execution=QUIET,
+            folder=folder,
+            name="test",
+        )
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.network.parameters()])
+
+
+def interrupt(_: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    undisturbed = Learner()
+    assert undisturbed.train(tmp_path / "a") == 24
+    stopped = Learner()
+    stopped.fail_at, stopped.failure = 4, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(tmp_path / "b")
+    assert (tmp_path / "b" / "resume.pt").is_file()
+    again = Learner()
+    assert not torch.allclose(again.weights(), undisturbed.weights())
+    assert again.train(tmp_path / "b") == 16
+    assert again.calls == 4
+    assert torch.allclose(again.weights(), undisturbed.weights(), rtol=0, atol=1e-6)
+    assert not again.network.training
+
+
+def test_the_log_holds_every_step(tmp_path: Path) -> None:
+    Learner().train(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    assert all(line["fit"] > 0 for line in lines)
+
+
+def test_finishing_removes_the_resume_file(tmp_path: Path) -> None:
+    Learner().train(tmp_path)
+    finish_training(tmp_path)
+    finish_training(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["losses.jsonl"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, value: float) -> None:
+    learner = Learner()
+    learner.fail_at, learner.failure = 4, lambda loss: loss * value
+    with pytest.raises(TrainingDiverged, match="no number at step 4 of 6") as caught:
+        learner.train(tmp_path)
+    assert "lower the learning rate" in str(caught.value)
+    assert torch.isfinite(learner.weights()).all()
+    assert (tmp_path / "resume.pt").is_file()
+
+
+def test_a_set_smaller_than_a_batch(tmp_path: Path) -> None:
+    learner = Learner()
+    assert learner.train(tmp_path, count=3, epochs=2) == 6
+    assert learner.calls == 2
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no picture to train on"):
+        Learner().train(tmp_path, count=0)
+
+
+def test_a_damaged_resume_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "resume.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"resume\.pt.*delete it"):
+        Learner().train(tmp_path)
+
+
+def test_gradients_are_shortened(tmp_path: Path) -> None:
+    free, bound = Learner(), Learner()
+    start = free.weights()
+    free.train(tmp_path / "a", count=4, epochs=1)
+    bound.train(tmp_path / "b", count=4, epochs=1, max_norm=1e-3)
+    # One step of SGD at rate 0.05 moves by the gradient and the weight decay, both times the rate.
+    assert (bound.weights() - start).norm() <= 0.05 * (1e-3 + 1e-4 * start.norm()) + 1e-7
+    assert (free.weights() - start).norm() > 10 * (bound.weights() - start).norm()
+
+
+@pytest.mark.parametrize(("count", "batch", "expected"), [(10, 4, 8), (8, 4, 8), (3, 4, 4), (1, 4, 4)])
+def test_the_sampler_gives_whole_batches(count: int, batch: int, expected: int) -> None:
+    sampler = EpochSampler(count, batch, seed=1)
+    keys = list(sampler)
+    assert len(keys) == len(sampler) == expected
+    assert {epoch for epoch, _ in keys} == {0}
+    indices = [index for _, index in keys]
+    assert set(indices) <= set(range(count))
+    assert len(set(indices)) == min(count, expected)
+    assert list(sampler) == keys
+
+
+def test_the_sampler_shuffles_by_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(50, 50, seed)
+        sampler.epoch = epoch
+        return [index for _, index in sampler]
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
