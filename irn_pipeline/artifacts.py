@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from irn_pipeline.errors import ArtifactError, CheckpointError, ShapeError
 from irn_pipeline.runtime.safe_pickle import load_pickled_npy
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import Cam, Instances, LabelArray
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,31 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "class_names": list(checkpoint.class_names), "network": checkpoint.state,
     }  # fmt: skip
     torch.save(content, path)
+
+
+def restore_network(path: Path, checkpoint: Checkpoint, kind: str, build: Callable[[], N]) -> N:
+    """The network that `build` makes, filled with a checkpoint's weights.
+
+    Args:
+        path: where the checkpoint was read from, for messages.
+        checkpoint: the weights.
+        kind: what the checkpoint must be of.
+        build: makes the untrained network.
+
+    Raises:
+        CheckpointError: the weights are of another network.
+    """
+    remedy = "name another --run-dir, or train the network again with --overwrite"
+    if checkpoint.kind != kind:
+        raise CheckpointError(f"{path}: holds a network of kind '{checkpoint.kind}', not '{kind}'; {remedy}")
+    try:
+        network = build()
+        network.load_state_dict(checkpoint.state)
+    except (RuntimeError, AttributeError) as error:  # other tensors, or a backbone that there is not
+        raise CheckpointError(
+            f"{path}: does not hold the weights of a {checkpoint.backbone}; {remedy}"
+        ) from error
+    return network
 
 
 def _save_dict(path: Path, content: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class DataSet:
 
     def ground_truth(self, image_id: str) -> GroundTruth | None:
         """True masks of a picture; None where there are none."""
-        return load_ground_truth(self.voc_root, image_id)
+        return load_ground_truth(self.voc_root, image_id, num_classes=self.images.num_classes)
 
     def with_list(self, image_list: str) -> DataSet:
         """The same data set with another list of pictures."""

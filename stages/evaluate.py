@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
-from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, METRICS, SEGMENTER, SEMANTIC_LABEL
+from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, METRICS, SEGMENTER, SEMANTIC_LABEL, restore_network
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import to_tensor
-from irn_pipeline.errors import DataError
+from irn_pipeline.errors import ArtifactError, DataError, ShapeError
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
@@ -122,16 +123,22 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
         if truth is None:
             continue
         count += 1
-        if job.run.has(CAM, image_id):
-            cam = job.run.read(CAM, image_id)
-            semantic["cam"].add(cam_label(cam.high_res_cam, cam.class_ids, params.cam_threshold), truth)
-            parts = cam_components(cam.high_res_cam, cam.class_ids, params.component_threshold)
-            instance["cam_components"].add(parts, truth)
-            seen |= {"cam", "cam_components"}
-        if job.run.has(SEMANTIC_LABEL, image_id):
-            semantic["semantic_label"].add(job.run.read(SEMANTIC_LABEL, image_id), truth)
-            instance["instance_label"].add(job.run.read(INSTANCE_LABEL, image_id), truth)
-            seen |= {"semantic_label", "instance_label"}
+        try:
+            if job.run.has(CAM, image_id):
+                cam = job.run.read(CAM, image_id)
+                semantic["cam"].add(cam_label(cam.high_res_cam, cam.class_ids, params.cam_threshold), truth)
+                parts = cam_components(cam.high_res_cam, cam.class_ids, params.component_threshold)
+                instance["cam_components"].add(parts, truth)
+                seen |= {"cam", "cam_components"}
+            if job.run.has(SEMANTIC_LABEL, image_id):
+                semantic["semantic_label"].add(job.run.read(SEMANTIC_LABEL, image_id), truth)
+                instance["instance_label"].add(job.run.read(INSTANCE_LABEL, image_id), truth)
+                seen |= {"semantic_label", "instance_label"}
+        except ShapeError as error:
+            raise ArtifactError(
+                f"{job.run.root}: the maps or labels of {image_id} do not fit its true masks in {data.voc_root} "
+                f"({error}); evaluate them on the data set they were made from"
+            ) from error
     tallies: dict[str, _SemanticTally | _InstanceTally] = {**semantic, **instance}
     for name, tally in tallies.items():
         if name in seen:
@@ -160,9 +167,12 @@ def _evaluate_segmenter(job: Job[Params, DataSet], heldout: DataSet) -> dict[str
 def _load_segmenter(job: Job[Params, DataSet]) -> MaskRcnnSegmenter:
     checkpoint = job.run.read(SEGMENTER)
     record = job.run.record(SEGMENTER.stage)
-    assert record is not None
-    model = build_segmenter(SegmenterParams(**record.params), len(checkpoint.class_names))
-    model.load_state_dict(checkpoint.state)
+    path = job.run.path(SEGMENTER)
+    if record is None:
+        raise ArtifactError(f"{path.parent}: has no stage.json; train the model again with --overwrite")
+    params = SegmenterParams(**record.params)
+    build = partial(build_segmenter, params, len(checkpoint.class_names))
+    model = restore_network(path, checkpoint, params.model, build)
     return model.eval().to(job.execution.torch_device())
 
 

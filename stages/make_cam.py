@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from irn_pipeline.artifacts import CAM, CAM_NETWORK
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, restore_network
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
 from irn_pipeline.errors import CheckpointError, DataError
@@ -80,8 +81,8 @@ def _load(job: Job[Params, DataSet]) -> CamNetwork:
             f"{job.run.path(CAM_NETWORK)}: was trained on other classes ({len(checkpoint.class_names)}, here "
             f"{job.data.images.num_classes}); use the run folder of this data set, or train again"
         )
-    network = CamNetwork(num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)  # type: ignore[arg-type]
-    network.load_state_dict(checkpoint.state)
+    build = partial(CamNetwork, num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)  # type: ignore[arg-type]
+    network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
     network.eval()
     fold_batch_norms(network.backbone)
     return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]

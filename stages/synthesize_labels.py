@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL
+from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, restore_network
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import IrnError
@@ -63,8 +64,8 @@ def run(job: Job[SynthesisParams, DataSet], pending: Sequence[ImageRecord]) -> I
 def load_irn(job: Job[SynthesisParams, DataSet]) -> IrnNetwork:
     """IRNet as train_irn left it, ready for inference."""
     checkpoint = job.run.read(IRN_NETWORK)
-    network = IrnNetwork(backbone=checkpoint.backbone)  # type: ignore[arg-type]
-    network.load_state_dict(checkpoint.state)
+    build = partial(IrnNetwork, backbone=checkpoint.backbone)  # type: ignore[arg-type]
+    network = restore_network(job.run.path(IRN_NETWORK), checkpoint, "irn", build)
     network.eval()
     fold_batch_norms(network.backbone)
     return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]

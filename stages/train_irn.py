@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def fit(job: Job[Params, DataSet]) -> int:
         param_groups=network.param_groups(params.lr, params.displacement_lr_factor),
         dataset=RelationSamples(
             records,
-            read_label=lambda image_id: job.run.read(IR_LABEL, image_id),
+            read_label=partial(job.run.read, IR_LABEL),
             scales=(params.rescale[0], params.rescale[-1]),
             crop=params.crop,
             seed=execution.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -46,7 +47,7 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
         param_groups=network.param_groups(params.lr),
         dataset=InstanceSamples(
             records,
-            read_instances=lambda image_id: job.run.read(INSTANCE_LABEL, image_id),
+            read_instances=partial(job.run.read, INSTANCE_LABEL),
             scales=(params.rescale[0], params.rescale[-1]),
             seed=execution.seed,
         ),

@@ -70,8 +70,12 @@ def from_namespace(options: type[T], values: Namespace, *, prefix: str = "") -> 
         ConfigError: the dataclass itself refuses the values.
     """
     found: dict[str, Any] = {}
+    hints = get_type_hints(options)
     for entry in fields(options):  # type: ignore[arg-type]
         value = values[f"{prefix}{entry.name}"]
+        # A flag without a value has no type that the parser could check in a YAML file.
+        if hints[entry.name] is bool and not isinstance(value, bool):
+            raise ConfigError(f"{prefix}{entry.name} is {value!r}; it must be true or false")
         found[entry.name] = tuple(value) if isinstance(value, list) else value
     try:
         return options(**found)

@@ -119,7 +119,7 @@ def train(
     with tqdm(total=steps, initial=step, desc=name, unit="step", disable=execution.quiet) as bar:
         for epoch in range(first, schedule.epochs):
             sampler.epoch = epoch
-            for batch in loader:
+            for batch in _batches(loader):
                 step += 1
                 losses = losses_of(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
@@ -157,6 +157,15 @@ def finish_training(folder: Path) -> None:
 def _loader_workers(execution: Execution) -> int:
     # On a CPU the network needs the cores itself; one process ahead of it is enough.
     return execution.worker_count if execution.torch_device().type == "cuda" else 1
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except IrnError as error:
+        # A worker process puts its traceback before the message.
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
 
 
 def _log_losses(folder: Path, step: int, epoch: int, values: dict[str, float]) -> None:

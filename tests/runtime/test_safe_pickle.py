@@ -123,7 +123,7 @@ def test_other_names_of_admitted_modules_are_refused(tmp_path: Path, module: str
 
 def test_persistent_ids_and_extension_codes_are_refused(tmp_path: Path) -> None:
     for body in (b"\x80\x02Pstorage\n.", b"\x80\x02\x82\x07.", b"\x80\x02X\x01\x00\x00\x00aQ."):
-        with pytest.raises(ArtifactError, match="bad.npy"):
+        with pytest.raises(ArtifactError, match=r"bad\.npy"):
             load_pickled_npy(with_pickle(tmp_path / "bad.npy", body))
 
 

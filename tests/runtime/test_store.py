@@ -99,7 +99,7 @@ def test_a_damaged_record_is_named_with_its_remedy(tmp_path: Path, content: str)
     path = tmp_path / "write_it" / "stage.json"
     path.parent.mkdir()
     path.write_text(content)
-    with pytest.raises(ArtifactError, match="damaged.*delete it") as caught:
+    with pytest.raises(ArtifactError, match=r"damaged.*delete it") as caught:
         RunFolder(tmp_path).record("write_it")
     assert str(path) in str(caught.value)
 

@@ -24,7 +24,7 @@ train_cam:
 make_cam: {scales: [1.0]}
 train_irn:
   {backbone: resnet18, backbone_weights: cam, epochs: 1, batch_size: 4, crop: 64, radius: 5, lr: 0.02}
-synthesize_labels: {radius: 3}
+synthesize_labels: {radius: 3, instance_bg_threshold: 0.05, min_area: 0.0}
 train_segmenter:
   {backbone: resnet18, backbone_weights: cam, epochs: 1, batch_size: 4, short_side: 64, long_side: 96,
    boxes_per_image: 16}
