@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.voc import VOC_CLASSES, load_ground_truth, load_voc, read_class_names
-from irn_pipeline.errors import ConfigError
+from irn_pipeline.errors import ConfigError, DataError
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet
 
 logger = logging.getLogger(__name__)
@@ -47,10 +50,42 @@ class DataSet:
         """True masks of a picture; None where there are none."""
         return load_ground_truth(self.voc_root, image_id, num_classes=self.images.num_classes)
 
+    def readable(self, execution: Execution) -> ImageSet:
+        """The pictures that decode; each of the others is logged with the reason, and counted.
+
+        Training stages ask this first, because they cannot skip a picture in the middle of a batch.
+
+        Raises:
+            DataError: not one picture can be read.
+        """
+        good: list[ImageRecord] = []
+        found = prefetch(_problem, self.images.records, execution.worker_count)
+        for record, problem in zip(self.images.records, found, strict=True):
+            if problem is None:
+                good.append(record)
+            else:
+                logger.warning("%s: left out: %s", record.image_id, problem)
+        bad = len(self.images) - len(good)
+        if not good:
+            raise DataError(
+                f"{self.voc_root}: none of its {bad} pictures can be read; see the messages above"
+            )
+        if bad:
+            logger.warning("%d of %d pictures cannot be read and are left out", bad, len(self.images))
+        return ImageSet(self.images.class_names, tuple(good))
+
     def with_list(self, image_list: str) -> DataSet:
         """The same data set with another list of pictures."""
         loaded = load_voc(self.voc_root, image_list=image_list, class_names=self.images.class_names)
         return DataSet(loaded.images, self.voc_root)
+
+
+def _problem(record: ImageRecord) -> str | None:
+    try:
+        read_image(record.path)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def load_source(source: Source) -> DataSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from irn_pipeline.artifacts import CAM_NETWORK, Checkpoint
 from irn_pipeline.datasets.samples import ClassificationSamples
 from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.runtime.stage import FitStage, Job
 from irn_pipeline.runtime.training import OptimizerName, Schedule, finish_training, train
+from irn_pipeline.structures import ImageSet
 from stages._source import DataSet
 
 
@@ -30,6 +33,8 @@ class Params:
     """Stages that never learn: 3 is conv1, layer1 and layer2; 0 lets everything learn."""
     frozen_batch_norm: bool = True
     """Keep batch norms as they are in the weights; false when training from scratch."""
+    original_checkpoint: str | None = None
+    """Take this checkpoint of the original implementation (res50_cam.pth) instead of training."""
     epochs: int = 5
     """Passes over the list."""
     batch_size: int = 16
@@ -53,19 +58,31 @@ class Params:
 
 
 def fit(job: Job[Params, DataSet]) -> int:
-    """Train the classifier and write its checkpoint."""
-    params, execution = job.params, job.execution
-    device = execution.torch_device()
-    images = job.data.images
+    """Train the classifier, or take the original's, and write its checkpoint."""
+    params = job.params
+    images = job.data.readable(job.execution)
     network = CamNetwork(
         num_classes=images.num_classes,
         backbone=params.backbone,
         frozen_stages=params.frozen_stages,
         frozen_batch_norm=params.frozen_batch_norm,
     )
+    if params.original_checkpoint is not None:
+        load_original(network, Path(params.original_checkpoint))
+        seen = 0
+    else:
+        seen = _train(job, network, images)
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    job.run.write(CAM_NETWORK, Checkpoint("cam", params.backbone, images.class_names, state))
+    finish_training(job.run.stage_dir(STAGE.name))
+    return seen
+
+
+def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet) -> int:
+    params, execution = job.params, job.execution
+    device = execution.torch_device()
     load_backbone_weights(network.backbone, params.backbone_weights)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.train()
 
     def losses_of(batch: Any) -> dict[str, Tensor]:
         pictures, classes = (part.to(device, non_blocking=True) for part in batch)
@@ -73,7 +90,7 @@ def fit(job: Job[Params, DataSet]) -> int:
             scores = network(pictures.to(memory_format=torch.channels_last))
         return {"classification": F.multilabel_soft_margin_loss(scores.float(), classes)}
 
-    seen = train(
+    return train(
         network=network,
         param_groups=network.param_groups(params.lr, params.head_lr_factor),
         dataset=ClassificationSamples(
@@ -92,10 +109,6 @@ def fit(job: Job[Params, DataSet]) -> int:
         folder=job.run.stage_dir(STAGE.name),
         name=STAGE.name,
     )  # fmt: skip
-    state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.run.write(CAM_NETWORK, Checkpoint("cam", params.backbone, images.class_names, state))
-    finish_training(job.run.stage_dir(STAGE.name))
-    return seen
 
 
 STAGE: FitStage[Params] = FitStage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.nn.losses import irn_losses
+from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.runtime.stage import FitStage, Job
 from irn_pipeline.runtime.training import OptimizerName, Schedule, finish_training, train
@@ -36,6 +38,8 @@ class Params:
     """Which torchvision ResNet."""
     backbone_weights: str = "imagenet"
     """Features from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    original_checkpoint: str | None = None
+    """Take this checkpoint of the original implementation (res50_irn.pth) instead of training."""
     epochs: int = 3
     """Passes over the list."""
     batch_size: int = 32
@@ -69,15 +73,29 @@ class Params:
 
 
 def fit(job: Job[Params, DataSet]) -> int:
-    """Train both branches, store the mean displacement and write the checkpoint."""
+    """Train both branches (or take the original's network), store the mean displacement and write the checkpoint."""
+    params = job.params
+    network = IrnNetwork(backbone=params.backbone)
+    if params.original_checkpoint is not None:
+        load_original(network, Path(params.original_checkpoint))
+        seen = 0
+    else:
+        seen = _train(job, network)
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    job.run.write(IRN_NETWORK, Checkpoint("irn", params.backbone, (), state))
+    finish_training(job.run.stage_dir(STAGE.name))
+    return seen
+
+
+def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
     params, execution = job.params, job.execution
     device = execution.torch_device()
-    network = IrnNetwork(backbone=params.backbone)
     load_backbone_weights(network.backbone, _weights(job))
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     paths = pair_paths(params.radius)
-    records = tuple(r for r in job.data.images.records if job.run.has(IR_LABEL, r.image_id))
-    left_out = len(job.data.images) - len(records)
+    readable = job.data.readable(execution).records
+    records = tuple(r for r in readable if job.run.has(IR_LABEL, r.image_id))
+    left_out = len(readable) - len(records)
     if left_out:
         logger.warning("%d pictures have no confident label and are left out", left_out)
     if not records:
@@ -117,9 +135,6 @@ def fit(job: Job[Params, DataSet]) -> int:
         name=STAGE.name,
     )  # fmt: skip
     network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
-    state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.run.write(IRN_NETWORK, Checkpoint("irn", params.backbone, (), state))
-    finish_training(job.run.stage_dir(STAGE.name))
     return seen
 
 

@@ -72,7 +72,7 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     """Pictures with at least one instance of positive score; the others teach nothing."""
     kept: list[ImageRecord] = []
     missing = empty = 0
-    for record in job.data.images.records:
+    for record in job.data.readable(job.execution).records:
         if not job.run.has(INSTANCE_LABEL, record.image_id):
             missing += 1
         elif (job.run.read(INSTANCE_LABEL, record.image_id).scores >= 1e-5).any():

@@ -7,8 +7,12 @@ ours has many of theirs. Where they differ the name that sorts last counts, as w
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from irn_pipeline.errors import CheckpointError
+from irn_pipeline.nn.backbone import read_state_dict
 
 _CAM_STAGES = {
     r"^classifier\.": "classifier.",
@@ -60,6 +64,36 @@ def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if ours is not None:
             renamed[ours] = state[name]
     return renamed
+
+
+def load_original(network: nn.Module, path: Path) -> None:
+    """Fill a `CamNetwork` or `IrnNetwork` with a checkpoint of the original implementation.
+
+    Args:
+        network: of the checkpoint's kind, with its number of classes.
+        path: `res50_cam.pth` or `res50_irn.pth`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or not a checkpoint of this network.
+    """
+    state = read_state_dict(path)
+    if not is_original(list(state)):
+        raise CheckpointError(
+            f"{path}: no checkpoint of the original implementation; expected res50_cam.pth or res50_irn.pth"
+        )
+    renamed, own = from_original(state), network.state_dict()
+    wrong = [
+        name
+        for name, value in own.items()
+        if not name.endswith("num_batches_tracked")
+        and (name not in renamed or renamed[name].shape != value.shape)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: does not fit a {type(network).__name__} ('{wrong[0]}' is missing or has another shape); "
+            "is it the other network's checkpoint, or one of other classes?"
+        )
+    network.load_state_dict(renamed, strict=False)
 
 
 def _cam_name(name: str) -> str | None:

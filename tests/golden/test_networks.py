@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from irn_pipeline.errors import CheckpointError
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.irn_network import IrnNetwork
-from irn_pipeline.nn.original_names import from_original
+from irn_pipeline.nn.original_names import from_original, load_original
 
 
 def original_state(names, shapes) -> dict[str, torch.Tensor]:
@@ -57,3 +58,14 @@ def test_cam_network(case):
     load_strictly(network, original_state(case["cam_names"], case["cam_shapes"]))
     maps = network.paired_activation_maps(torch.from_numpy(case["image"]))
     assert relative_error(maps, case["cam"]) < 1e-3
+
+
+def test_load_original_refuses_the_other_network(case, tmp_path):
+    state = original_state(case["cam_names"], case["cam_shapes"])
+    torch.save(state, tmp_path / "res50_cam.pth")
+    network = CamNetwork(num_classes=20)
+    load_original(network, tmp_path / "res50_cam.pth")
+    assert torch.equal(network.classifier.weight, state["newly_added.0.weight"])
+    for other in (IrnNetwork(), CamNetwork(num_classes=3)):
+        with pytest.raises(CheckpointError, match=r"res50_cam\.pth"):
+            load_original(other, tmp_path / "res50_cam.pth")

@@ -124,7 +124,7 @@ def test_cam_network_serves_as_backbone_weights(tmp_path):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other.pth"
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match="other.pth"):
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
         load_backbone_weights(Backbone(name="resnet18"), path)
 
 

@@ -16,13 +16,18 @@ from irn_pipeline.runtime.store import (
     write_json,
 )
 
-TEXT: Artifact[str] = Artifact("text", "write_it", ".txt", Path.read_text, lambda path, value: None)
+
+def write_text(path: Path, value: str) -> None:
+    path.write_text(value)
+
+
+TEXT: Artifact[str] = Artifact("text", "write_it", ".txt", Path.read_text, write_text)
 NOTE: Artifact[str] = Artifact(
     "note",
     "write_it",
     ".txt",
     Path.read_text,
-    lambda path, value: path.write_text(value) and None,
+    write_text,
     per_image=False,
 )
 RECORD = StageRecord(

@@ -49,6 +49,13 @@ class MaskRcnnSegmenter(nn.Module):
             box_batch_size_per_image=boxes_per_image,
             box_detections_per_img=max_instances,
         )
+        # Whatever precision the layers run in, torchvision computes its losses in that of these outputs.
+        for head in (
+            self.model.rpn.head,
+            self.model.roi_heads.box_predictor,
+            self.model.roi_heads.mask_predictor,
+        ):
+            head.register_forward_hook(_in_float32)
 
     def load_backbone(self, source: Backbone) -> None:
         """Start from a ResNet's weights; its batch norms become torchvision's frozen ones."""
@@ -73,6 +80,12 @@ class MaskRcnnSegmenter(nn.Module):
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """One group with everything that learns."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_float32(module, inputs, part) for part in outputs)
 
 
 def _as_torchvision(target: Target) -> dict[str, Tensor]:

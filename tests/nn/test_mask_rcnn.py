@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from irn_pipeline.datasets.samples import SegmentationTarget
+from irn_pipeline.nn.backbone import Backbone
+from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MaskRcnnSegmenter(
+        num_classes=3, backbone="resnet18", short_side=64, long_side=96, boxes_per_image=16
+    )
+
+
+def target(count: int) -> SegmentationTarget:
+    masks = torch.zeros(count, 48, 64, dtype=torch.bool)
+    for index in range(count):
+        masks[index, 5 : 25 + index, 10 : 30 + 2 * index] = True
+    return SegmentationTarget(masks, torch.arange(count) % 3, torch.ones(count))
+
+
+def test_losses_are_finite_and_teach_every_part(model):
+    model.train()
+    losses = model.losses([torch.rand(3, 48, 64), torch.rand(3, 40, 50)], [target(2), target(0)])
+    assert set(losses) == {
+        "loss_classifier",
+        "loss_box_reg",
+        "loss_mask",
+        "loss_objectness",
+        "loss_rpn_box_reg",
+    }
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    assert model.model.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.abs().sum() > 0
+    assert model.model.backbone.body.layer4[0].conv1.weight.grad.abs().sum() > 0
+
+
+def test_losses_are_float32_under_autocast(model):
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.losses([torch.rand(3, 48, 64)], [target(1)])
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+
+
+def test_predictions_have_the_pictures_own_size(model):
+    found = model.eval().predict(torch.rand(3, 37, 53))
+    assert found.size == (37, 53)
+    assert found.masks.dtype == np.bool_
+    assert (np.diff(found.scores) <= 0).all()
+    assert set(found.class_ids.tolist()) <= {0, 1, 2}
+
+
+def test_backbone_weights_are_taken_over(model):
+    source = Backbone(name="resnet18")
+    model.load_backbone(source)
+    assert torch.equal(model.model.backbone.body.layer3[1].conv2.weight, source.layer3[1].conv2.weight)
