@@ -62,7 +62,7 @@ class Learner:
     def train(self, folder: Path, *, count: int = 8, epochs: int = 3, max_norm: float = 0.0) -> int:
         return train(
             network=self.network,
-            param_groups=[{"params": list(self.network.parameters()), "lr": 0.05}],
+            param_groups=[{"params": list(self.network.parameters()), "lr": lr}],
             dataset=Points(count),
             losses_of=self.losses,
             schedule=Schedule(epochs, 4, 0.9, 1e-4, max_gradient_norm=max_norm),
@@ -170,3 +170,28 @@ def test_the_sampler_shuffles_by_seed_and_epoch() -> None:
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.05), ("adamw", 0.2)])
+def test_both_optimizers_learn_a_line(tmp_path, optimizer, lr):
+    torch.manual_seed(0)
+    network = nn.Linear(2, 1)
+
+    def losses(batch: Any) -> dict[str, Tensor]:
+        x, y = batch
+        return {"fit": (network(x) - y).square().mean()}
+
+    train(
+        network=network,
+        param_groups=[{"params": list(network.parameters()), "lr": lr}],
+        dataset=Points(32),
+        losses_of=losses,
+        schedule=Schedule(25, 8, 0.9, 0.0, optimizer=optimizer),
+        execution=QUIET,
+        folder=tmp_path,
+        name="line",
+    )
+    lines = [json.loads(line)["fit"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert len(lines) == 100
+    assert lines[-1] < 0.01 * lines[0]
+    assert torch.allclose(network.weight, torch.full((1, 2), 2.0), atol=0.1)
