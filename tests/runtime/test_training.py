@@ -62,7 +62,7 @@ class Learner:
     def train(self, folder: Path, *, count: int = 8, epochs: int = 3, max_norm: float = 0.0) -> int:
         return train(
             network=self.network,
-            param_groups=[{"params": list(self.network.parameters()), "lr": lr}],
+            param_groups=[{"params": list(self.network.parameters()), "lr": 0.05}],
             dataset=Points(count),
             losses_of=self.losses,
             schedule=Schedule(epochs, 4, 0.9, 1e-4, max_gradient_norm=max_norm),
