@@ -27,6 +27,7 @@ from irn_pipeline.artifacts import (
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from stages.__main__ import main, stage_main
+from stages._source import DataSet
 from tests.stages.conftest import TinyRun
 
 ANNOTATION = "<annotation><object><name>{}</name></object></annotation>\n"
@@ -348,12 +349,30 @@ def test_a_cut_jpeg_among_good_ones_is_skipped(
         assert "1 skipped" in text
 
 
-def test_a_cut_jpeg_stops_a_training_with_one_line(
+def test_a_cut_jpeg_is_left_out_of_a_training_and_counted(
     whole_run: TinyRun, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     culprit = cut_jpeg(voc, "train_0001")
     run_dir = tmp_path / "run"
     flags = ["--config", str(whole_run.config), "--voc-root", str(voc), "--run-dir", str(run_dir)]
+    assert stage_main("train_cam", flags) == 0
+    text = capsys.readouterr().err
+    assert f"train_0001: left out: {culprit}" in text
+    assert "1 of 3 pictures cannot be read and are left out" in text
+    assert RunFolder(run_dir).record("train_cam").counts == {"images": 2}
+
+
+def test_a_picture_that_breaks_during_a_training_stops_it_with_one_line(
+    whole_run: TinyRun,
+    voc: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    culprit = cut_jpeg(voc, "train_0001")
+    # As if it had been whole when the stage looked at every picture.
+    monkeypatch.setattr(DataSet, "readable", lambda self, execution: self.images)
+    flags = ["--config", str(whole_run.config), "--voc-root", str(voc), "--run-dir", str(tmp_path / "run")]
     assert stage_main("train_cam", flags) == 1
     line = the_only_line(capsys)
     assert str(culprit) in line
