@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.errors import ArtifactError, CheckpointError, ShapeError
 from irn_pipeline.runtime.safe_pickle import load_pickled_npy
 from irn_pipeline.runtime.store import Artifact
@@ -58,20 +59,12 @@ def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, A
 
 
 def read_cam(path: Path) -> Cam:
-    """Read a CAM file of this package or of the original: {"keys", "cam", "high_res"}.
+    """Read a CAM file of this package ({"keys", "cam", "high_res"}) or of any format that `cam_files` knows.
 
     Raises:
         ArtifactError: it is damaged, hostile, or its maps do not fit one another.
     """
-    content = _read_dict(path, ("keys", "cam", "high_res"))
-    try:
-        return Cam(
-            content["keys"].astype(np.int64),
-            np.ascontiguousarray(content["cam"], np.float32),
-            np.ascontiguousarray(content["high_res"], np.float32),
-        )
-    except (ShapeError, ValueError) as error:
-        raise ArtifactError(f"{path}: {error}; make it again with stage make_cam") from error
+    return read_cam_file(path)[0]
 
 
 def write_cam(path: Path, cam: Cam) -> None:

@@ -13,15 +13,19 @@ from irn_pipeline.datasets.synthetic import generate_demo
 from irn_pipeline.runtime.command import Pipeline, run_command
 from stages import (
     evaluate,
+    export_labels,
     make_cam,
     mine_relations,
+    predict,
+    report,
     synthesize_labels,
     train_cam,
     train_irn,
     train_segmenter,
 )
-from stages._source import Source, load_source
+from stages._source import Source, load_source, no_data_set
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PIPELINE = Pipeline(
     numbered=(
         train_cam.STAGE,
@@ -31,12 +35,16 @@ PIPELINE = Pipeline(
         synthesize_labels.STAGE,
         train_segmenter.STAGE,
     ),
-    closing=(evaluate.STAGE,),
+    closing=(evaluate.STAGE, report.STAGE),
     source=Source,
     load=load_source,
+    no_data=no_data_set(),
+    tools=(predict.STAGE, export_labels.STAGE),
+    presets=CONFIGS / "presets",
 )
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEMO_ROOT = Path("data/demo")
+DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--config", "--help")
+"""Beginnings of the flags that say that another data set is meant."""
 DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", "runs/demo")
 
 
@@ -53,7 +61,11 @@ def run_main(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console command: a stage's name and its flags, or a range and flags."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in {stage.name for stage in PIPELINE.stages} and not _is_range(words[1:2]):
+    if (
+        words
+        and words[0] in {stage.name for stage in PIPELINE.stages + PIPELINE.tools}
+        and not _is_range(words[1:2])
+    ):
         return stage_main(words[0], words[1:])
     return run_main(words[1:] if words[:1] == ["run"] else words)
 
@@ -62,8 +74,8 @@ def _run_range(words: list[str]) -> None:
     chosen: list[str] = []
     while _is_range(words[:1]):
         chosen.append(words.pop(0))
-    PIPELINE.select(chosen)
-    if not any(word.startswith(("--voc-root", "--voc_root", "--config", "--help")) for word in words):
+    needs_data = any(stage.needs_data for stage in PIPELINE.select(chosen))
+    if needs_data and not any(word.startswith(DATA_FLAGS) for word in words):
         _make_demo_set()
         words = ["--config", str(CONFIGS / "demo.yaml"), *DEMO_FLAGS, *words]
     PIPELINE.run_range(chosen, words)

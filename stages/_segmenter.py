@@ -1,55 +1,184 @@
-"""Which segmentation model the last stages train and run, and how it is built from its parameters."""
+"""Which segmentation models the last stages train and run: their parameters, how one is built and found again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Literal, get_args
 
+from irn_pipeline.artifacts import SEGMENTER, Checkpoint, restore_network
+from irn_pipeline.errors import ArtifactError, ConfigError
 from irn_pipeline.nn.backbone import BackboneName
+from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
-from irn_pipeline.runtime.training import OptimizerName
+from irn_pipeline.nn.segmenters.metric_embeddings import MetricEmbeddings
+from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
+from irn_pipeline.nn.segmenters.spatial_embeddings import SpatialEmbeddings
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.optimisation import OptimizerName
+from irn_pipeline.runtime.store import Artifact, RunFolder
+
+ModelName = Literal["mask_rcnn", "semiconv_mask_rcnn", "spatial_embeddings", "metric_embeddings", "deeplabv3"]
+MODELS: tuple[str, ...] = get_args(ModelName)
+ON_TRUTH = "-on-truth"
+"""Ending of the folder of a model that was trained on true masks."""
 
 
 @dataclass(frozen=True)
 class SegmenterParams:
-    """Parameters of the segmentation model and its training."""
+    """Parameters of the segmentation model and its training; none means the model's own recipe."""
 
-    model: Literal["mask_rcnn"] = "mask_rcnn"
+    model: ModelName = "mask_rcnn"
     """Which model."""
-    backbone: BackboneName = "resnet50"
-    """Which torchvision ResNet, with a feature pyramid."""
+    labels: Literal["synthesized", "truth"] = "synthesized"
+    """Learn from the synthesized labels, or from the data set's true masks (an upper bound)."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "erfnet"] = "resnet50"
+    """Which torchvision ResNet; or erfnet (spatial_embeddings only)."""
     backbone_weights: str = "imagenet"
     """Start from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
-    epochs: int = 7
+    start_from: str | None = None
+    """For semiconv_mask_rcnn: path of a trained mask_rcnn's network.pt to attach the new branch to."""
+    epochs: int | None = None
     """Passes over the list."""
-    batch_size: int = 4
+    batch_size: int | None = None
     """Pictures a step."""
+    crop: int | None = None
+    """Side of the training crops, pixels (not for the Mask R-CNNs)."""
+    rescale: tuple[float, ...] | None = None
+    """Smallest and largest random scale."""
+    ignore_band: int = 3
+    """Width in pixels of the band along the edges of synthesized instances that is not learned from."""
     short_side: int = 512
-    """Pictures are resized to this short side, pixels."""
+    """The Mask R-CNNs resize pictures to this short side, pixels."""
     long_side: int = 800
     """And at most to this long side, pixels."""
-    rescale: tuple[float, ...] = (1.0, 1.0)
-    """Smallest and largest random scale before that."""
     boxes_per_image: int = 512
-    """Sampled boxes a picture in training."""
-    lr: float = 0.01
+    """Sampled boxes a picture in the training of the Mask R-CNNs."""
+    channels: int = 256
+    """Channels of the Mask R-CNNs' pyramid and heads."""
+    bandwidth: Literal["circular", "elliptical"] = "elliptical"
+    """spatial_embeddings: one bandwidth an object, or one an axis."""
+    to_center: bool = False
+    """spatial_embeddings: objects gather at their centroid, instead of at their mean embedding."""
+    lr: float | None = None
     """Learning rate."""
-    optimizer: OptimizerName = "sgd"
-    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
+    optimizer: OptimizerName | None = None
+    """sgd or adamw."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 1e-4
     """L2 penalty."""
+    warmup_steps: int = 500
+    """The learning rate rises over this many steps, at most a tenth of the training."""
     max_gradient_norm: float = 10.0
     """Longer gradients are shortened to this norm; 0 for never."""
+    ema_decay: float = 0.0
+    """Of the exponential moving average of the weights; 0 for none."""
+    validate_list: str | None = None
+    """Pictures with true masks, as for --image-list, on which AP is measured during training."""
+    validate_every: int = 1
+    """Epochs between these measurements."""
 
 
-def build_segmenter(params: SegmenterParams, num_classes: int) -> MaskRcnnSegmenter:
+@dataclass(frozen=True)
+class Recipe:
+    """What of a model's training differs from the other models'."""
+
+    epochs: int
+    batch_size: int
+    crop: int
+    rescale: tuple[float, ...]
+    lr: float
+    optimizer: OptimizerName
+    milestones: tuple[float, ...] = ()
+
+
+RECIPES: dict[str, Recipe] = {
+    # 18,000 iterations of 4 pictures on VOC's 10,582, steps at 12,000 and 16,000 (spec: interop, recipes).
+    "mask_rcnn": Recipe(7, 4, 0, (1.0, 1.0), 0.01, "sgd", (2 / 3, 8 / 9)),
+    "semiconv_mask_rcnn": Recipe(7, 4, 0, (1.0, 1.0), 0.0025, "sgd", (0.5,)),
+    "spatial_embeddings": Recipe(50, 16, 512, (0.5, 1.5), 5e-4, "adamw"),
+    "metric_embeddings": Recipe(30, 16, 416, (0.5, 1.5), 5e-3, "sgd"),
+    # 30,000 iterations of 10 pictures on 10,582.
+    "deeplabv3": Recipe(28, 10, 321, (0.5, 2.0), 2.5e-4, "sgd"),
+}
+
+
+def recipe_of(params: SegmenterParams) -> Recipe:
+    """The model's recipe, with whatever the parameters give in its place."""
+    recipe = RECIPES[params.model]
+    given = {f.name: getattr(params, f.name, None) for f in fields(recipe)}
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+def variant_of(params: SegmenterParams) -> str:
+    """Name of the folder below `train_segmenter` that the model's files go to."""
+    return params.model + (ON_TRUTH if params.labels == "truth" else "")
+
+
+def segmenter_artifact(variant: str) -> Artifact[Checkpoint]:
+    """The checkpoint of one variant."""
+    return replace(SEGMENTER, stage=f"{SEGMENTER.stage}/{variant}")
+
+
+def trained_variants(run: RunFolder) -> tuple[str, ...]:
+    """The variants that this run folder holds, in the order of `MODELS`."""
+    names = (model + ending for model in MODELS for ending in ("", ON_TRUTH))
+    return tuple(name for name in names if run.has(segmenter_artifact(name)))
+
+
+def build_segmenter(params: SegmenterParams, num_classes: int) -> Segmenter:
     """The model that the parameters describe, untrained."""
-    return MaskRcnnSegmenter(
+    if params.model == "spatial_embeddings":
+        return SpatialEmbeddings(
+            num_classes=num_classes,
+            backbone=params.backbone,
+            bandwidth=params.bandwidth,
+            to_center=params.to_center,
+        )
+    backbone = _resnet(params)
+    if params.model == "metric_embeddings":
+        return MetricEmbeddings(num_classes=num_classes, backbone=backbone)
+    if params.model == "deeplabv3":
+        return DeepLabV3(num_classes=num_classes, backbone=backbone)
+    kind = SemiconvMaskRcnn if params.model == "semiconv_mask_rcnn" else MaskRcnnSegmenter
+    return kind(
         num_classes=num_classes,
-        backbone=params.backbone,
+        backbone=backbone,
         short_side=params.short_side,
         long_side=params.long_side,
         boxes_per_image=params.boxes_per_image,
+        channels=params.channels,
     )
+
+
+def load_segmenter(run: RunFolder, variant: str, execution: Execution) -> tuple[Segmenter, Checkpoint]:
+    """A trained model, ready to predict on the execution's device, and its checkpoint.
+
+    Raises:
+        ArtifactError: it is not in the run folder; the message names those that are.
+        CheckpointError: its file is damaged or of another model.
+    """
+    artifact = segmenter_artifact(variant)
+    path = run.path(artifact)
+    record = run.record(artifact.stage)
+    if not run.has(artifact) or record is None:
+        there = ", ".join(trained_variants(run)) or "none"
+        raise ArtifactError(
+            f"{path}: no trained model here (trained in {run.root}: {there}); run stage {SEGMENTER.stage} "
+            f"with --model {variant.removesuffix(ON_TRUTH)} first"
+        )
+    checkpoint = run.read(artifact)
+    known = {f.name for f in fields(SegmenterParams)}
+    values: dict[str, Any] = {k: v for k, v in record.params.items() if k in known}
+    params = SegmenterParams(**values)
+    build = partial(build_segmenter, params, len(checkpoint.class_names))
+    model = restore_network(path, checkpoint, params.model, build)
+    return model.eval().to(execution.torch_device()), checkpoint
+
+
+def _resnet(params: SegmenterParams) -> BackboneName:
+    if params.backbone == "erfnet":
+        raise ConfigError(f"--backbone erfnet is for spatial_embeddings; {params.model} needs a ResNet")
+    return params.backbone

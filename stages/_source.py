@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from irn_pipeline.datasets.coco import load_coco
+from irn_pipeline.datasets.folder_csv import load_folder_csv
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.voc import VOC_CLASSES, load_ground_truth, load_voc, read_class_names
+from irn_pipeline.datasets.picture_folder import restrict
+from irn_pipeline.datasets.voc import VOC_CLASSES, LoadedSet, load_ground_truth, load_voc, read_class_names
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
@@ -19,22 +23,43 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures and their classes come from."""
+    """Where pictures and their classes come from: one of --voc-root, --label-csv and --coco-json."""
 
     voc_root: str | None = None
     """Folder with JPEGImages and Annotations (a VOC devkit's VOC2012)."""
+    image_dir: str | None = None
+    """Folder of the pictures, with subfolders, for --label-csv or --coco-json."""
+    label_csv: str | None = None
+    """Table of tags: image,label[,label...] or columns of 0 and 1, as CSV, TSV or JSON lines (.jsonl)."""
+    coco_json: str | None = None
+    """COCO instances file; its categories are the tags, its masks are for evaluation only."""
+    classes: tuple[str, ...] = ()
+    """Classes to use, in this order (a,b,c), of --label-csv or --coco-json; by default all of them."""
     image_list: str | None = None
-    """List of image ids: a text file, or the name of a list in ImageSets; by default the training list."""
+    """List of image ids: a text file, or the name of a list in ImageSets; by default VOC's training list, else all."""
     class_names: str | None = None
     """Text file with one class name a line; by default class_names.txt in the VOC root, else the 20 VOC classes."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Pictures with their classes and, for evaluation, their true masks."""
+    """Pictures with their classes and, for evaluation, their true masks.
+
+    Attributes:
+        images: the pictures and the class names.
+        origin: the folder or file that the tags come from, for messages.
+        category_ids: category id of every class, for COCO exports; 1..C unless the data set has its own.
+        load_list: image list -> its pictures.
+        load_truth: image id -> its true masks.
+        listed: whether the pictures were named by an image list.
+    """
 
     images: ImageSet
-    voc_root: Path
+    origin: Path
+    category_ids: tuple[int, ...]
+    load_list: Callable[[str | None], LoadedSet]
+    load_truth: Callable[[str], GroundTruth | None]
+    listed: bool = False
 
     @property
     def items(self) -> Sequence[ImageRecord]:
@@ -46,9 +71,14 @@ class DataSet:
         """The class names."""
         return self.images.class_names
 
+    @property
+    def voc_root(self) -> Path:
+        """Another name of `origin`, from when every data set was a VOC folder."""
+        return self.origin
+
     def ground_truth(self, image_id: str) -> GroundTruth | None:
         """True masks of a picture; None where there are none."""
-        return load_ground_truth(self.voc_root, image_id, num_classes=self.images.num_classes)
+        return self.load_truth(image_id)
 
     def readable(self, execution: Execution) -> ImageSet:
         """The pictures that decode; each of the others is logged with the reason, and counted.
@@ -67,17 +97,14 @@ class DataSet:
                 logger.warning("%s: left out: %s", record.image_id, problem)
         bad = len(self.images) - len(good)
         if not good:
-            raise DataError(
-                f"{self.voc_root}: none of its {bad} pictures can be read; see the messages above"
-            )
+            raise DataError(f"{self.origin}: none of its {bad} pictures can be read; see the messages above")
         if bad:
             logger.warning("%d of %d pictures cannot be read and are left out", bad, len(self.images))
         return ImageSet(self.images.class_names, tuple(good))
 
     def with_list(self, image_list: str) -> DataSet:
         """The same data set with another list of pictures."""
-        loaded = load_voc(self.voc_root, image_list=image_list, class_names=self.images.class_names)
-        return DataSet(loaded.images, self.voc_root)
+        return replace(self, images=self.load_list(image_list).images, listed=True)
 
 
 def _problem(record: ImageRecord) -> str | None:
@@ -92,22 +119,104 @@ def load_source(source: Source) -> DataSet:
     """Read the lists and tags of a data set; skipped pictures are logged and counted.
 
     Raises:
-        ConfigError: no data set was named.
+        ConfigError: no data set was named, or several, or with flags that do not go together.
         DataError: it is missing or says something impossible.
     """
-    if source.voc_root is None:
-        raise ConfigError("no data set: give --voc-root DIR (a folder with JPEGImages and Annotations)")
-    root = Path(source.voc_root)
+    _require_one(source)
+    if source.label_csv is not None:
+        data = _load_csv(source, Path(source.label_csv))
+    elif source.coco_json is not None:
+        data = _load_coco(source, Path(source.coco_json))
+    else:
+        data = _load_voc(source, Path(source.voc_root or ""))
+    return replace(data, listed=source.image_list is not None)
+
+
+def _require_one(source: Source) -> None:
+    tables = {"--label-csv": source.label_csv, "--coco-json": source.coco_json}
+    described = {"--voc-root": source.voc_root, **tables}
+    given = [flag for flag, value in described.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} each describe a data set; give one of them")
+    if not given and source.image_dir is not None:
+        raise ConfigError("--image-dir names pictures without tags; add --label-csv FILE or --coco-json FILE")
+    if not given:
+        raise ConfigError(
+            "no data set: give --voc-root DIR (a folder with JPEGImages and Annotations), "
+            "or --image-dir DIR with --label-csv FILE or --coco-json FILE"
+        )
+    if source.voc_root is not None:
+        wrong = {"--image-dir": source.image_dir, "--classes": source.classes or None}
+        remedy = "a VOC folder holds its pictures in JPEGImages, and --class-names FILE names its classes"
+    else:
+        if source.image_dir is None:
+            raise ConfigError(f"{given[0]} needs --image-dir DIR, the folder of its pictures")
+        wrong = {"--class-names": source.class_names}
+        remedy = "the classes come from the file, and --classes a,b,c picks and orders them"
+    for flag, value in wrong.items():
+        if value is not None:
+            raise ConfigError(f"{flag} does not go with {given[0]}: {remedy}")
+
+
+def _load_voc(source: Source, root: Path) -> DataSet:
     names: Sequence[str] = VOC_CLASSES
     if source.class_names is not None:
         names = read_class_names(Path(source.class_names))
     elif (root / "class_names.txt").is_file():
         names = read_class_names(root / "class_names.txt")
     loaded = load_voc(root, image_list=source.image_list, class_names=names)
-    for warning in loaded.warnings:
+    _log_warnings(loaded.warnings, len(loaded.images))
+    return DataSet(
+        loaded.images,
+        root,
+        tuple(range(1, len(names) + 1)),
+        partial(_voc_list, root, tuple(names)),
+        partial(load_ground_truth, root, num_classes=len(names)),
+    )
+
+
+def _voc_list(root: Path, names: Sequence[str], image_list: str | None) -> LoadedSet:
+    return load_voc(root, image_list=image_list, class_names=names)
+
+
+def _load_csv(source: Source, path: Path) -> DataSet:
+    whole = load_folder_csv(path, Path(source.image_dir or ""), classes=_split(source.classes))
+    ids = tuple(range(1, whole.images.num_classes + 1))
+    return _with_list(
+        DataSet(whole.images, path, ids, partial(restrict, whole, path), _no_truth), source, whole
+    )
+
+
+def _load_coco(source: Source, path: Path) -> DataSet:
+    coco = load_coco(path, Path(source.image_dir or ""), classes=_split(source.classes))
+    whole, truth = coco.loaded, coco.truths.ground_truth
+    return _with_list(
+        DataSet(whole.images, path, coco.category_ids, partial(restrict, whole, path), truth), source, whole
+    )
+
+
+def _with_list(data: DataSet, source: Source, whole: LoadedSet) -> DataSet:
+    chosen = data.load_list(source.image_list)
+    _log_warnings((*whole.warnings, *chosen.warnings), len(chosen.images))
+    return replace(data, images=chosen.images)
+
+
+def _split(classes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name.strip() for part in classes for name in part.split(",") if name.strip())
+
+
+def no_data_set() -> DataSet:
+    """The data set of stages that need none: no picture, no class."""
+    nothing = ImageSet((), ())
+    return DataSet(nothing, Path(), (), lambda _: LoadedSet(nothing, ()), _no_truth)
+
+
+def _no_truth(image_id: str) -> GroundTruth | None:
+    return None
+
+
+def _log_warnings(warnings: Sequence[str], count: int) -> None:
+    for warning in warnings:
         logger.warning("warning: %s", warning)
-    if loaded.warnings:
-        logger.warning(
-            "%d warnings about the data set; %d pictures are used", len(loaded.warnings), len(loaded.images)
-        )
-    return DataSet(loaded.images, root)
+    if warnings:
+        logger.warning("%d warnings about the data set; %d pictures are used", len(warnings), count)

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.errors import ArtifactError, IrnError
-from irn_pipeline.ops.crf import CrfParams, confident_label
+from irn_pipeline.errors import IrnError
+from irn_pipeline.ops.crf import CrfBackend, CrfParams, confident_label
 from irn_pipeline.runtime.parallel import parallel_map
 from irn_pipeline.runtime.stage import Job, MapStage, Produced
-from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import ImageRecord
+from stages._cams import CamSource, cams_not_read
 from stages._source import DataSet
 
 
 @dataclass(frozen=True)
 class Params:
-    """Parameters of the mining of confident labels."""
+    """Parameters of the mining of confident labels.
+
+    Both CRF backends give the same labels but for rare ties in the last digits of float32. A run folder holds
+    results of one of them all the same: the backend counts as a parameter.
+    """
 
     fg_threshold: float = 0.30
     """Background score of the label that foreground is taken from (conf_fg)."""
@@ -38,6 +42,10 @@ class Params:
     """Deviation of the appearance term, colour values 0 to 255."""
     crf_bilateral_compat: float = 10.0
     """Weight of the appearance term."""
+    crf_backend: CrfBackend = "lattice"
+    """Who computes the CRF: lattice (built in, several times faster) or pydensecrf (the reference)."""
+    cam_dir: str | None = None
+    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
 
     def crf(self) -> CrfParams:
         """The CRF's own parameters."""
@@ -56,19 +64,14 @@ class Params:
 class Miner:
     """Work on one picture; travels to the worker processes."""
 
-    run: RunFolder
+    cams: CamSource
     params: Params
 
     def __call__(self, record: ImageRecord) -> Produced:
         """The confident label of a picture, or why there is none."""
         try:
             image = read_image(record.path)
-            cam = self.run.read(CAM, record.image_id)
-            if cam.size != image.shape[:2]:
-                raise ArtifactError(
-                    f"{self.run.path(CAM, record.image_id)}: is of a {cam.size[0]}x{cam.size[1]} picture, but "
-                    f"{record.path} is {image.shape[0]}x{image.shape[1]}; make the CAMs of this data set again"
-                )
+            cam, file_format = self.cams.read(record, (image.shape[0], image.shape[1]))
             label = confident_label(
                 image,
                 cam.high_res_cam,
@@ -76,15 +79,19 @@ class Miner:
                 fg_threshold=self.params.fg_threshold,
                 bg_threshold=self.params.bg_threshold,
                 crf=self.params.crf(),
+                backend=self.params.crf_backend,
             )
         except IrnError as error:
             return Produced(record.image_id, problem=str(error))
-        return Produced(record.image_id, (label,))
+        return Produced(record.image_id, (label,), file_format=file_format)
 
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Confident labels of every pending picture, on all cores."""
-    return parallel_map(Miner(job.run, job.params), pending, job.execution.worker_count)
+    cams = CamSource.of(job)
+    there, absent = cams.split(pending)
+    yield from absent
+    yield from parallel_map(Miner(cams, job.params), there, job.execution.worker_count)
 
 
 STAGE: MapStage[Params] = MapStage(
@@ -94,6 +101,7 @@ STAGE: MapStage[Params] = MapStage(
     reads=(CAM,),
     writes=(IR_LABEL,),
     run=run,
+    unread=cams_not_read,
 )
 
 if __name__ == "__main__":

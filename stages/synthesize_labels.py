@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,16 @@ from irn_pipeline.ops.labels import SynthesisParams, synthesize
 from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.stage import Job, MapStage, Produced
 from irn_pipeline.structures import Cam, ImageRecord
+from stages._cams import CamSource, cams_not_read
 from stages._source import DataSet
+
+
+@dataclass(frozen=True)
+class Params(SynthesisParams):
+    """Parameters of label synthesis, and the maps it starts from."""
+
+    cam_dir: str | None = None
+    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +38,26 @@ class _Input:
     image: Tensor | None
     cam: Cam | None
     problem: str | None = None
+    file_format: str | None = None
 
 
-def run(job: Job[SynthesisParams, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Both labels of every pending picture."""
     network = load_irn(job)
     device = job.execution.torch_device()
+    cams = CamSource.of(job)
+    there, absent = cams.split(pending)
+    yield from absent
 
     def read(record: ImageRecord) -> _Input:
         try:
             image = to_tensor(read_image(record.path))
-            return _Input(record, image, job.run.read(CAM, record.image_id))
+            cam, file_format = cams.read(record, (int(image.shape[-2]), int(image.shape[-1])))
+            return _Input(record, image, cam, file_format=file_format)
         except IrnError as error:
             return _Input(record, None, None, str(error))
 
-    for item in prefetch(read, pending, job.execution.worker_count):
+    for item in prefetch(read, there, job.execution.worker_count):
         image_id = item.record.image_id
         if item.image is None or item.cam is None:
             yield Produced(image_id, problem=item.problem)
@@ -56,12 +71,12 @@ def run(job: Job[SynthesisParams, DataSet], pending: Sequence[ImageRecord]) -> I
                 size, job.params, device=device,
             )  # fmt: skip
         except IrnError as error:
-            yield Produced(image_id, problem=f"{job.run.path(CAM, image_id)}: {error}")
+            yield Produced(image_id, problem=f"{cams.path(image_id)}: {error}")
             continue
-        yield Produced(image_id, (instances, label))
+        yield Produced(image_id, (instances, label), file_format=item.file_format)
 
 
-def load_irn(job: Job[SynthesisParams, DataSet]) -> IrnNetwork:
+def load_irn(job: Job[Any, DataSet]) -> IrnNetwork:
     """IRNet as train_irn left it, ready for inference."""
     checkpoint = job.run.read(IRN_NETWORK)
     build = partial(IrnNetwork, backbone=checkpoint.backbone)  # type: ignore[arg-type]
@@ -71,13 +86,14 @@ def load_irn(job: Job[SynthesisParams, DataSet]) -> IrnNetwork:
     return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-STAGE: MapStage[SynthesisParams] = MapStage(
+STAGE: MapStage[Params] = MapStage(
     name="synthesize_labels",
     summary="Synthesize instance and semantic labels by a random walk.",
-    params=SynthesisParams,
+    params=Params,
     reads=(CAM, IRN_NETWORK),
     writes=(INSTANCE_LABEL, SEMANTIC_LABEL),
     run=run,
+    unread=cams_not_read,
 )
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from irn_pipeline.datasets.samples import ClassificationSamples
 from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.original_names import load_original
+from irn_pipeline.runtime.optimisation import OptimizerName, Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import OptimizerName, Schedule, finish_training, train
+from irn_pipeline.runtime.training import finish_training, train
 from irn_pipeline.structures import ImageSet
 from stages._source import DataSet
 
@@ -84,7 +85,7 @@ def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet) -> 
     load_backbone_weights(network.backbone, params.backbone_weights)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def losses_of(batch: Any) -> dict[str, Tensor]:
+    def losses_of(batch: Any, _progress: float) -> dict[str, Tensor]:
         pictures, classes = (part.to(device, non_blocking=True) for part in batch)
         with execution.autocast():
             scores = network(pictures.to(memory_format=torch.channels_last))

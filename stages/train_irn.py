@@ -22,8 +22,9 @@ from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.nn.losses import irn_losses
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.ops.affinity import pair_paths
+from irn_pipeline.runtime.optimisation import OptimizerName, Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import OptimizerName, Schedule, finish_training, train
+from irn_pipeline.runtime.training import finish_training, train
 from irn_pipeline.structures import ImageRecord
 from stages._source import DataSet
 
@@ -103,7 +104,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
             f"{job.run.stage_dir(IR_LABEL.stage)}: no confident label; run stage {IR_LABEL.stage} first"
         )
 
-    def losses_of(batch: Any) -> dict[str, Tensor]:
+    def losses_of(batch: Any, _progress: float) -> dict[str, Tensor]:
         pictures, labels = (part.to(device, non_blocking=True) for part in batch)
         with execution.autocast():
             logits, displacement = network(pictures.to(memory_format=torch.channels_last))

@@ -1,21 +1,35 @@
-"""Stage 6: an instance segmentation model learns from the synthesized labels (paper, section 6.4)."""
+"""Stage 6: a segmentation model learns from the synthesized labels (paper, section 6.4)."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEGMENTER, Checkpoint
-from irn_pipeline.datasets.samples import InstanceSamples, SegmentationTarget, collate_lists
-from irn_pipeline.errors import DataError
+from irn_pipeline.artifacts import (
+    CAM_NETWORK,
+    INSTANCE_LABEL,
+    SEGMENTER,
+    SEMANTIC_LABEL,
+    Checkpoint,
+    read_checkpoint,
+)
+from irn_pipeline.datasets.mask_samples import MaskSamples, collate_lists
+from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
+from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
+from irn_pipeline.ops.targets import training_target
+from irn_pipeline.runtime.optimisation import Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import Schedule, finish_training, train
-from irn_pipeline.structures import ImageRecord
-from stages._segmenter import SegmenterParams, build_segmenter
+from irn_pipeline.runtime.training import finish_training, train
+from irn_pipeline.structures import GroundTruth, ImageRecord
+from stages._scores import model_figures
+from stages._segmenter import SegmenterParams, build_segmenter, recipe_of, segmenter_artifact, variant_of
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
@@ -23,49 +37,90 @@ logger = logging.getLogger(__name__)
 
 def fit(job: Job[SegmenterParams, DataSet]) -> int:
     """Train the model on the pictures that have an instance and write its checkpoint."""
-    params, execution = job.params, job.execution
+    params, recipe, execution = job.params, recipe_of(job.params), job.execution
     device = execution.torch_device()
-    network = build_segmenter(params, job.data.images.num_classes)
-    backbone = Backbone(name=params.backbone)
-    weights = params.backbone_weights
-    load_backbone_weights(backbone, str(job.run.path(CAM_NETWORK)) if weights == "cam" else weights)
-    network.load_backbone(backbone)
+    network = _start(job, params)
     network.to(device)
-    records = _labelled(job)
+    artifact = segmenter_artifact(variant_of(params))
+    folder = job.run.stage_dir(artifact.stage)
 
-    def losses_of(batch: Any) -> dict[str, Tensor]:
+    def losses_of(batch: Any, progress: float) -> dict[str, Tensor]:
         images, targets = batch
-        moved = [
-            SegmentationTarget(t.masks.to(device), t.class_ids.to(device), t.weights.to(device))
-            for t in targets
-        ]
         with execution.autocast():
-            return network.losses([image.to(device) for image in images], moved)
+            return network.losses(
+                [image.to(device) for image in images], [target.to(device) for target in targets], progress
+            )
 
     seen = train(
         network=network,
-        param_groups=network.param_groups(params.lr),
-        dataset=InstanceSamples(
-            records,
-            read_instances=partial(job.run.read, INSTANCE_LABEL),
-            scales=(params.rescale[0], params.rescale[-1]),
+        param_groups=network.param_groups(recipe.lr),
+        dataset=MaskSamples(
+            _labelled(job),
+            read_target=partial(_target, job),
+            scales=(recipe.rescale[0], recipe.rescale[-1]),
+            crop=recipe.crop,
             seed=execution.seed,
         ),
         losses_of=losses_of,
         schedule=Schedule(
-            params.epochs, params.batch_size, params.momentum, params.weight_decay,
+            recipe.epochs, recipe.batch_size, params.momentum, params.weight_decay,
+            milestones=recipe.milestones,
+            warmup_steps=params.warmup_steps,
             max_gradient_norm=params.max_gradient_norm,
-            optimizer=params.optimizer,
+            optimizer=recipe.optimizer,
+            ema_decay=params.ema_decay,
         ),
         execution=execution,
-        folder=job.run.stage_dir(STAGE.name),
-        name=STAGE.name,
+        folder=folder,
+        name=f"{STAGE.name} {variant_of(params)}",
         collate=collate_lists,
+        picture_names=lambda batch: [target.image_id for target in batch[1]],
+        after_epoch=partial(_validate, job) if params.validate_list else None,
     )  # fmt: skip
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.run.write(SEGMENTER, Checkpoint(params.model, params.backbone, job.data.images.class_names, state))
-    finish_training(job.run.stage_dir(STAGE.name))
+    job.run.write(artifact, Checkpoint(params.model, params.backbone, job.data.images.class_names, state))
+    finish_training(folder)
     return seen
+
+
+def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
+    network = build_segmenter(params, job.data.images.num_classes)
+    if params.start_from is not None:
+        if not isinstance(network, SemiconvMaskRcnn):
+            raise ConfigError(
+                f"--start-from is for semiconv_mask_rcnn; {params.model} starts from its backbone"
+            )
+        found = read_checkpoint(Path(params.start_from))
+        if found.kind != "mask_rcnn" or found.class_names != job.data.images.class_names:
+            raise CheckpointError(
+                f"{params.start_from}: holds a {found.kind} of the classes {', '.join(found.class_names)}; "
+                f"--start-from needs a mask_rcnn of {', '.join(job.data.images.class_names)}"
+            )
+        network.load_mask_rcnn(found.state)
+        return network
+    weights = params.backbone_weights
+    if weights != "none":
+        if params.backbone == "erfnet":
+            raise ConfigError(
+                "erfnet is no ResNet and starts from random weights: add --backbone-weights none"
+            )
+        backbone = Backbone(name=params.backbone)
+        load_backbone_weights(backbone, str(job.run.path(CAM_NETWORK)) if weights == "cam" else weights)
+        network.load_backbone(backbone)
+    return network
+
+
+def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> GroundTruth:
+    if job.params.labels == "truth":
+        truth = job.data.ground_truth(image_id)
+        if truth is None:  # cannot be: see _labelled
+            raise DataError(f"{image_id}: has no true masks")
+        return truth
+    return training_target(
+        job.run.read(INSTANCE_LABEL, image_id),
+        job.run.read(SEMANTIC_LABEL, image_id),
+        band=job.params.ignore_band,
+    )
 
 
 def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
@@ -73,31 +128,61 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     kept: list[ImageRecord] = []
     missing = empty = 0
     for record in job.data.readable(job.execution).records:
-        if not job.run.has(INSTANCE_LABEL, record.image_id):
-            missing += 1
-        elif (job.run.read(INSTANCE_LABEL, record.image_id).scores >= 1e-5).any():
-            kept.append(record)
+        if job.params.labels == "truth":
+            truth = job.data.ground_truth(record.image_id)
+            there, count = truth is not None, 0 if truth is None else len(truth.instances)
         else:
-            empty += 1
+            there = job.run.has(INSTANCE_LABEL, record.image_id)
+            count = int((job.run.read(INSTANCE_LABEL, record.image_id).scores >= 1e-5).sum()) if there else 0
+        if count:
+            kept.append(record)
+        missing, empty = missing + (not there), empty + (there and not count)
     if missing or empty:
         logger.warning(
             "left out: %d pictures without labels, %d whose labels hold no instance", missing, empty
         )
     if not kept:
+        where = job.data.origin if job.params.labels == "truth" else job.run.stage_dir(INSTANCE_LABEL.stage)
         raise DataError(
-            f"{job.run.stage_dir(INSTANCE_LABEL.stage)}: not one instance label to train on; run stage "
-            f"{INSTANCE_LABEL.stage} on these pictures first, or lower its --instance-bg-threshold"
+            f"{where}: not one instance label to train on; run stage {INSTANCE_LABEL.stage} on these pictures "
+            "first, or lower its --instance-bg-threshold"
         )
+    _warn_of_missing_classes(job, kept)
     return tuple(kept)
+
+
+def _warn_of_missing_classes(job: Job[SegmenterParams, DataSet], kept: list[ImageRecord]) -> None:
+    seen: set[int] = set()
+    for record in kept:
+        seen.update(_target(job, record.image_id).instances.class_ids.tolist())
+    lacking = [name for index, name in enumerate(job.data.images.class_names) if index not in seen]
+    if lacking:
+        logger.warning("no instance of %s in the labels: the model cannot learn them", ", ".join(lacking))
+
+
+def _validate(
+    job: Job[SegmenterParams, DataSet], epochs_done: int, network: nn.Module
+) -> Mapping[str, float]:
+    params, last = job.params, recipe_of(job.params).epochs
+    if params.validate_list is None or (epochs_done % params.validate_every and epochs_done != last):
+        return {}
+    if not isinstance(network, Segmenter):
+        raise TypeError(f"{type(network).__name__} is no segmenter")
+    figures = model_figures(network, job.data.with_list(params.validate_list), job.execution)
+    found = {key: figures[key] for key in ("miou", "ap50", "ap75") if figures[key] is not None}
+    logger.info("after epoch %d: %s", epochs_done, ", ".join(f"{k} {100 * v:.1f}" for k, v in found.items()))
+    return found
 
 
 STAGE: FitStage[SegmenterParams] = FitStage(
     name="train_segmenter",
-    summary="Train Mask R-CNN on the synthesized instance labels.",
+    summary="Train a segmentation model on the synthesized labels.",
     params=SegmenterParams,
     reads=(INSTANCE_LABEL,),
     writes=(SEGMENTER,),
     fit=fit,
+    variant=variant_of,
+    version=2,
 )
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ ALLOWED = {
     "metrics": BASE | {"ops", "metrics"},
     "export": BASE | {"ops", "export"},
     "runtime": {"", "__version__", "errors", "runtime"},
-    "artifacts": BASE | {"runtime", "artifacts"},
+    "cam_files": BASE | {"runtime", "cam_files"},
+    "artifacts": BASE | {"runtime", "cam_files", "artifacts"},
 }
 """Room of the library -> rooms that it may import; `stages` is in no room's list."""
 MAY_IMPORT_STAGES = {"stages", "stages.__main__"}

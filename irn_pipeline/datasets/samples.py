@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from irn_pipeline.datasets.transforms import (
     stride4_label,
     to_tensor,
 )
-from irn_pipeline.structures import IGNORE, ImageRecord, ImageSet, Instances, LabelArray
+from irn_pipeline.structures import IGNORE, ImageRecord, ImageSet, LabelArray
 
 
 class ClassificationSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -93,69 +92,3 @@ class RelationSamples(Dataset[tuple[Tensor, Tensor]]):
             image, label = image.flip(-1), label.flip(-1)
         window = random_crop(size, self.crop, rng)
         return window.apply(normalise(image), 0.0), stride4_label(window.apply(label, IGNORE))[0]
-
-
-@dataclass(frozen=True)
-class SegmentationTarget:
-    """What a segmenter learns from one picture.
-
-    Attributes:
-        masks: (R, H, W) bool.
-        class_ids: (R,) int64 in 0..C-1.
-        weights: (R,) float32, how far each instance is to be trusted.
-    """
-
-    masks: Tensor
-    class_ids: Tensor
-    weights: Tensor
-
-
-class InstanceSamples(Dataset[tuple[Tensor, SegmentationTarget]]):
-    """(picture (3, H, W) float32 in [0, 1], its instances), flipped at random, at the picture's own size.
-
-    Args:
-        records: pictures.
-        read_instances: image id -> instances; those of score < 1e-5 are left out.
-        scales: smallest and largest random scale.
-        seed: of all random choices.
-    """
-
-    def __init__(
-        self,
-        records: tuple[ImageRecord, ...],
-        *,
-        read_instances: Callable[[str], Instances],
-        scales: tuple[float, float],
-        seed: int,
-    ) -> None:
-        self.records, self.read_instances = records, read_instances
-        self.scales, self.seed = scales, seed
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, SegmentationTarget]:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        record = self.records[index]
-        image = to_tensor(read_image(record.path))
-        instances = self.read_instances(record.image_id)
-        masks = torch.from_numpy(instances.masks)
-        keep = torch.from_numpy(instances.scores >= 1e-5)
-        size = scaled_size((image.shape[-2], image.shape[-1]), float(rng.uniform(*self.scales)))
-        image, masks = resize_image(image, size), resize_label(masks.to(torch.uint8), size).bool()
-        if rng.random() < 0.5:
-            image, masks = image.flip(-1), masks.flip(-1)
-        # A box needs two pixels of extent both ways.
-        keep &= (masks.any(1).sum(1) > 1) & (masks.any(2).sum(1) > 1)
-        target = SegmentationTarget(
-            masks[keep], torch.from_numpy(instances.class_ids)[keep], torch.from_numpy(instances.scores)[keep]
-        )
-        return image.float() / 255, target
-
-
-def collate_lists(
-    samples: list[tuple[Tensor, SegmentationTarget]],
-) -> tuple[list[Tensor], list[SegmentationTarget]]:
-    """Pictures of different sizes stay in lists."""
-    return [image for image, _ in samples], [target for _, target in samples]

@@ -61,7 +61,7 @@ class DemoPicture:
 def generate_demo(
     root: Path,
     *,
-    num_images: int = 300,
+    num_images: int = 240,
     num_heldout: int = 60,
     seed: int = 0,
     min_size: tuple[int, int] = (144, 176),
@@ -121,8 +121,8 @@ def make_picture(rng: np.random.Generator, size: tuple[int, int]) -> DemoPicture
     count = max(len(kinds), 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS)))
     wanted = [*kinds, *rng.choice(kinds, count - len(kinds))]
     # Crowded pictures hold smaller objects, or most of them would find no room.
-    largest = min(90.0 if count < 3 else 72.0 if count < 5 else 60.0, 0.55 * min(size))
-    smallest = min(36.0, 0.6 * largest)
+    largest = min(112.0 if count < 3 else 88.0 if count < 5 else 70.0, 0.65 * min(size))
+    smallest = min(44.0, 0.6 * largest)
     typical = rng.uniform(smallest + 6, largest)
     light = rng.uniform(-4, 4, 2)
     object_label = np.zeros(size, np.uint8)

@@ -31,7 +31,7 @@ class LoadedSet:
     Attributes:
         images: the pictures, in the order of the list.
         warnings: one sentence for each kind of thing the user may want to know.
-        skipped: ids of the pictures that were left out because their XML file names no object.
+        skipped: ids of the pictures that the data set names and that were left out.
     """
 
     images: ImageSet
@@ -49,7 +49,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         DataError: the file is missing or no text, holds no name, a name twice, or more than 254 names.
     """
     names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    _check_class_names(names, str(path))
+    check_class_names(names, str(path))
     return names
 
 
@@ -72,7 +72,7 @@ def load_voc(
         DataError: the folder, the list, a picture or an XML file is missing or damaged, or an XML file names
             a class that is not among `class_names`.
     """
-    _check_class_names(class_names, "class_names")
+    check_class_names(class_names, "class_names")
     warnings: list[str] = []
     pictures = find_pictures(voc_root, warnings)
     image_ids, source = choose_images(voc_root, image_list, pictures, warnings)
@@ -202,7 +202,8 @@ def _png_stems(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.png")} if folder.is_dir() else set()
 
 
-def _check_class_names(names: Sequence[str], source: str) -> None:
+def check_class_names(names: Sequence[str], source: str) -> None:
+    """Raise DataError, naming `source`, unless there are 1 to 254 names and all differ."""
     if not names:
         raise DataError(f"{source}: names no class; write one class name a line")
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -37,6 +37,8 @@ class RunOptions:
     """Run folder: every stage reads and writes below it."""
     config: str | None = None
     """YAML file with the same keys as the flags, one section a stage; flags win."""
+    preset: str | None = None
+    """Values that another project publishes (advcam, rib_voc ...: configs/presets); --config and flags win."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,22 @@ class Pipeline(Generic[S]):
         closing: stages that follow when a range is open at its end, and by name.
         source: dataclass that describes the data set.
         load: source -> data set, and the stage's warnings are logged by it.
+        no_data: the data set of stages that need none.
+        tools: stages that run by name only.
+        presets: folder of the YAML files that --preset names.
     """
 
     numbered: tuple[Stage[Any], ...]
     closing: tuple[Stage[Any], ...]
     source: type[S]
     load: Callable[[S], Data]
+    no_data: Data
+    tools: tuple[Stage[Any], ...] = ()
+    presets: Path | None = None
 
     @property
     def stages(self) -> tuple[Stage[Any], ...]:
-        """All of them, in order."""
+        """Those that a run without a range goes through, in order."""
         return self.numbered + self.closing
 
     def stage_named(self, name: str) -> Stage[Any]:
@@ -66,10 +74,11 @@ class Pipeline(Generic[S]):
         Raises:
             ConfigError: there is none; the nearest is named.
         """
-        for stage in self.stages:
+        known = self.stages + self.tools
+        for stage in known:
             if stage.name == name:
                 return stage
-        raise ConfigError(f"no stage '{name}'{nearest(name, [s.name for s in self.stages])}")
+        raise ConfigError(f"no stage '{name}'{nearest(name, [s.name for s in known])}")
 
     def run_one(self, name: str, arguments: Sequence[str]) -> None:
         """One stage's own command."""
@@ -90,11 +99,12 @@ class Pipeline(Generic[S]):
         """The command that runs a range of stages."""
         stages = self.select(chosen)
         parser = self._parser("run_all.sh [RANGE]", "Run stages in order: 2-5, 3, 4-, -5, names, or all.")
-        for stage in self.stages:
+        for stage in self.stages + self.tools:
             add_options(parser, stage.params, prefix=f"{stage.name}.", title=f"{stage.name}: {stage.summary}")
         values = parse(parser, arguments, self._config(arguments))
         # All parameters are checked before the first stage starts.
         params = {s.name: from_namespace(s.params, values, prefix=f"{s.name}.") for s in self.stages}
+        params |= {s.name: from_namespace(s.params, values, prefix=f"{s.name}.") for s in stages}
         self._run([(stage, params[stage.name]) for stage in stages], values)
 
     def select(self, chosen: Sequence[str]) -> list[Stage[Any]]:
@@ -108,7 +118,7 @@ class Pipeline(Generic[S]):
         names: set[str] = set()
         for word in chosen:
             names.update(stage.name for stage in self._select_word(word))
-        return [stage for stage in self.stages if stage.name in names]
+        return [stage for stage in self.stages + self.tools if stage.name in names]
 
     def _select_word(self, word: str) -> Sequence[Stage[Any]]:
         match = re.fullmatch(r"(\d*)(-?)(\d*)", word)
@@ -133,30 +143,42 @@ class Pipeline(Generic[S]):
         return parser
 
     def _config(self, arguments: Sequence[str]) -> dict[str, Any]:
-        path = _config_path(arguments)
-        if path is None:
-            return {}
+        path = _flag_value(arguments, "--config", "the path of a YAML file")
+        config = {} if path is None else self._read(Path(path))
+        named = _flag_value(arguments, "--preset", "the name of a preset")
+        preset = config.get("preset") if named is None else named
+        return config if preset is None else {**self._read(self._preset_path(str(preset))), **config}
+
+    def _read(self, path: Path) -> dict[str, Any]:
         common = [f.name for kind in (RunOptions, self.source, Execution) for f in fields(kind)]  # type: ignore[arg-type]
-        stages = {stage.name: [f.name for f in fields(stage.params)] for stage in self.stages}
-        return flatten_config(read_yaml(Path(path)), common, stages, path)
+        known = self.stages + self.tools
+        stages = {stage.name: [f.name for f in fields(stage.params)] for stage in known}
+        return flatten_config(read_yaml(path), common, stages, str(path))
+
+    def _preset_path(self, name: str) -> Path:
+        found = {} if self.presets is None else {path.stem: path for path in self.presets.glob("*.yaml")}
+        if name not in found:
+            raise ConfigError(f"--preset {name}: no such preset{nearest(name, sorted(found))}")
+        return found[name]
 
     def _run(self, work: Sequence[tuple[Stage[Any], Any]], values: Any) -> None:
         execution = from_namespace(Execution, values)
         options = from_namespace(RunOptions, values)
         set_up_logging(quiet=execution.quiet)
         execution.torch_device()
-        data = self.load(from_namespace(self.source, values))
+        needs_data = any(stage.needs_data for stage, _ in work)
+        data = self.load(from_namespace(self.source, values)) if needs_data else self.no_data
         for stage, params in work:
             run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution))
 
 
-def _config_path(arguments: Sequence[str]) -> str | None:
+def _flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:
     for position, word in enumerate(arguments):
-        if word == "--config":
+        if word == flag:
             if position + 1 == len(arguments):
-                raise ConfigError("--config needs the path of a YAML file")
+                raise ConfigError(f"{flag} needs {meaning}")
             return arguments[position + 1]
-        if word.startswith("--config="):
+        if word.startswith(f"{flag}="):
             return word.split("=", 1)[1]
     return None
 

@@ -59,7 +59,8 @@ def add_options(parser: OptionParser, options: type[Any], *, prefix: str = "", t
 
 def field_meanings(options: type[Any]) -> dict[str, str]:
     """The string below each field of a dataclass, on one line."""
-    docs = parse_from_object(options).params
+    # A parsed class shows its own fields only, and a dataclass may inherit some.
+    docs = [entry for kind in reversed(options.__mro__[:-1]) for entry in parse_from_object(kind).params]
     return {entry.arg_name: " ".join((entry.description or "").split()) for entry in docs}
 
 

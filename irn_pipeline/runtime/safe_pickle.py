@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from irn_pipeline.errors import ArtifactError
 
+_NDARRAY = object()
+"""Stands for `numpy.ndarray`, which pickles name but need not call."""
+
 
 def _load_storage(content: bytes) -> object:
     # torch pickles a storage as a nested torch.save file; its own hook for it would run what the file says.
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *_: object) -> torch.Tensor:
+    # torch's own function enlarges a storage that is too small: a file of a kilobyte could fill the memory.
+    held = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    reach = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if math.prod(size) > held or (math.prod(size) and reach > held):
+        raise pickle.UnpicklingError(f"it holds a tensor of the size {tuple(size)} in a storage of {held}")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
+
+
+def _reconstruct_array(kind: object, shape: object, typecode: bytes) -> object:
+    # numpy writes every array as an empty one whose state follows; another size would only reserve memory.
+    if kind is not _NDARRAY or shape != (0,):
+        raise pickle.UnpicklingError(f"it makes an array of the shape {shape} out of nothing")
+    return _numpy_internal("_reconstruct")(np.ndarray, shape, typecode)
 
 
 def _numpy_internal(name: str) -> Callable[..., object]:
@@ -28,15 +49,17 @@ def _numpy_internal(name: str) -> Callable[..., object]:
 def _find_admitted(module: str, name: str) -> object | None:
     match (module, name):
         case ("numpy", "ndarray"):
-            return np.ndarray
+            return _NDARRAY
         case ("numpy", "dtype"):
             return np.dtype
-        case (("numpy.core.multiarray" | "numpy._core.multiarray"), ("_reconstruct" | "scalar")):
+        case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
+            return _reconstruct_array
+        case (("numpy.core.multiarray" | "numpy._core.multiarray"), "scalar"):
             return _numpy_internal(name)
         case (("numpy.core.numeric" | "numpy._core.numeric"), "_frombuffer"):
             return _numpy_internal(name)
         case ("torch._utils", "_rebuild_tensor_v2"):
-            return torch._utils._rebuild_tensor_v2
+            return _rebuild_tensor
         case ("torch.storage", "_load_from_bytes"):
             return _load_storage
         case ("collections", "OrderedDict"):

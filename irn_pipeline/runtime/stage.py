@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -57,11 +59,21 @@ class Job(Generic[P, D]):
 
 @dataclass(frozen=True)
 class Produced:
-    """The artifacts of one image, in the order of the stage's `writes`; or why there are none."""
+    """The artifacts of one image, in the order of the stage's `writes`; or why there are none.
+
+    Attributes:
+        image_id: of the item.
+        values: the artifacts.
+        problem: why there are none.
+        common: the problem is of the kind that many items share: only the first and their number are told.
+        file_format: what the item's input file was recognised as; the number of files of each is told at the end.
+    """
 
     image_id: str
     values: tuple[Any, ...] = ()
     problem: str | None = None
+    common: bool = False
+    file_format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,11 @@ class Stage(Generic[P]):
         reads: artifacts of other stages that must be there.
         writes: artifacts this stage makes.
         version: raised when the same parameters begin to give another result.
+        variant: what of the parameters names a folder of its own below the stage's, so that results made with
+            several values lie side by side; None for one folder.
+        needs_data: whether a data set must be named.
+        unread: those of `reads` that such parameters make needless; it may refuse parameters, before anything is
+            written.
     """
 
     name: str
@@ -83,6 +100,13 @@ class Stage(Generic[P]):
     reads: tuple[Artifact[Any], ...] = ()
     writes: tuple[Artifact[Any], ...] = ()
     version: int = 1
+    variant: Callable[[P], str] | None = None
+    needs_data: bool = True
+    unread: Callable[[P], tuple[Artifact[Any], ...]] | None = None
+
+    def folder(self, params: P) -> str:
+        """Name of the folder, below the run folder, that holds what these parameters make."""
+        return self.name if self.variant is None else f"{self.name}/{self.variant(params)}"
 
 
 @dataclass(frozen=True)
@@ -113,17 +137,18 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         ArtifactError: something it reads is missing, or its folder holds results of other parameters.
         IrnError: whatever its work raises.
     """
-    reads = _fingerprints_read(stage, job.run)
+    reads = _fingerprints_read(stage, job)
     fingerprint = stage_fingerprint(stage, job, reads)
-    previous = job.run.record(stage.name)
+    folder = stage.folder(job.params)
+    previous = job.run.record(folder)
     if previous is not None and job.execution.overwrite:
-        shutil.rmtree(job.run.stage_dir(stage.name))
+        shutil.rmtree(job.run.stage_dir(folder))
         previous = None
     if previous is not None and previous.fingerprint != fingerprint and not isinstance(stage, ReduceStage):
         raise ArtifactError(_refusal(stage, job, previous, reads))
     seed_everything(job.execution.seed)
     record = StageRecord(
-        stage=stage.name,
+        stage=folder,
         fingerprint=fingerprint,
         params=asdict(job.params),
         reads=reads,
@@ -133,7 +158,7 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         versions=versions(),
     )
     if isinstance(stage, FitStage) and previous is not None and previous.complete:
-        logger.info("%s: already done in %s", stage.name, job.run.stage_dir(stage.name))
+        logger.info("%s: already done in %s", stage.name, job.run.stage_dir(folder))
         return previous
     job.run.write_record(record)
     start = time.perf_counter()
@@ -143,7 +168,7 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         **{**asdict(record), "complete": True, "counts": counts, "seconds": record.seconds + seconds}
     )
     job.run.write_record(done)
-    _log_summary(stage, job.run, counts, seconds)
+    _log_summary(stage, job.run.stage_dir(folder), counts, seconds)
     return done
 
 
@@ -176,17 +201,22 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
         if not all(job.run.has(artifact, item.image_id) for artifact in stage.writes)
     ]
     kept = len(job.data.items) - len(pending)
-    skipped = 0
+    problems: list[Produced] = []
+    formats: Counter[str] = Counter()
     bar = tqdm(total=len(pending), desc=stage.name, unit="image", disable=job.execution.quiet)
     with bar:
         for produced in stage.run(job, pending) if pending else ():
             if produced.problem is not None:
-                skipped += 1
-                logger.warning("%s: skipped: %s", produced.image_id, produced.problem)
+                problems.append(produced)
+                if not produced.common:
+                    logger.warning("%s: skipped: %s", produced.image_id, produced.problem)
             else:
+                formats.update(filter(None, [produced.file_format]))
                 for artifact, value in zip(stage.writes, produced.values, strict=True):
                     job.run.write(artifact, value, produced.image_id)
             bar.update()
+    _log_counted(stage, problems, formats)
+    skipped = len(problems)
     if pending and skipped == len(pending):
         raise DataError(
             f"{stage.name}: every one of the {skipped} pictures was skipped; see the messages above"
@@ -194,9 +224,29 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     return {"images": len(pending) - skipped, "kept": kept, "skipped": skipped}
 
 
-def _fingerprints_read(stage: Stage[Any], run: RunFolder) -> dict[str, str]:
+def _log_counted(stage: Stage[Any], problems: Sequence[Produced], formats: Counter[str]) -> None:
+    common = [produced for produced in problems if produced.common]
+    if common:
+        first = common[0]
+        logger.warning(
+            "%s: %d images skipped, the first is %s: %s",
+            stage.name,
+            len(common),
+            first.image_id,
+            first.problem,
+        )
+    if formats:
+        told = ", ".join(f"{count} files: {name}" for name, count in formats.most_common())
+        logger.info("%s: %s", stage.name, told)
+
+
+def _fingerprints_read(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
+    run = job.run
+    unread = stage.unread(job.params) if stage.unread is not None else ()
     reads: dict[str, str] = {}
     for artifact in stage.reads:
+        if artifact in unread:
+            continue
         record = run.record(artifact.stage)
         if record is None or (not record.complete and not artifact.per_image):
             state = "is not there" if record is None else "is not finished"
@@ -221,12 +271,12 @@ def _refusal(stage: Stage[Any], job: Job[Any, Any], previous: StageRecord, reads
     ]
     why = "; ".join(changed) or "the seed, the class names or the list of images changed"
     return (
-        f"{job.run.stage_dir(stage.name)}: holds results made from other things ({why}); "
+        f"{job.run.stage_dir(stage.folder(job.params))}: holds results made from other things ({why}); "
         "give another --run-dir, or --overwrite to build this stage again"
     )
 
 
-def _log_summary(stage: Stage[Any], run: RunFolder, counts: dict[str, int], seconds: float) -> None:
+def _log_summary(stage: Stage[Any], folder: Path, counts: dict[str, int], seconds: float) -> None:
     images = counts.get("images", 0)
     rate = f", {images / seconds:.2f} images/s" if seconds > 0 and images else ""
     extra = "".join(
@@ -241,5 +291,5 @@ def _log_summary(stage: Stage[Any], run: RunFolder, counts: dict[str, int], seco
         seconds,
         rate,
         extra,
-        run.stage_dir(stage.name),
+        folder,
     )

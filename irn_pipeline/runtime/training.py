@@ -1,4 +1,4 @@
-"""The training loop that every network here shares: polynomial decay, checkpoints after each epoch, resume."""
+"""The training loop that every network here shares: checkpoints after each epoch, resume, a record of the losses."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from irn_pipeline.errors import CheckpointError, DataError, IrnError
 from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.optimisation import Schedule, learning_rates, make_optimizer
 from irn_pipeline.runtime.store import atomic_path
 
 logger = logging.getLogger(__name__)
 
-OptimizerName = Literal["sgd", "adamw"]
 SampleKey = tuple[int, int]
 """(epoch, index): a data set makes its random choices from these two and the seed alone, so that neither the number
 of workers nor an interruption changes them."""
@@ -30,19 +30,6 @@ of workers nor an interruption changes them."""
 
 class TrainingDiverged(IrnError):
     """A loss stopped being a number."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, in what portions and how fast a network learns."""
-
-    epochs: int
-    batch_size: int
-    momentum: float
-    weight_decay: float
-    power: float = 0.9
-    max_gradient_norm: float = 0.0
-    optimizer: OptimizerName = "sgd"
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -68,7 +55,8 @@ class EpochSampler(Sampler[SampleKey]):
         return iter([(self.epoch, index) for index in order[:wanted]])
 
 
-LossFunction = Callable[[Any], dict[str, Tensor]]
+LossFunction = Callable[[Any, float], dict[str, Tensor]]
+"""(batch, fraction of the training that is done) -> named losses."""
 
 
 def train(
@@ -82,25 +70,31 @@ def train(
     folder: Path,
     name: str,
     collate: Callable[[list[Any]], Any] | None = None,
+    picture_names: Callable[[Any], Sequence[str]] | None = None,
+    after_epoch: Callable[[int, nn.Module], Mapping[str, float]] | None = None,
 ) -> int:
-    """Train a network in place.
+    """Train a network in place; with an averaging schedule it ends with the averaged weights.
 
     Args:
         network: put in training mode here; already on its device.
-        param_groups: groups with their own `lr`, decayed to 0 as (1 - step / steps)^power.
+        param_groups: groups with their own `lr`, changed by the schedule.
         dataset: answers `SampleKey`s.
-        losses_of: batch -> named losses; their sum is minimised.
-        schedule: epochs, batch size, momentum, decay.
+        losses_of: batch and progress -> named losses; their sum is minimised.
+        schedule: epochs, batch size, optimiser, decay.
         execution: workers, seed, progress.
         folder: gets `resume.pt` after every epoch (see `finish_training`) and `losses.jsonl`.
         name: shown by the progress bar.
         collate: how samples become a batch; torch's default when None.
+        picture_names: ids of a batch's pictures, for messages.
+        after_epoch: called with the number of finished epochs and the network (the averaged one where there is one);
+            what it returns goes to `validation.jsonl`.
 
     Returns:
         Number of pictures seen.
 
     Raises:
-        TrainingDiverged: a loss is not finite; the message names the step. The last epoch's state is kept.
+        TrainingDiverged: a loss is not finite; the message names the step and the pictures. The last epoch's state
+            is kept.
     """
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
@@ -110,48 +104,60 @@ def train(
         dataset, batch_size=schedule.batch_size, sampler=sampler, collate_fn=collate,
         num_workers=_loader_workers(execution), pin_memory=execution.torch_device().type == "cuda",
     )  # fmt: skip
-    optimizer = _optimizer(param_groups, schedule)
     steps = schedule.epochs * len(loader)
-    decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=schedule.power)
-    first = _resume(folder, network, optimizer, decay)
-    network.train()
+    optimizer = make_optimizer(param_groups, schedule)
+    averaged = _averaged(network, schedule)
+    state = _State(network, optimizer, learning_rates(optimizer, schedule, steps), averaged)
+    first = state.resume(folder)
     step = first * len(loader)  # the bar does not count when it is not shown
+    _drop_losses_after(folder, step)
     with tqdm(total=steps, initial=step, desc=name, unit="step", disable=execution.quiet) as bar:
         for epoch in range(first, schedule.epochs):
             sampler.epoch = epoch
+            network.train()
             for batch in _batches(loader):
+                losses = losses_of(batch, step / steps)
                 step += 1
-                losses = losses_of(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
                 values = {key: float(value.detach()) for key, value in losses.items()}
                 if not math.isfinite(sum(values.values())):
+                    pictures = f", pictures {', '.join(picture_names(batch))}" if picture_names else ""
                     raise TrainingDiverged(
-                        f"{name}: the loss is no number at step {step} of {steps} ({values}); lower the learning "
-                        f"rate, or use --precision float32; the state after epoch {epoch} is kept in {folder}"
+                        f"{name}: the loss is no number at step {step} of {steps}{pictures} ({values}); lower the "
+                        f"learning rate, or use --precision float32; the state after epoch {epoch} is kept in {folder}"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 total.backward()
                 if schedule.max_gradient_norm > 0:
                     nn.utils.clip_grad_norm_(network.parameters(), schedule.max_gradient_norm)
                 optimizer.step()
-                decay.step()
+                state.decay.step()
+                if averaged is not None:
+                    averaged.update_parameters(network)
                 bar.update()
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-                _log_losses(folder, step, epoch, values)
-            _save_resume(folder, epoch + 1, network, optimizer, decay)
+                _log(folder / "losses.jsonl", step, epoch, values)
+            state.save(folder, epoch + 1)
+            if after_epoch is not None:
+                judged = (network if averaged is None else averaged.module).eval()
+                found = after_epoch(epoch + 1, judged)
+                if found:
+                    _log(folder / "validation.jsonl", step, epoch, found)
+    if averaged is not None:
+        network.load_state_dict(averaged.module.state_dict())
     network.eval()
     return count * (schedule.epochs - first)
-
-
-def _optimizer(param_groups: Sequence[dict[str, Any]], schedule: Schedule) -> torch.optim.Optimizer:
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(list(param_groups), weight_decay=schedule.weight_decay)
-    return torch.optim.SGD(list(param_groups), momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
 def finish_training(folder: Path) -> None:
     """Remove the resume file once the finished network is written."""
     (folder / "resume.pt").unlink(missing_ok=True)
+
+
+def _averaged(network: nn.Module, schedule: Schedule) -> AveragedModel | None:
+    if schedule.ema_decay <= 0:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema_decay), use_buffers=True)
 
 
 def _loader_workers(execution: Execution) -> int:
@@ -168,35 +174,64 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
 
 
-def _log_losses(folder: Path, step: int, epoch: int, values: dict[str, float]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _log(path: Path, step: int, epoch: int, values: Mapping[str, float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     line = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
-    with (folder / "losses.jsonl").open("a", encoding="utf-8") as stream:
+    with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
 
 
-def _save_resume(folder: Path, epoch: int, network: nn.Module, optimizer: Any, decay: Any) -> None:
-    with atomic_path(folder / "resume.pt") as temporary:
-        state = {
-            "epoch": epoch, "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-            "decay": decay.state_dict(), "random": torch.get_rng_state(),
-        }  # fmt: skip
-        torch.save(state, temporary)
+def _drop_losses_after(folder: Path, step: int) -> None:
+    # An interrupted epoch is done again: its steps would stand in the record twice.
+    for path in (folder / "losses.jsonl", folder / "validation.jsonl"):
+        if path.is_file():
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def _resume(folder: Path, network: nn.Module, optimizer: Any, decay: Any) -> int:
-    path = folder / "resume.pt"
-    if not path.is_file():
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        decay.load_state_dict(state["decay"])
-        torch.set_rng_state(state["random"])
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: damaged or of another network ({type(error).__name__}); delete it to train from the beginning"
-        ) from error
-    logger.info("%s: going on after epoch %d", folder.name, state["epoch"])
-    return int(state["epoch"])
+class _State:
+    """All that a training needs to go on after an interruption."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        decay: torch.optim.lr_scheduler.LRScheduler,
+        averaged: AveragedModel | None,
+    ) -> None:
+        self.network, self.optimizer, self.decay, self.averaged = network, optimizer, decay, averaged
+
+    def save(self, folder: Path, epoch: int) -> None:
+        with atomic_path(folder / "resume.pt") as temporary:
+            state = {
+                "epoch": epoch, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "decay": self.decay.state_dict(), "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all(),
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            }  # fmt: skip
+            torch.save(state, temporary)
+
+    def resume(self, folder: Path) -> int:
+        """The number of finished epochs; 0 where there is nothing to resume."""
+        path = folder / "resume.pt"
+        if not path.is_file():
+            return 0
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.decay.load_state_dict(state["decay"])
+            torch.set_rng_state(state["random"])
+            if len(state["random_cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(state["random_cuda"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["averaged"])
+        except Exception as error:
+            raise CheckpointError(
+                f"{path}: damaged or of another network ({type(error).__name__}); delete it to train from the "
+                "beginning"
+            ) from error
+        logger.info("%s: going on after epoch %d", folder.name, state["epoch"])
+        return int(state["epoch"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from irn_pipeline.datasets.samples import SegmentationTarget
+from irn_pipeline.datasets.mask_samples import SegmentationTarget
 from irn_pipeline.nn.backbone import Backbone
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
 
@@ -19,7 +19,8 @@ def target(count: int) -> SegmentationTarget:
     masks = torch.zeros(count, 48, 64, dtype=torch.bool)
     for index in range(count):
         masks[index, 5 : 25 + index, 10 : 30 + 2 * index] = True
-    return SegmentationTarget(masks, torch.arange(count) % 3, torch.ones(count))
+    label = torch.zeros(48, 64, dtype=torch.uint8)
+    return SegmentationTarget(masks, torch.arange(count) % 3, torch.ones(count), label.bool(), label)
 
 
 def test_losses_are_finite_and_teach_every_part(model):
@@ -58,3 +59,30 @@ def test_backbone_weights_are_taken_over(model):
     source = Backbone(name="resnet18")
     model.load_backbone(source)
     assert torch.equal(model.model.backbone.body.layer3[1].conv2.weight, source.layer3[1].conv2.weight)
+
+
+def test_the_default_width_is_torchvisions_own_model():
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+    ours = MaskRcnnSegmenter(num_classes=20).model.state_dict()
+    peer = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=21).state_dict()
+    counters = {k for k in peer if k.endswith("num_batches_tracked")}  # frozen batch norms have none
+    assert {k: v.shape for k, v in ours.items()} == {k: peer[k].shape for k in peer.keys() - counters}
+
+
+def test_narrow_heads_have_few_weights():
+    wide, narrow = (
+        sum(p.numel() for p in MaskRcnnSegmenter(num_classes=3, backbone="resnet18", channels=c).parameters())
+        for c in (256, 64)
+    )
+    body = sum(p.numel() for p in Backbone(name="resnet18").parameters())
+    assert narrow - body < 0.1 * (wide - body)
+
+
+def test_an_instance_one_pixel_wide_has_no_box(model):
+    model.train()
+    lean = target(2)
+    lean.masks[1] = False
+    lean.masks[1, 5:25, 10] = True
+    losses = model.losses([torch.rand(3, 48, 64)], [lean])
+    assert all(torch.isfinite(value) for value in losses.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,21 @@ import pytest
 from irn_pipeline.errors import ConfigError, IrnError
 from irn_pipeline.runtime.command import Pipeline, run_command
 from irn_pipeline.runtime.store import RunFolder
-from tests.runtime.samples import REPORT, UPPER, Source, Stages, load
+from tests.runtime.samples import REPORT, UPPER, Source, Stages, Words, load
 
 
 @pytest.fixture
 def pipeline() -> Pipeline[Source]:
     made = Stages()
-    return Pipeline(numbered=(made.count, made.upper), closing=(made.report,), source=Source, load=load)
+    tool = replace(made.report, name="tool", needs_data=False)
+    return Pipeline(
+        numbered=(made.count, made.upper),
+        closing=(made.report,),
+        source=Source,
+        load=load,
+        no_data=Words(()),
+        tools=(tool,),
+    )
 
 
 def flags(folder: Path, *more: str) -> list[str]:
@@ -33,6 +42,7 @@ def flags(folder: Path, *more: str) -> list[str]:
         (["-2"], "count upper"),
         (["1-"], "count upper report"),
         (["report"], "report"),
+        (["tool"], "tool"),
         (["report", "count"], "count report"),
         (["1", "upper"], "count upper"),
         (["1", "1-2"], "count upper"),
@@ -152,3 +162,72 @@ def test_help_lists_every_flag(
     text = capsys.readouterr().out
     for flag in ("--run-dir", "--words", "--seed", "--overwrite", "--quiet", "--precision"):
         assert flag in text
+
+
+def test_a_tool_needs_no_data_set(tmp_path: Path, pipeline: Pipeline[Source]) -> None:
+    pipeline.run_range(["1-2"], flags(tmp_path))
+    pipeline.run_one("tool", ["--run-dir", str(tmp_path / "run"), "--quiet", "--device", "cpu"])
+    assert (tmp_path / "run" / "tool" / "stage.json").is_file()
+
+
+def test_other_stages_need_one(tmp_path: Path, pipeline: Pipeline[Source]) -> None:
+    with pytest.raises(IrnError, match="no words"):
+        pipeline.run_one("count", ["--run-dir", str(tmp_path / "run"), "--quiet", "--device", "cpu"])
+
+
+@pytest.fixture
+def with_presets(pipeline: Pipeline[Source], tmp_path: Path) -> Pipeline[Source]:
+    folder = tmp_path / "presets"
+    folder.mkdir()
+    (folder / "threefold.yaml").write_text("upper: {repeat: 3, scales: [0.25]}\ncount: {start: 7}\n")
+    (folder / "wrong.yaml").write_text("upper: {repaet: 3}\n")
+    return replace(pipeline, presets=folder)
+
+
+def made_with(pipeline: Pipeline[Source], folder: Path, *more: str) -> tuple[object, object]:
+    pipeline.run_range(["1-2"], flags(folder, *more))
+    record = RunFolder(folder / "run").record("upper")
+    assert record is not None
+    return record.params["repeat"], record.params["scales"]
+
+
+def test_flags_win_over_the_file_over_the_preset_over_the_defaults(
+    with_presets: Pipeline[Source], tmp_path: Path
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("upper: {repeat: 2}\n")
+    both = ("--preset", "threefold", "--config", str(config))
+    assert made_with(with_presets, tmp_path / "a") == (1, [1.0, 0.5])
+    assert made_with(with_presets, tmp_path / "b", "--preset=threefold") == (3, [0.25])
+    assert made_with(with_presets, tmp_path / "c", *both) == (2, [0.25])
+    assert made_with(with_presets, tmp_path / "d", *both, "--upper.repeat", "4") == (4, [0.25])
+    config.write_text("preset: threefold\n")
+    assert made_with(with_presets, tmp_path / "e", "--config", str(config)) == (3, [0.25])
+
+
+def test_one_stage_takes_its_own_part_of_a_preset(with_presets: Pipeline[Source], tmp_path: Path) -> None:
+    with_presets.run_one("count", flags(tmp_path, "--preset", "threefold"))
+    record = RunFolder(tmp_path / "run").record("count")
+    assert record is not None
+    assert record.params == {"start": 7}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--preset", "threfold"], "--preset threfold: no such preset; did you mean 'threefold'?"),
+        (["--preset", "zzz"], "known are threefold, wrong"),
+        (["--preset", "../presets/threefold"], "no such preset"),
+        (["--preset"], "--preset needs the name"),
+        (["--preset", "wrong"], "wrong.yaml: unknown key 'repaet' in upper; did you mean 'repeat'?"),
+    ],
+)
+def test_wrong_presets(with_presets: Pipeline[Source], tmp_path: Path, more: list[str], message: str) -> None:
+    for command in (
+        lambda: with_presets.run_one("count", flags(tmp_path, *more)),
+        lambda: with_presets.run_range([], flags(tmp_path, *more)),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            command()
+        assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()

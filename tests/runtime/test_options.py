@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def test_help_holds_every_meaning_and_default() -> None:
     add_options(parser, UpperParams, title="Copy")
     text = " ".join(parser.format_help().split())
     assert field_meanings(UpperParams)["mark"] == "What ends a word."
+
+
+@dataclass(frozen=True)
+class _LongerParams(UpperParams):
+    """Parameters with one more."""
+
+    more: int = 1
+    """One more."""
+
+
+def test_inherited_fields_have_their_meaning() -> None:
+    meanings = field_meanings(_LongerParams)
+    assert (meanings["mark"], meanings["more"]) == ("What ends a word.", "One more.")
     for part in ("Copy", "How many times.", "What ends a word.", "default: 1", "default: dot"):
         assert part in text
 

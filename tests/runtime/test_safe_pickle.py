@@ -6,6 +6,7 @@ import builtins
 import io
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,97 @@ def test_torch_tensors_come_back(tmp_path: Path) -> None:
         assert torch.equal(found[key], content[key])  # type: ignore[arg-type]
         assert found[key].dtype == content[key].dtype  # type: ignore[attr-defined]
     assert np.array_equal(found["high_res"], content["high_res"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "bool", "uint8"])
+def test_arrays_of_both_generations_of_numpy_come_back(tmp_path: Path, module: str, dtype: str) -> None:
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    # Protocol 2 ends a module's name with a line break, so that another name may take its place.
+    body = pickle.dumps(np.array({"cam": array, "one": array[1, 2]}, dtype=object), protocol=2)
+    names = (b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n")
+    assert any(name in body for name in names)
+    for name in names:
+        body = body.replace(name, b"c" + module.encode() + b".multiarray\n")
+    found = load_pickled_npy(with_pickle(tmp_path / "good.npy", body))
+    assert isinstance(found, dict)
+    assert found["cam"].dtype == np.dtype(dtype)
+    assert np.array_equal(found["cam"], array)
+    assert found["one"] == array[1, 2]
+
+
+class _Stored:
+    """What a storage is written as in a torch.save file."""
+
+    def __init__(self, kind: str, location: str, count: int) -> None:
+        self.key = ("storage", getattr(torch, kind), "94023", location, count, None)
+
+
+class _StoragePickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> object:
+        return obj.key if isinstance(obj, _Stored) else None
+
+
+def old_storage(array: np.ndarray[Any, Any], kind: str, location: str) -> bytes:
+    """A storage as torch 1.0 to 1.5 wrote it: one pickle after another, then the length and the bytes."""
+    stream = io.BytesIO()
+    system = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+    for head in (0x1950A86A20F9469CFC6C, 1001, system):
+        pickle.dump(head, stream, protocol=2)
+    _StoragePickler(stream, protocol=2).dump(_Stored(kind, location, array.size))
+    pickle.dump(["94023"], stream, protocol=2)
+    return stream.getvalue() + np.int64(array.size).tobytes() + array.tobytes()
+
+
+class OldTensor:
+    """Pickles as a tensor of torch 1.0 to 1.5 does inside numpy.save."""
+
+    def __init__(
+        self, storage: bytes, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0
+    ) -> None:
+        self.arguments = (Calls(torch.storage._load_from_bytes, storage), offset, size, stride, False)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return torch._utils._rebuild_tensor_v2, (*self.arguments, OrderedDict())
+
+
+@pytest.mark.parametrize("location", ["cpu", "cuda:0"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("LongStorage", "int64"), ("FloatStorage", "float32"), ("HalfStorage", "float16")]
+)
+def test_tensors_of_old_torch_come_back(tmp_path: Path, kind: str, dtype: str, location: str) -> None:
+    array = np.arange(12).astype(dtype)
+    whole = OldTensor(old_storage(array, kind, location), (3, 4), (4, 1))
+    part = OldTensor(old_storage(array, kind, location), (2, 2), (4, 1), 5)
+    found = load_pickled_npy(save(tmp_path / "good.npy", {"cam": whole, "part": part}))
+    assert isinstance(found, dict)
+    assert str(found["cam"].dtype) == f"torch.{dtype}"
+    assert found["cam"].tolist() == array.reshape(3, 4).tolist()
+    assert found["part"].tolist() == [[5, 6], [9, 10]]
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset"),
+    [((13,), (1,), 0), ((12,), (1,), 1), ((10**12,), (0,), 0), ((10**6, 10**6), (1, 1), 0), ((2,), (12,), 0)],
+)
+def test_tensors_larger_than_their_storage_are_refused(
+    tmp_path: Path, size: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> None:
+    storage = old_storage(np.arange(12.0, dtype=np.float32), "FloatStorage", "cpu")
+    path = save(tmp_path / "bad.npy", {"cam": OldTensor(storage, size, stride, offset)})
+    with pytest.raises(ArtifactError, match=r"bad\.npy: refused.*in a storage of 12"):
+        load_pickled_npy(path)
+
+
+def test_arrays_out_of_nothing_are_refused(tmp_path: Path) -> None:
+    make = np.zeros(1).__reduce__()[0]
+    for hostile in (Calls(make, np.ndarray, (10**12,), b"b"), Calls(np.ndarray, (10**12,))):
+        with pytest.raises(ArtifactError, match=r"bad\.npy"):
+            load_pickled_npy(save(tmp_path / "bad.npy", {"cam": hostile}))
 
 
 def test_a_plain_array_needs_no_pickle(tmp_path: Path) -> None:

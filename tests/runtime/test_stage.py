@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from irn_pipeline.errors import ArtifactError, DataError
-from irn_pipeline.runtime.stage import run_stage
+from irn_pipeline.runtime.stage import Produced, run_stage
 from irn_pipeline.runtime.store import RunFolder
 from tests.runtime.samples import REPORT, TOTAL, UPPER, CountParams, Stages, UpperParams, job
 
@@ -137,3 +138,50 @@ def test_a_reduce_stage_is_done_anew_every_time(tmp_path: Path, stages: Stages) 
     RunFolder(tmp_path).write(UPPER, "changed", "w0")
     run_stage(stages.report, job(tmp_path, CountParams(start=1)))
     assert RunFolder(tmp_path).read(REPORT) == "changed TWO THREE"
+
+
+def test_variants_lie_side_by_side(tmp_path: Path) -> None:
+    made = Stages()
+    varied = replace(made.count, variant=lambda params: f"from-{params.start}")
+    for start in (1, 2):
+        run_stage(varied, job(tmp_path, CountParams(start=start)))
+    assert made.fits == 2
+    for start in (1, 2):
+        record = RunFolder(tmp_path).record(f"count/from-{start}")
+        assert record is not None
+        assert record.params == {"start": start}
+        assert record.complete
+    run_stage(varied, job(tmp_path, CountParams(start=1)))
+    assert made.fits == 2
+
+
+def test_parameters_may_make_a_read_needless(tmp_path: Path) -> None:
+    made = replace(Stages().upper, unread=lambda params: (TOTAL,) if params.loud else ())
+    with pytest.raises(ArtifactError, match="run stage count"):
+        run_stage(made, job(tmp_path, UpperParams()))
+    assert list(tmp_path.iterdir()) == []
+    assert run_stage(made, job(tmp_path, UpperParams(loud=True))).reads == {}
+
+
+def test_common_problems_and_formats_are_told_once(
+    tmp_path: Path, stages: Stages, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    produced = [
+        Produced("w0", ("A",), file_format="old"),
+        Produced("w1", problem="no file a", common=True),
+        Produced("w2", problem="no file b", common=True),
+        Produced("w3", problem="damaged", file_format="old"),
+        Produced("w4", ("B",), file_format="new"),
+        Produced("w5", ("C",), file_format="new"),
+        Produced("w6", ("D",)),
+    ]
+    upper = replace(stages.upper, run=lambda job, pending: iter(produced))
+    record = run_stage(upper, job(tmp_path, UpperParams(), "a b c d e f g"))
+    assert record.counts == {"images": 4, "kept": 0, "skipped": 3}
+    lines = [entry.getMessage() for entry in caplog.records]
+    assert [line for line in lines if "skipped:" in line] == ["w3: skipped: damaged"]
+    assert [line for line in lines if "no file" in line] == [
+        "upper: 2 images skipped, the first is w1: no file a"
+    ]
+    assert [line for line in lines if "files" in line] == ["upper: 2 files: new, 1 files: old"]

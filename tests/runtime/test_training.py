@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from irn_pipeline.errors import CheckpointError, DataError
 from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.optimisation import Schedule
 from irn_pipeline.runtime.training import (
     EpochSampler,
-    Schedule,
     TrainingDiverged,
     finish_training,
     train,
@@ -48,27 +48,39 @@ class Learner:
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.2), nn.Linear(4, 1))
         self.calls = 0
+        self.progress: list[float] = []
         self.fail_at = 0
         self.failure: Callable[[Tensor], Tensor] | None = None
 
-    def losses(self, batch: Any) -> dict[str, Tensor]:
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
         x, y = batch
         self.calls += 1
+        self.progress.append(progress)
         loss = (self.network(x) - y).square().mean()
         if self.calls == self.fail_at and self.failure is not None:
             loss = self.failure(loss)
         return {"fit": loss}
 
-    def train(self, folder: Path, *, count: int = 8, epochs: int = 3, max_norm: float = 0.0) -> int:
+    def train(
+        self,
+        folder: Path,
+        *,
+        count: int = 8,
+        epochs: int = 3,
+        max_norm: float = 0.0,
+        ema: float = 0.0,
+        **more: Any,
+    ) -> int:
         return train(
             network=self.network,
             param_groups=[{"params": list(self.network.parameters()), "lr": 0.05}],
             dataset=Points(count),
             losses_of=self.losses,
-            schedule=Schedule(epochs, 4, 0.9, 1e-4, max_gradient_norm=max_norm),
+            schedule=Schedule(epochs, 4, 0.9, 1e-4, max_gradient_norm=max_norm, ema_decay=ema),
             execution=QUIET,
             folder=folder,
             name="test",
+            **more,
         )
 
     def weights(self) -> Tensor:
@@ -79,18 +91,19 @@ def interrupt(_: Tensor) -> Tensor:
     raise KeyboardInterrupt
 
 
-def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path: Path, ema: float) -> None:
     torch.manual_seed(5)
     undisturbed = Learner()
-    assert undisturbed.train(tmp_path / "a") == 24
+    assert undisturbed.train(tmp_path / "a", ema=ema) == 24
     stopped = Learner()
     stopped.fail_at, stopped.failure = 4, interrupt
     with pytest.raises(KeyboardInterrupt):
-        stopped.train(tmp_path / "b")
+        stopped.train(tmp_path / "b", ema=ema)
     assert (tmp_path / "b" / "resume.pt").is_file()
     again = Learner()
     assert not torch.allclose(again.weights(), undisturbed.weights())
-    assert again.train(tmp_path / "b") == 16
+    assert again.train(tmp_path / "b", ema=ema) == 16
     assert again.calls == 4
     assert torch.allclose(again.weights(), undisturbed.weights(), rtol=0, atol=1e-6)
     assert not again.network.training
@@ -102,6 +115,58 @@ def test_the_log_holds_every_step(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in lines] == [0, 0, 1, 1, 2, 2]
     assert all(line["fit"] > 0 for line in lines)
+
+
+def test_the_log_of_an_interrupted_epoch_is_not_kept_twice(tmp_path: Path) -> None:
+    stopped = Learner()
+    stopped.fail_at, stopped.failure = 4, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(tmp_path)
+    with (tmp_path / "losses.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "epo')  # killed while it wrote
+    Learner().train(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_losses_are_told_how_much_is_done(tmp_path: Path) -> None:
+    learner = Learner()
+    learner.train(tmp_path)
+    assert learner.progress == [step / 6 for step in range(6)]
+
+
+def test_the_average_of_the_weights_is_what_is_left(tmp_path: Path) -> None:
+    plain, averaged = Learner(), Learner()
+    seen: list[Tensor] = []
+
+    def remember(batch: Any, progress: float) -> dict[str, Tensor]:
+        seen.append(averaged.weights())
+        return Learner.losses(averaged, batch, progress)
+
+    torch.manual_seed(1)
+    plain.train(tmp_path / "a")
+    torch.manual_seed(1)
+    averaged.losses = remember  # type: ignore[method-assign]
+    averaged.train(tmp_path / "b", ema=0.5)
+    expected = seen[1]  # the average starts with the weights after the first step
+    for weights in [*seen[2:], plain.weights()]:
+        expected = 0.5 * expected + 0.5 * weights
+    assert torch.allclose(averaged.weights(), expected, atol=1e-6)
+    assert not torch.allclose(averaged.weights(), plain.weights(), atol=1e-4)
+
+
+def test_what_is_measured_after_an_epoch_is_recorded(tmp_path: Path) -> None:
+    calls: list[tuple[int, bool]] = []
+
+    def measure(epochs: int, network: nn.Module) -> dict[str, float]:
+        calls.append((epochs, network.training))
+        return {"ap50": 0.25 * epochs} if epochs != 2 else {}
+
+    learner = Learner()
+    learner.train(tmp_path, after_epoch=measure)
+    assert calls == [(1, False), (2, False), (3, False)]
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["ap50"]) for line in lines] == [(2, 0.25), (6, 0.75)]
 
 
 def test_finishing_removes_the_resume_file(tmp_path: Path) -> None:
@@ -116,8 +181,9 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, value: floa
     learner = Learner()
     learner.fail_at, learner.failure = 4, lambda loss: loss * value
     with pytest.raises(TrainingDiverged, match="no number at step 4 of 6") as caught:
-        learner.train(tmp_path)
+        learner.train(tmp_path, picture_names=lambda batch: ["a", "b"])
     assert "lower the learning rate" in str(caught.value)
+    assert "pictures a, b" in str(caught.value)
     assert torch.isfinite(learner.weights()).all()
     assert (tmp_path / "resume.pt").is_file()
 
@@ -177,7 +243,7 @@ def test_both_optimizers_learn_a_line(tmp_path, optimizer, lr):
     torch.manual_seed(0)
     network = nn.Linear(2, 1)
 
-    def losses(batch: Any) -> dict[str, Tensor]:
+    def losses(batch: Any, _progress: float) -> dict[str, Tensor]:
         x, y = batch
         return {"fit": (network(x) - y).square().mean()}
 

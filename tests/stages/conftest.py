@@ -20,13 +20,13 @@ workers: 1
 quiet: true
 train_cam:
   {backbone: resnet18, backbone_weights: none, frozen_stages: 0, frozen_batch_norm: false, epochs: 1, batch_size: 4,
-   crop: 64, long_side: [64, 96], lr: 0.02, momentum: 0.9}
+   crop: 64, long_side: [64, 96], lr: 0.001, momentum: 0.9}
 make_cam: {scales: [1.0]}
 train_irn:
   {backbone: resnet18, backbone_weights: cam, epochs: 1, batch_size: 4, crop: 64, radius: 5, lr: 0.02}
-synthesize_labels: {radius: 3, instance_bg_threshold: 0.05, min_area: 0.0}
+synthesize_labels: {radius: 3, instance_bg_threshold: 0.01, min_area: 0.0}
 train_segmenter:
-  {backbone: resnet18, backbone_weights: cam, epochs: 1, batch_size: 4, short_side: 64, long_side: 96,
+  {backbone: resnet18, backbone_weights: cam, epochs: 1, batch_size: 4, short_side: 64, long_side: 96, channels: 32,
    boxes_per_image: 16}
 evaluate: {heldout_list: val}
 """

@@ -19,7 +19,6 @@ from irn_pipeline.artifacts import (
     INSTANCE_LABEL,
     IR_LABEL,
     IRN_NETWORK,
-    SEGMENTER,
     SEMANTIC_LABEL,
     Checkpoint,
     write_checkpoint,
@@ -27,6 +26,7 @@ from irn_pipeline.artifacts import (
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from stages.__main__ import main, stage_main
+from stages._segmenter import segmenter_artifact
 from stages._source import DataSet
 from tests.stages.conftest import TinyRun
 
@@ -451,7 +451,7 @@ def test_a_segmenter_of_another_network_is_not_evaluated(
     run_copy: Callable[..., TinyRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = run_copy("train_segmenter")
-    path = RunFolder(copy.run_dir).path(SEGMENTER)
+    path = RunFolder(copy.run_dir).path(segmenter_artifact("mask_rcnn"))
     path.unlink()
     write_checkpoint(path, Checkpoint("mask_rcnn", "resnet18", ("cat", "dog"), {"x": torch.zeros(1)}))
     assert stage_main("evaluate", copy.flags()) == 1

@@ -17,7 +17,6 @@ from irn_pipeline.artifacts import (
     IR_LABEL,
     IRN_NETWORK,
     METRICS,
-    SEGMENTER,
     SEMANTIC_LABEL,
 )
 from irn_pipeline.datasets.images import read_image
@@ -25,6 +24,7 @@ from irn_pipeline.datasets.synthetic import DEMO_CLASSES
 from irn_pipeline.datasets.voc import load_voc
 from irn_pipeline.runtime.store import RunFolder
 from stages.__main__ import PIPELINE, main, stage_main
+from stages._segmenter import segmenter_artifact
 from tests.stages.conftest import TinyRun
 
 
@@ -68,11 +68,13 @@ def test_every_picture_has_every_artifact(whole_run: TinyRun) -> None:
 
 def test_networks_and_records(whole_run: TinyRun) -> None:
     run = RunFolder(whole_run.run_dir)
-    kinds = [run.read(artifact).kind for artifact in (CAM_NETWORK, IRN_NETWORK, SEGMENTER)]
+    kinds = [
+        run.read(artifact).kind for artifact in (CAM_NETWORK, IRN_NETWORK, segmenter_artifact("mask_rcnn"))
+    ]
     assert kinds == ["cam", "irn", "mask_rcnn"]
     assert run.read(CAM_NETWORK).class_names == DEMO_CLASSES
     for stage in PIPELINE.stages:
-        record = run.record(stage.name)
+        record = run.record("train_segmenter/mask_rcnn" if stage.name == "train_segmenter" else stage.name)
         assert record is not None
         assert record.complete
         assert record.counts["images"] > 0
@@ -87,6 +89,7 @@ def test_metrics_hold_every_figure(whole_run: TinyRun) -> None:
     metrics = json.loads((whole_run.run_dir / "evaluate" / "metrics.json").read_text())
     assert metrics["pictures"] == 10
     assert metrics["segmenter"]["pictures"] == 4
+    assert metrics["segmenters"] == {"mask_rcnn": metrics["segmenter"]}
     names = ("background", *DEMO_CLASSES)
     for kind in ("cam", "semantic_label"):
         assert 0 <= metrics[kind]["miou"] <= 1
@@ -98,7 +101,8 @@ def test_metrics_hold_every_figure(whole_run: TinyRun) -> None:
         assert tuple(metrics[kind]["ap50_per_class"]) == DEMO_CLASSES
         assert metrics[kind]["ap50"] >= metrics[kind]["ap70"] >= metrics[kind]["ap75"]
     for kind in ("cam", "semantic_label", "instance_label", "cam_components", "segmenter"):
-        counted = {k: v for k, v in metrics[kind].items() if k not in ("pictures", "instances")}
+        shares = metrics[kind].keys() - {"pictures", "instances", "abs_dic", "abs_dic_per_class"}
+        counted = {key: metrics[kind][key] for key in shares}
         assert all(0 <= value <= 1 for value in numbers_in(counted)), kind
 
 

@@ -1,21 +1,25 @@
-"""The interface of every model that learns from instance labels."""
+"""The interface of every model that learns from labels, whatever it is inside."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
-from irn_pipeline.structures import Instances
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.nn.backbone import Backbone
+from irn_pipeline.structures import Instances, LabelArray
 
 
 class Target(Protocol):
-    """Instances of one picture to learn from (see `datasets.samples.SegmentationTarget`)."""
+    """What a model learns from one picture (see `datasets.mask_samples.SegmentationTarget`)."""
 
     @property
     def masks(self) -> Tensor:
-        """(R, H, W) bool."""
+        """(R, H, W) bool, disjoint."""
         ...
 
     @property
@@ -25,21 +29,83 @@ class Target(Protocol):
 
     @property
     def weights(self) -> Tensor:
-        """(R,) float32."""
+        """(R,) float32 in [0, 1]: how far each instance is to be trusted; 1 for true masks."""
+        ...
+
+    @property
+    def ignore(self) -> Tensor:
+        """(H, W) bool: pixels of which nothing is known."""
+        ...
+
+    @property
+    def label(self) -> Tensor:
+        """(H, W) uint8 semantic label: 0 background, class_id + 1, 255 ignore."""
         ...
 
 
-class Segmenter(Protocol):
-    """A network that learns instance masks."""
+class Segmenter(nn.Module, ABC):
+    """A network that learns masks; it is trained in `train()` mode and asked in `eval()` mode.
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Named losses of a batch of (3, H, W) float32 pictures in [0, 1]."""
-        ...
+    Layers may run under bf16 autocast; whoever implements `losses` computes them in float32.
 
+    Args:
+        num_classes: foreground classes C.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def losses(
+        self, images: Sequence[Tensor], targets: Sequence[Target], progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Named losses of a batch; their sum is minimised.
+
+        Args:
+            images: (3, H, W) float32 pictures in [0, 1]; sizes may differ unless the model is trained on crops.
+            targets: one for each picture, at its size; a picture may hold no instance.
+            progress: fraction of the training that is done, in [0, 1), for schedules inside a loss.
+
+        Returns:
+            Float32 scalars, finite and differentiable for every input, the empty picture included.
+        """
+
+    @abstractmethod
     def predict(self, image: Tensor) -> Instances:
-        """Instances of one (3, H, W) float32 picture in [0, 1], at its own size, best first."""
-        ...
+        """Instances of one (3, H, W) float32 picture in [0, 1], at its own size, best first, at most 100."""
+
+    def predict_label(self, image: Tensor) -> LabelArray:
+        """Semantic label of one picture: (H, W) uint8; by default the instances painted, the best on top."""
+        return paint(self.predict(image), min_score=0.5)
+
+    def load_backbone(self, source: Backbone) -> None:
+        """Start from a ResNet's weights.
+
+        Raises:
+            ConfigError: the model has no ResNet inside.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no ResNet to fill; use --backbone-weights none, or another --backbone"
+        )
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups."""
-        ...
+        """Optimiser groups: here one with everything that learns."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+
+
+def paint(instances: Instances, min_score: float = 0.0) -> LabelArray:
+    """Semantic label of instances: the better score wins where they overlap.
+
+    Args:
+        instances: (R, H, W) masks with scores.
+        min_score: instances below it are left out.
+
+    Returns:
+        (H, W) uint8: 0 background, class_id + 1.
+    """
+    label = np.zeros(instances.size, np.uint8)
+    for index in np.argsort(instances.scores, kind="stable"):
+        if instances.scores[index] >= min_score:
+            label[instances.masks[index]] = instances.class_ids[index] + 1
+    return label

@@ -1,0 +1,149 @@
+"""Read the activation maps of this package, of the original, and of the projects that followed it.
+
+Each is a pickled dictionary in a `.npy` file; nothing in it is run. The formats:
+
+| format | `keys` | `cam` | `high_res` |
+|---|---|---|---|
+| irn (AdvCAM, RIB, ReCAM and ours) | (K,) classes from 0 | (K, h, w) at stride 4 | (K, H, W) |
+| AMN | (K,) | background first, (K + 1, h, w) | (K, H, W), or background first, (K + 1, H, W) |
+| CLIP-ES | (K,) | none | none; `attn_highres` (K, H, W) instead |
+| RIB without class | (0,) | none | none |
+
+Arrays may be NumPy's or torch tensors, of 16 or more bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from irn_pipeline.errors import ArtifactError, ShapeError
+from irn_pipeline.runtime.safe_pickle import load_pickled_npy
+from irn_pipeline.structures import Cam, FloatArray, IntArray, strided_size
+
+_EXPECTED = "expected 'keys' with 'high_res' and 'cam' (irn, AdvCAM, RIB, ReCAM, AMN) or with 'attn_highres' (CLIP-ES)"
+_REMEDY = "make it again (stage make_cam, or the project it comes from)"
+_LOWEST, _HIGHEST = -1.0, 2.0
+"""Maps are in [0, 1], but resizing overshoots a little; maps beyond these bounds were never normalised."""
+
+
+def read_cam_file(path: Path, size: tuple[int, int] | None = None) -> tuple[Cam, str]:
+    """Read a CAM file of any known format.
+
+    Where there is no `cam`, it is the full-size map resized to the grid of stride 4 (bilinear, not aligned to the
+    corners, not normalised again). A background channel is dropped. Values below 0 become 0.
+
+    Args:
+        path: the file.
+        size: (H, W) of the picture in pixels, for files that hold no map because the picture has no class.
+
+    Returns:
+        The maps in float32, and the name of the format: "irn", "AMN", "CLIP-ES" or "RIB without class", followed
+        by "float16" and "cam derived" in parentheses where they apply.
+
+    Raises:
+        ArtifactError: the file is damaged or hostile, of no known format, or its arrays do not fit one another.
+    """
+    content = load_pickled_npy(path)
+    if not isinstance(content, Mapping):
+        raise ArtifactError(f"{path}: {_EXPECTED}, in a dictionary; found {type(content).__name__}")
+    if "keys" not in content:
+        raise ArtifactError(f"{path}: has no 'keys'; {_EXPECTED}; found {_names(content)}")
+    try:
+        class_ids = _class_ids(content["keys"])
+        if not len(class_ids) and not {"cam", "high_res", "attn_highres"} & content.keys():
+            return _no_class(path, size), "RIB without class"
+        return _with_maps(path, content, class_ids)
+    except (ShapeError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: {error}; {_REMEDY}") from error
+
+
+def _with_maps(path: Path, content: Mapping[str, Any], class_ids: IntArray) -> tuple[Cam, str]:
+    source = next((name for name in ("high_res", "attn_highres") if name in content), None)
+    if source is None:
+        raise ArtifactError(
+            f"{path}: has no 'high_res' and no 'attn_highres'; {_EXPECTED}; found {_names(content)}"
+        )
+    kind = "irn" if source == "high_res" else "CLIP-ES"
+    given = {name: _array(name, content[name]) for name in (source, "cam") if name in content}
+    for name, maps in given.items():
+        if len(maps) == len(class_ids) + 1:
+            given[name], kind = maps[1:], "AMN"
+    high_res = _maps(source, given[source])
+    cam = _maps("cam", given["cam"]) if "cam" in given else _at_stride(high_res)
+    remarks = [
+        *(["float16"] if any(maps.dtype == np.float16 for maps in given.values()) else []),
+        *([] if "cam" in given else ["cam derived"]),
+    ]
+    return Cam(class_ids, cam, high_res), f"{kind} ({', '.join(remarks)})" if remarks else kind
+
+
+def _no_class(path: Path, size: tuple[int, int] | None) -> Cam:
+    if size is None:
+        raise ArtifactError(
+            f"{path}: holds no class and no map, and so not the size of its picture either; "
+            "give the stage the folder as --cam-dir"
+        )
+    return Cam(
+        np.zeros(0, np.int64),
+        np.zeros((0, *strided_size(size)), np.float32),
+        np.zeros((0, *size), np.float32),
+    )
+
+
+def _class_ids(value: object) -> IntArray:
+    keys = _array("keys", value)
+    found = keys.astype(np.int64)
+    if keys.ndim != 1 or not np.array_equal(found, keys) or len(np.unique(found)) != len(found):
+        raise ShapeError(f"'keys' must be (K,) classes, whole numbers, each once; found {keys.tolist()}")
+    if len(found) and found.min() < 0:
+        raise ShapeError(f"'keys' counts classes from 0; found {found.min()}")
+    return found
+
+
+def _array(name: str, value: object) -> npt.NDArray[Any]:
+    if isinstance(value, Tensor):
+        value = value.detach()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" or array.ndim == 0:
+        raise ShapeError(
+            f"'{name}' must be an array of numbers, found {array.dtype} of the shape {array.shape}"
+        )
+    return array
+
+
+def _maps(name: str, array: npt.NDArray[Any]) -> FloatArray:
+    maps = np.ascontiguousarray(array, np.float32)
+    if not maps.size:
+        return maps
+    lowest, highest = float(maps.min()), float(maps.max())
+    # NaN fails every comparison.
+    if not (lowest >= _LOWEST and highest <= _HIGHEST):
+        raise ShapeError(
+            f"'{name}' must hold maps in [0, 1], each class divided by its maximum; found {lowest:g} to {highest:g}"
+        )
+    return np.maximum(maps, 0.0) if lowest < 0 else maps
+
+
+def _at_stride(high_res: FloatArray) -> FloatArray:
+    if high_res.ndim != 3 or not min(high_res.shape[1:]):
+        raise ShapeError(f"full-size maps must be (K, H, W), found {high_res.shape}")
+    grid = strided_size((high_res.shape[1], high_res.shape[2]))
+    if not len(high_res):
+        return np.zeros((0, *grid), np.float32)
+    # A view of a read-only array would make torch warn.
+    resized = interpolate(torch.tensor(high_res)[None], grid, mode="bilinear", align_corners=False)
+    return resized[0].numpy()
+
+
+def _names(content: Mapping[Any, Any]) -> str:
+    names = [str(name)[:40] for name in content]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "nothing"

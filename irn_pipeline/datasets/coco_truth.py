@@ -1,0 +1,204 @@
+"""True masks of a COCO file: polygons and run lengths become instances, a label and ignored pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+from irn_pipeline.datasets.images import read_image_size
+from irn_pipeline.errors import DataError
+from irn_pipeline.structures import BACKGROUND, IGNORE, BoolArray, GroundTruth, Instances, LabelArray
+
+_LONGEST_RUN = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class TrueObject:
+    """One annotation of a COCO file, its values unchecked.
+
+    Attributes:
+        annotation_id: its id, for messages.
+        category: place of its category among those of the file.
+        crowd: stands for a group; its pixels are ignored.
+        segmentation: (start, end) in bytes of polygons in the file, run lengths, or None.
+        box: (x, y, width, height) in pixels, or None.
+    """
+
+    annotation_id: Any
+    category: int
+    crowd: bool
+    segmentation: Any
+    box: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TruePicture:
+    """A picture, its (H, W) as the file says (None where it does not), and its annotations."""
+
+    path: Path
+    size: tuple[int, int] | None
+    objects: tuple[TrueObject, ...]
+
+
+@dataclass(frozen=True)
+class CocoTruths:
+    """Reads true masks from a COCO file, picture by picture.
+
+    Attributes:
+        coco_json: the file.
+        class_of: place of a category in the file -> class id, for the classes that are used.
+        pictures: image id -> its annotations.
+    """
+
+    coco_json: Path
+    class_of: dict[int, int]
+    pictures: dict[str, TruePicture]
+
+    def ground_truth(self, image_id: str) -> GroundTruth | None:
+        """True masks of one picture.
+
+        Classes that are not used are background. Where objects overlap, the label is that of the smallest, since
+        it lies in front as a rule. Crowds, and the boxes of objects without a mask, are ignored where no other
+        object is.
+
+        Returns:
+            Label and instances (R objects in the order of the file); None for an unknown picture and for one
+            without any mask.
+
+        Raises:
+            DataError: the picture cannot be read or has another size, or a mask is damaged.
+        """
+        picture = self.pictures.get(image_id)
+        if picture is None:
+            return None
+        objects = [entry for entry in picture.objects if entry.category in self.class_of]
+        if all(entry.segmentation is None for entry in objects):
+            return None
+        size = read_image_size(picture.path)
+        if picture.size not in (None, size):
+            raise DataError(
+                f"{picture.path}: {size[0]}x{size[1]} pixels (height x width), but {self.coco_json} says "
+                f"{picture.size}; the masks must belong to the picture as it is stored"
+            )
+        unsure = np.zeros(size, np.bool_)
+        masks: list[BoolArray] = []
+        class_ids: list[int] = []
+        for entry in objects:
+            where = f"{self.coco_json}: annotation {str(entry.annotation_id)[:40]}"
+            mask = self._mask(entry, size, where)
+            if mask is None or entry.crowd:
+                unsure |= _box(entry.box, size) if mask is None else mask
+            else:
+                masks.append(mask)
+                class_ids.append(self.class_of[entry.category])
+        instances = Instances(
+            np.ones(len(masks), np.float32),
+            np.array(masks, np.bool_).reshape(len(masks), *size),
+            np.array(class_ids, np.int64),
+        )
+        ignore = unsure & ~instances.masks.any(0)
+        label = _paint(instances)
+        label[ignore] = IGNORE
+        return GroundTruth(label, instances, ignore)
+
+    def _mask(self, entry: TrueObject, size: tuple[int, int], where: str) -> BoolArray | None:
+        """(H, W) bool; None where there is no mask."""
+        if entry.segmentation is None:
+            return None
+        if isinstance(entry.segmentation, dict):
+            runs = _run_lengths(entry.segmentation, size, where)
+        else:
+            polygons = self._polygons(entry.segmentation, size, where)
+            if not polygons:
+                return None
+            runs = rle.merge(rle.frPyObjects(polygons, *size))
+        return np.asarray(rle.decode(runs), np.bool_)
+
+    def _polygons(self, segmentation: Any, size: tuple[int, int], where: str) -> list[list[float]]:
+        polygons = segmentation
+        if isinstance(segmentation, tuple):
+            start, end = segmentation
+            try:
+                with self.coco_json.open("rb") as file:
+                    file.seek(start)
+                    polygons = json.loads(file.read(end - start))
+            except (OSError, ValueError, RecursionError):
+                raise DataError(
+                    f"{where}: its polygons are damaged, or the file has changed; write it again"
+                ) from None
+        if not isinstance(polygons, list) or not all(_is_polygon(points, size) for points in polygons):
+            raise DataError(
+                f"{where}: no polygons of a {size[0]}x{size[1]} picture; expected [[x, y, x, y, x, y, ...], ...] "
+                f"in pixels, or run lengths"
+            )
+        return [points for points in polygons if len(points) >= 6]
+
+
+def _is_polygon(points: Any, size: tuple[int, int]) -> bool:
+    """Whether these are x, y pairs at most one picture's length outside; tools round, but do not go further."""
+    if not isinstance(points, list) or len(points) % 2:
+        return False
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in points):
+        return False
+    limits = size[1], size[0]
+    return all(-limits[place % 2] <= value <= 2 * limits[place % 2] for place, value in enumerate(points))
+
+
+def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
+    """A run-length code that is safe to decode: pycocotools returns unset memory where the runs are too short."""
+    counts = segmentation.get("counts")
+    runs = _unpacked(counts) if isinstance(counts, str) else counts
+    whole = isinstance(runs, list) and all(isinstance(run, int) and 0 <= run < _LONGEST_RUN for run in runs)
+    if not whole or segmentation.get("size") != list(size) or sum(runs) != size[0] * size[1]:  # type: ignore[arg-type]
+        raise DataError(
+            f"{where}: no run lengths of a {size[0]}x{size[1]} picture; expected that size (height, width), and "
+            f"counts whose sum is {size[0] * size[1]}"
+        )
+    return dict(rle.frPyObjects({"counts": runs, "size": list(size)}, *size))
+
+
+def _unpacked(text: str) -> list[int]:
+    """Run lengths of COCO's compressed text; [-1] where it is damaged.
+
+    A character from "0" on carries 5 bits and, by 32, whether more follow; from the fourth run on a value is the
+    difference to the run before the last (`rleFrString` of the COCO API).
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for mark in text:
+        bits = ord(mark) - 48
+        if not 0 <= bits < 64 or shift > 35:
+            return [-1]
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs if not shift else [-1]
+
+
+def _box(box: Any, size: tuple[int, int]) -> BoolArray:
+    """(H, W) bool pixels that a box touches; none where there is no usable box."""
+    covered = np.zeros(size, np.bool_)
+    if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
+        x, y, width, height = (min(max(float(value), 0.0), 1e9) for value in box)
+        if math.isfinite(x + y + width + height):
+            covered[int(y) : math.ceil(y + height), int(x) : math.ceil(x + width)] = True
+    return covered
+
+
+def _paint(instances: Instances) -> LabelArray:
+    """(H, W) uint8 label; small objects are painted over large ones."""
+    label = np.full(instances.size, BACKGROUND, np.uint8)
+    for place in np.argsort(-instances.masks.sum((1, 2)), kind="stable"):
+        label[instances.masks[place]] = instances.class_ids[place] + 1
+    return label

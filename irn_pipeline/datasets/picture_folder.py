@@ -1,0 +1,265 @@
+"""Folders of pictures with a table of tags: ids that are relative paths, lists of ids, the choice of classes.
+
+An image id is the path of a picture below its folder, without the suffix and with "/" between folders, so the
+same stem may be used in two folders. Names that could lead out of a folder are refused, never mended.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from irn_pipeline.datasets.voc import LoadedSet, check_class_names
+from irn_pipeline.datasets.voc_lists import read_text, some
+from irn_pipeline.errors import ConfigError, DataError
+from irn_pipeline.structures import ImageRecord, ImageSet
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_DRIVE = re.compile(r"[A-Za-z]:/")
+
+
+@dataclass(frozen=True)
+class TagTable:
+    """Image-level tags as a file gives them.
+
+    Attributes:
+        names: every class of the file, in the order of its class ids if the user picks no others.
+        tags: image id -> places in `names`; the pictures in the order of the file.
+    """
+
+    names: tuple[str, ...]
+    tags: dict[str, set[int]]
+
+
+def picture_id(name: str, where: str) -> str:
+    """The image id of a relative path.
+
+    Args:
+        name: path of a picture below its folder, with or without a suffix; "./" and doubled "/" are dropped.
+        where: file and line, for messages.
+
+    Returns:
+        The path without its suffix, in Unicode's composed form (a Mac stores names decomposed).
+
+    Raises:
+        DataError: the name is empty or absolute, or holds "..", a backslash or a control character.
+    """
+    plain = "/".join(part for part in name.split("/") if part not in ("", "."))
+    stem = _without_suffix(plain)
+    parts = stem.split("/")
+    problem = ""
+    if "\\" in name:
+        problem = "holds a backslash"
+    elif name.startswith("/") or _DRIVE.match(name):
+        problem = "is an absolute path"
+    elif ".." in parts or ".." in plain.split("/"):
+        problem = "holds '..'"
+    elif parts[-1] in ("", "."):
+        problem = "names no picture"
+    elif has_control_character(name):
+        problem = "holds a control character"
+    if problem:
+        raise DataError(
+            f"{where}: {name!r} {problem}; write the path of a picture below --image-dir, "
+            f"with '/' between folders"
+        )
+    return unicodedata.normalize("NFC", stem)
+
+
+def has_control_character(text: str) -> bool:
+    """Whether a text holds a control character or half of a surrogate pair, which no file can store."""
+    return not text.isprintable() and any(unicodedata.category(mark) in ("Cc", "Cs") for mark in text)
+
+
+def scan_pictures(image_dir: Path, warnings: list[str]) -> dict[str, tuple[str, ...]]:
+    """Files of a folder and its subfolders by image id; none of them is opened.
+
+    Links are followed, also out of the folder; a folder that is reached twice is read once. Files and folders
+    whose name starts with "._" or "." are passed over.
+
+    Args:
+        image_dir: the folder.
+        warnings: a sentence is added when names cannot be ids.
+
+    Returns:
+        Image id -> paths below `image_dir`; more than one where files differ in their suffix alone.
+
+    Raises:
+        DataError: the folder is missing, cannot be read, or holds no picture.
+    """
+    if not image_dir.is_dir():
+        raise DataError(f"{image_dir}: no such folder; --image-dir must name the folder of the pictures")
+    root, seen = str(image_dir), set[str]()
+    found: dict[str, tuple[str, ...]] = {}
+    unusable: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(folder, root)
+        for name in sorted(files):
+            if name.startswith("._") or not name.lower().endswith(PICTURE_SUFFIXES):
+                continue
+            path = name if inside == "." else f"{inside}/{name}"
+            try:
+                image_id = picture_id(path, root)
+            except DataError:
+                unusable.append(repr(path))
+                continue
+            found[image_id] = (*found.get(image_id, ()), path)
+    if unusable:
+        warnings.append(
+            f"{image_dir}: files left out because of backslashes or control characters in their names: "
+            f"{some(unusable)}"
+        )
+    if not found:
+        raise DataError(f"{image_dir}: holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+    return found
+
+
+def build_set(
+    table: TagTable, source: Path, image_dir: Path, classes: Sequence[str], warnings: list[str]
+) -> tuple[LoadedSet, tuple[int, ...]]:
+    """Match a table of tags with the pictures of a folder.
+
+    Args:
+        table: the tags.
+        source: file of the tags, for messages.
+        image_dir: folder of the pictures.
+        classes: names to use, in this order; empty for all of the table.
+        warnings: sentences that come first; more are added.
+
+    Returns:
+        The pictures that are there and show a class that is used, and for every class id its place in
+        `table.names`.
+
+    Raises:
+        ConfigError: `classes` holds a name that the table does not know, or one twice.
+        DataError: there are no classes or more than 254, no picture is left, or two files share an image id.
+    """
+    places = _choose(table.names, classes, source)
+    class_names = tuple(table.names[place] for place in places)
+    check_class_names(class_names, f"{source}" if classes else f"{source} (--classes picks some)")
+    class_of = {place: class_id for class_id, place in enumerate(places)}
+    files = scan_pictures(image_dir, warnings)
+    records: list[ImageRecord] = []
+    absent: list[str] = []
+    untagged: list[str] = []
+    for image_id, tags in table.tags.items():
+        paths = files.get(image_id, ())
+        if len(paths) > 1:
+            raise DataError(
+                f"{image_dir}: {' and '.join(paths[:2])} differ in their suffix alone, and both would be "
+                f"picture {image_id!r}; rename one or move it away"
+            )
+        class_ids = tuple(sorted(class_of[tag] for tag in tags if tag in class_of))
+        if not paths:
+            absent.append(image_id)
+        elif not class_ids:
+            untagged.append(image_id)
+        else:
+            records.append(ImageRecord(image_id, image_dir / paths[0], class_ids))
+    if absent:
+        warnings.append(f"{source}: pictures left out because they are not in {image_dir}: {some(absent)}")
+    if untagged:
+        warnings.append(
+            f"{source}: pictures left out because they show none of the classes: {some(untagged)}"
+        )
+    if not records:
+        example = next(iter(files))
+        raise DataError(
+            f"{source}: none of its {len(table.tags)} pictures can be used: {len(absent)} are not in {image_dir} "
+            f"(which holds {example!r}, for example), {len(untagged)} show none of the classes; "
+            f"does --image-dir fit this file?"
+        )
+    counts = Counter(class_id for record in records for class_id in record.class_ids)
+    for number, what in ((0, "no picture"), (1, "a single picture, too few to learn from")):
+        rare = [repr(name) for class_id, name in enumerate(class_names) if counts[class_id] == number]
+        if rare:
+            warnings.append(f"{source}: classes with {what}: {len(rare)} ({', '.join(rare[:10])})")
+    loaded = LoadedSet(ImageSet(class_names, tuple(records)), tuple(warnings), (*absent, *untagged))
+    return loaded, places
+
+
+def restrict(whole: LoadedSet, source: Path, image_list: str | Path | None) -> LoadedSet:
+    """The pictures of a set that a list names, in the list's order.
+
+    Args:
+        whole: all pictures of the data set.
+        source: file of the tags, for messages.
+        image_list: UTF-8 text, one image id or file name a line; blank lines and lines that start with "#"
+            are passed over. None keeps every picture.
+
+    Returns:
+        The chosen pictures with all classes; its warnings are those about the list only.
+
+    Raises:
+        DataError: the list is missing or empty, or names pictures that the data set does not know.
+    """
+    if image_list is None:
+        return LoadedSet(whole.images)
+    path = Path(image_list)
+    records = {record.image_id: record for record in whole.images.records}
+    known = records.keys() | set(whole.skipped)
+    entries: list[str] = []
+    for line in (line.strip() for line in read_text(path).splitlines()):
+        if line in known:
+            entries.append(line)
+        elif line and not line.startswith("#"):
+            entries.append(_without_suffix(unicodedata.normalize("NFC", line.removeprefix("./"))))
+    if not entries:
+        raise DataError(f"{path}: lists no picture; write one image id a line")
+    image_ids = tuple(dict.fromkeys(entries))
+    absent = [image_id for image_id in image_ids if image_id not in known]
+    if absent:
+        raise DataError(
+            f"{path}: not in {source}: {some(absent)} of {len(image_ids)}; does the list belong to this data set?"
+        )
+    chosen = tuple(records[image_id] for image_id in image_ids if image_id in records)
+    skipped = tuple(image_id for image_id in image_ids if image_id not in records)
+    if not chosen:
+        raise DataError(
+            f"{path}: none of its {len(image_ids)} pictures has both a file and a class that is used"
+        )
+    warnings = []
+    if skipped:
+        warnings.append(
+            f"{path}: pictures left out because their file or classes are missing: {some(skipped)}"
+        )
+    if len(image_ids) < len(entries):
+        warnings.append(f"{path}: {len(entries) - len(image_ids)} repeated lines were dropped")
+    return LoadedSet(ImageSet(whole.images.class_names, chosen), tuple(warnings), skipped)
+
+
+def _without_suffix(name: str) -> str:
+    return name[: name.rindex(".")] if name.lower().endswith(PICTURE_SUFFIXES) else name
+
+
+def _choose(names: Sequence[str], classes: Sequence[str], source: Path) -> tuple[int, ...]:
+    place_of = {name: place for place, name in enumerate(names)}
+    if not classes:
+        return tuple(range(len(names)))
+    for name in classes:
+        if name not in place_of:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"--classes: {source} has no class {name!r} (nearest: {', '.join(map(repr, near))})"
+            )
+        if classes.count(name) > 1:
+            raise ConfigError(f"--classes: {name!r} is named twice; class names must differ")
+    return tuple(place_of[name] for name in classes)
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be read ({error.strerror}); check the path and its permissions"
+    )

@@ -1,0 +1,166 @@
+"""Instances as one COCO JSON file, written picture by picture so that its size is bounded by the disk alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+from pycocotools import mask as rle
+
+from irn_pipeline.errors import ConfigError, DataError, ShapeError
+from irn_pipeline.structures import BoolArray, Instances
+
+
+class CocoWriter:
+    """A COCO JSON file of instance masks (https://cocodataset.org/#format-data), open for writing.
+
+    Masks are run-length encoded by pycocotools; every annotation has `bbox` (left, top, width, height in
+    pixels), `area` (pixels), `iscrowd` 0 and, beyond the format, `score`. Image and annotation ids count from
+    1. The file is complete when the block ends; one left by an error is not, so write to a temporary path.
+
+    Attributes:
+        num_images: pictures written so far.
+        num_annotations: instances written so far.
+        num_empty: instances left out because their mask has no pixel, for which COCO has no box.
+
+    Example:
+        >>> import tempfile
+        >>> masks = np.array([[[True, True], [False, False]]])
+        >>> found = Instances(np.ones(1, np.float32), masks, np.zeros(1, np.int64))
+        >>> path = Path(tempfile.mkdtemp()) / "instances.json"
+        >>> with CocoWriter(path, ["dog"]) as coco:
+        ...     coco.add("a.jpg", (2, 2), found)
+        >>> json.loads(path.read_text())["annotations"][0]["bbox"]
+        [0.0, 0.0, 2.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        class_names: Sequence[str],
+        *,
+        category_ids: Sequence[int] | None = None,
+        description: str = "",
+    ) -> None:
+        """Describe the file; it is opened by `with`.
+
+        Args:
+            path: the JSON file, replaced if it is there.
+            class_names: names of the C foreground classes.
+            category_ids: COCO's id of each class; by default 1..C.
+            description: what `info` says.
+
+        Raises:
+            ConfigError: there are not as many ids as names, or an id is repeated or below 1.
+        """
+        ids = list(range(1, len(class_names) + 1)) if category_ids is None else [int(i) for i in category_ids]
+        if len(ids) != len(class_names):
+            raise ConfigError(f"{len(class_names)} classes need as many COCO category ids, got {len(ids)}")
+        if len(set(ids)) != len(ids) or min(ids, default=1) < 1:
+            raise ConfigError(f"COCO category ids must differ and be at least 1, got {ids}")
+        self._path, self._names, self._ids = path, tuple(class_names), ids
+        self._description = description
+        self._images: dict[str, str] = {}
+        self._stream: TextIO | None = None
+        self.num_annotations = 0
+        self.num_empty = 0
+
+    @property
+    def num_images(self) -> int:
+        """Pictures written so far."""
+        return len(self._images)
+
+    def __enter__(self) -> CocoWriter:
+        """Open the file."""
+        self._stream = self._path.open("w", encoding="ascii")
+        categories = [
+            {"id": category_id, "name": name, "supercategory": ""}
+            for category_id, name in zip(self._ids, self._names, strict=True)
+        ]
+        info = {"description": self._description}
+        self._stream.write(
+            f'{{"info": {json.dumps(info)},\n"licenses": [],\n"categories": {json.dumps(categories)},\n'
+            '"annotations": ['
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Complete the file, unless the block failed, and close it."""
+        assert self._stream is not None
+        with self._stream as stream:
+            if kind is None:
+                stream.write('\n],\n"images": [\n' + ",\n".join(self._images.values()) + "\n]}\n")
+        self._stream = None
+
+    def add(self, file_name: str, size: tuple[int, int], instances: Instances) -> None:
+        """Write one picture and its instances; a picture that is refused leaves no trace.
+
+        Args:
+            file_name: path below the folder of pictures, with forward slashes.
+            size: (H, W) of the picture in pixels.
+            instances: (R, H, W) masks; R may be 0.
+
+        Raises:
+            ShapeError: the masks are not of the picture's size.
+            DataError: the picture was added before, a class id is outside 0..C-1, or a score is no number.
+        """
+        if self._stream is None:
+            raise RuntimeError("CocoWriter.add works inside `with CocoWriter(...) as writer:` only")
+        self._check(file_name, size, instances)
+        image_id = self.num_images + 1
+        self._images[file_name] = json.dumps(
+            {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
+        )
+        for mask, class_id, score in zip(instances.masks, instances.class_ids, instances.scores, strict=True):
+            if not mask.any():
+                self.num_empty += 1
+                continue
+            self._stream.write(",\n" if self.num_annotations else "\n")
+            self.num_annotations += 1
+            annotation = {
+                "id": self.num_annotations,
+                "image_id": image_id,
+                "category_id": self._ids[int(class_id)],
+                **_shape(mask),
+                "iscrowd": 0,
+                "score": float(score),
+            }
+            self._stream.write(json.dumps(annotation))
+
+    def _check(self, file_name: str, size: tuple[int, int], instances: Instances) -> None:
+        if file_name in self._images:
+            raise DataError(
+                f"{file_name}: is already in {self._path.name}; every picture needs a file name of its own"
+            )
+        if len(instances) and instances.size != size:
+            raise ShapeError(
+                f"{file_name}: has {size[0]}x{size[1]} pixels, but its masks {instances.size[0]}x"
+                f"{instances.size[1]}; make them again from this picture"
+            )
+        for class_id, score in zip(instances.class_ids, instances.scores, strict=True):
+            if not 0 <= class_id < len(self._names):
+                raise DataError(
+                    f"{file_name}: an instance has the class id {class_id}, but the {len(self._names)} class "
+                    f"names are numbered from 0; give the class names that the masks were made with"
+                )
+            if not math.isfinite(score):
+                raise DataError(f"{file_name}: an instance has the score {score}; make its masks again")
+
+
+def _shape(mask: BoolArray) -> dict[str, Any]:
+    encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "segmentation": {
+            "size": [int(length) for length in encoded["size"]],
+            "counts": encoded["counts"].decode("ascii"),
+        },
+        "bbox": [float(edge) for edge in rle.toBbox(encoded)],
+        "area": int(rle.area(encoded)),
+    }

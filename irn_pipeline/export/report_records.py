@@ -1,0 +1,228 @@
+"""What the report shows, as records; and how they are read from the JSON of a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from irn_pipeline.errors import ArtifactError
+from irn_pipeline.export.report_pictures import Panel
+
+_NOT_LOSSES = ("step", "epoch", "time")
+_PER_CLASS = "_per_class"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart: its name and its (x, y) points."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart: its name, its length >= 0, and the length as text."""
+
+    name: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What is told of one stage.
+
+    Attributes:
+        name: name of its folder.
+        complete: whether it has finished.
+        seconds: how long it worked.
+        counts: name and number of pictures done, kept, skipped.
+        params: name and value of every parameter, as text.
+        versions: name and version of the programs it ran with.
+    """
+
+    name: str
+    complete: bool
+    seconds: float
+    counts: tuple[tuple[str, int], ...] = ()
+    params: tuple[tuple[str, str], ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses, or other figures over the steps, of one training."""
+
+    stage: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of one kind of prediction.
+
+    Attributes:
+        kind: what was compared with the truth, such as "semantic_label".
+        figures: name and value of every figure of the whole set; None where it does not exist.
+        per_class: name of a figure, and (class name, value) for each class.
+    """
+
+    kind: str
+    figures: tuple[tuple[str, float | None], ...]
+    per_class: tuple[tuple[str, tuple[tuple[str, float | None], ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the gallery.
+
+    Attributes:
+        image_id: its id.
+        class_names: classes that its tags name.
+        panels: what is shown of it; the photograph, if there, is the first.
+        aspect: width / height.
+        iou: mean IoU of its semantic label, in [0, 1]; None without truth.
+        score: mean score of its instances, in [0, 1]; None without instance labels.
+        instances: class name and score of each instance, fragments left out.
+        signs: what looks suspicious about its labels, one phrase each.
+    """
+
+    image_id: str
+    class_names: tuple[str, ...]
+    panels: tuple[Panel, ...]
+    aspect: float = 1.0
+    iou: float | None = None
+    score: float | None = None
+    instances: tuple[tuple[str, float], ...] = ()
+    signs: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sorts from worst to best: by IoU, or without truth by the number of signs, then by score."""
+        return rank(self.iou, self.score, len(self.signs))
+
+
+def rank(iou: float | None, score: float | None, signs: int) -> tuple[float, float]:
+    """Key that sorts pictures from worst to best: by IoU where there is truth, else by signs, then by score."""
+    if iou is not None:
+        return (iou, 0.0)
+    return (-float(signs), score or 0.0)
+
+
+def read_curves(text: str, stage: str, *, points: int = 200) -> Curves:
+    """Lines of `losses.jsonl`, each name's values averaged over at most `points` equal parts.
+
+    A last line that was cut off by an interruption is left out, as are values that are no numbers.
+
+    Args:
+        text: the file's content; one JSON object a line with `step` and any named values.
+        stage: name of the training.
+        points: most points of a curve.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(entry, dict):
+            continue
+        step = entry.get("step", number)
+        for name, value in _numbers(entry):
+            if name not in _NOT_LOSSES and value is not None and isinstance(step, int | float):
+                found.setdefault(name, []).append((float(step), value))
+    return Curves(stage, tuple(Series(name, thinned(values, points)) for name, values in found.items()))
+
+
+def thinned(values: Sequence[tuple[float, float]], points: int) -> tuple[tuple[float, float], ...]:
+    """At most `points` points: the mean x and y of equal parts of `values`.
+
+    Example:
+        >>> thinned([(1, 4.0), (2, 2.0), (3, 1.0), (4, 1.0)], 2)
+        ((1.5, 3.0), (3.5, 1.0))
+    """
+    count = len(values)
+    if count <= points:
+        return tuple(values)
+    edges = [count * part // points for part in range(points + 1)]
+    parts = [values[start:end] for start, end in pairwise(edges)]
+    return tuple(
+        (math.fsum(x for x, _ in part) / len(part), math.fsum(y for _, y in part) / len(part))
+        for part in parts
+    )
+
+
+def read_results(metrics: object, source: str) -> tuple[Result, ...]:
+    """Every kind of prediction in the content of `metrics.json`, however deep.
+
+    A kind is an object that holds a figure named `miou` or `ap50`; the kind's name is the path to it.
+
+    Args:
+        metrics: the JSON value.
+        source: where it was read, for the message.
+
+    Raises:
+        ArtifactError: the value is no JSON object.
+    """
+    if not isinstance(metrics, dict):
+        raise ArtifactError(f"{source}: expected a JSON object of figures; run stage evaluate again")
+    return tuple(_results(metrics, ()))
+
+
+def _results(value: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Result]:
+    if path and ("miou" in value or "ap50" in value):
+        nested = [
+            (f"{key} {name}", number)
+            for key, inner in value.items()
+            if isinstance(inner, dict) and not key.endswith(_PER_CLASS)
+            for name, number in _numbers(inner)
+        ]
+        per_class = [
+            (key.removesuffix(_PER_CLASS), tuple(_numbers(inner)))
+            for key, inner in value.items()
+            if isinstance(inner, dict) and key.endswith(_PER_CLASS)
+        ]
+        yield Result(" / ".join(path), (*_numbers(value), *nested), tuple(per_class))
+        return
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _results(inner, (*path, key))
+
+
+def read_sweep(value: object, source: str) -> tuple[Series, ...]:
+    """Curves over the threshold from the content of `sweep.json`: a list of {"threshold", "miou", "ap50"}.
+
+    Args:
+        value: the JSON value.
+        source: where it was read, for the message.
+
+    Raises:
+        ArtifactError: it is no such list.
+    """
+    if not isinstance(value, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("threshold"), int | float) for entry in value
+    ):
+        raise ArtifactError(
+            f'{source}: expected a list of {{"threshold", "miou", "ap50"}}; delete it or run stage evaluate again'
+        )
+    entries = sorted(value, key=lambda entry: float(entry["threshold"]))
+    series = []
+    for name in ("miou", "ap50"):
+        numbers = [(float(entry["threshold"]), dict(_numbers(entry)).get(name)) for entry in entries]
+        points = tuple((x, y) for x, y in numbers if y is not None)
+        if points:
+            series.append(Series(name, points))
+    return tuple(series)
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    for key, value in values.items():
+        if value is None:
+            yield key, None
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, float(value) if math.isfinite(value) else None

@@ -1,0 +1,86 @@
+"""Labels and instances as indexed PNGs, as in Pascal VOC's SegmentationClass and SegmentationObject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from irn_pipeline.errors import ShapeError
+from irn_pipeline.structures import IGNORE, Instances, IntArray, LabelArray
+
+MAX_OBJECTS = IGNORE - 1
+"""Objects that fit into an 8-bit map: 0 is background, and 255 stands for "unknown" in VOC's readers."""
+
+
+def voc_palette() -> LabelArray:
+    """Colours of the 256 indices, as the VOC devkit's `VOClabelcolormap` makes them.
+
+    The bits of the index go to red, green and blue in turn, the lowest to the highest bit of each.
+
+    Returns:
+        (256, 3) uint8 RGB.
+
+    Example:
+        >>> voc_palette()[[0, 1, 2, 15, 255]].tolist()
+        [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [224, 224, 192]]
+    """
+    bits = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)
+    return (bits * np.array([128, 64, 32])[:, None]).sum(1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ObjectMap:
+    """Instances as one map of object ids.
+
+    Attributes:
+        ids: (H, W) uint8, 0 background, 1..N the objects.
+        positions: (N,) position of object 1..N among the instances.
+        left_out: instances for which there was no id left.
+    """
+
+    ids: LabelArray
+    positions: IntArray
+    left_out: int
+
+
+def object_map(instances: Instances, size: tuple[int, int]) -> ObjectMap:
+    """Paint instances in ascending order of score, so that the best is on top where they overlap.
+
+    Ids follow the order of the instances. Beyond 254 instances the ones of lowest score are left out.
+
+    Args:
+        instances: (R, H, W) masks; R may be 0.
+        size: (H, W) of the picture.
+
+    Raises:
+        ShapeError: the masks are not of the picture's size.
+    """
+    if len(instances) and instances.size != size:
+        raise ShapeError(f"masks of a {size[0]}x{size[1]} picture must have its size, got {instances.size}")
+    ascending = np.argsort(instances.scores, kind="stable")[-MAX_OBJECTS:]
+    positions = np.sort(ascending).astype(np.int64)
+    ids = np.zeros(size, np.uint8)
+    for position in ascending:
+        ids[instances.masks[position]] = np.searchsorted(positions, position) + 1
+    return ObjectMap(ids, positions, len(instances) - len(positions))
+
+
+def save_palette_png(path: Path, index: LabelArray) -> None:
+    """Write an 8-bit indexed PNG with the VOC palette.
+
+    Args:
+        path: the file, whatever its suffix.
+        index: (H, W) uint8 labels or object ids.
+
+    Raises:
+        ShapeError: `index` is not (H, W) uint8, or has no pixel.
+    """
+    if index.ndim != 2 or index.dtype != np.uint8 or index.size == 0:
+        raise ShapeError(f"{path}: an indexed PNG needs (H, W) uint8, got {index.shape} {index.dtype}")
+    picture = Image.fromarray(np.ascontiguousarray(index))
+    # On a grey picture this only changes how its values are read: they become indices.
+    picture.putpalette(voc_palette().tobytes())
+    picture.save(path, format="PNG")

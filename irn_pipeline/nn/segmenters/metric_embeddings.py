@@ -1,0 +1,250 @@
+"""Metric embeddings with seediness: a mask is what lies near a good seed in an embedding space.
+
+Fathi et al., "Semantic Instance Segmentation via Deep Metric Learning" (2017).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.nn.backbone import Backbone, BackboneName
+from irn_pipeline.nn.segmenters.base import Segmenter, Target
+from irn_pipeline.nn.segmenters.metric_loss import (
+    CellTarget,
+    cell_target,
+    class_loss,
+    class_loss_weight,
+    class_targets,
+    embedding_loss,
+    sample_points,
+)
+from irn_pipeline.nn.segmenters.pyramid import PyramidFeatures
+from irn_pipeline.ops.metric_seeds import (
+    distance_limits,
+    pick_seeds,
+    seed_components,
+    squared_distances,
+    suppress_masks,
+)
+from irn_pipeline.structures import BoolArray, Instances
+
+_COORDINATE_UNIT = 32.0
+"""Pixels along the picture that count as a distance of 1 between embeddings."""
+
+
+class MetricEmbeddings(Segmenter):
+    """Embeddings, and for every cell the class of the mask around it at each of several similarities.
+
+    Args:
+        num_classes: foreground classes C.
+        backbone: which ResNet.
+        stride: pixels per feature cell, 8 or 4.
+        embedding_dims: dimensions D of the embedding.
+        coordinates: add a cell's position to two of the dimensions (Novotny et al., ECCV 2018). Without it, as
+            published, equal objects far apart have equal embeddings and become one mask.
+        scales: relative sizes of the picture whose features are put side by side; the paper uses 0.25, 0.5, 1, 2.
+        thresholds: similarities T that bound a mask, in (0, 1).
+        points_per_instance: sampled for the embedding loss.
+        background_points: sample the background as if it were one more instance; as published, it is free.
+        class_points: cells a picture whose masks' classes are learned in a step; published are about 10.
+        seeds: picked a picture at inference, at most 100.
+        diversity: weight of the distance from other seeds when one is picked.
+        min_score: instances that score less are left out.
+        max_iou: of two masks of a class that overlap by more, the better one stays.
+        connected: keep only the part of a mask that is connected with its seed.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        backbone: BackboneName = "resnet50",
+        stride: int = 8,
+        embedding_dims: int = 64,
+        coordinates: bool = True,
+        scales: tuple[float, ...] = (1.0,),
+        thresholds: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9),
+        points_per_instance: int = 10,
+        background_points: bool = True,
+        class_points: int = 64,
+        seeds: int = 100,
+        diversity: float = 0.3,
+        min_score: float = 0.05,
+        max_iou: float = 0.5,
+        connected: bool = False,
+    ) -> None:
+        super().__init__(num_classes)
+        if embedding_dims < 2 or points_per_instance < 1 or class_points < 1 or diversity < 0:
+            raise ConfigError(
+                f"embedding_dims must be at least 2, points_per_instance and class_points at least 1 and diversity "
+                f"not negative, got {embedding_dims}, {points_per_instance}, {class_points} and {diversity}"
+            )
+        if not 1 <= seeds <= 100:
+            raise ConfigError(f"seeds must be 1 to 100, got {seeds}")
+        if not scales or min(scales) <= 0:
+            raise ConfigError(f"scales must be positive, got {scales}")
+        self.limits = distance_limits(thresholds)
+        self.thresholds, self.scales, self.coordinates = thresholds, scales, coordinates
+        self.points_per_instance, self.background_points = points_per_instance, background_points
+        self.class_points, self.seeds, self.diversity = class_points, seeds, diversity
+        self.min_score, self.max_iou, self.connected = min_score, max_iou, connected
+        self.features = PyramidFeatures(backbone=backbone, stride=stride)
+        channels = self.features.channels * len(scales)
+        self.embedding_head = nn.Conv2d(channels, embedding_dims, 1)
+        self.class_head = nn.Conv2d(channels, len(thresholds) * (num_classes + 1), 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and class logits of a batch, at the feature stride.
+
+        Args:
+            images: (B, 3, H, W) float32 in [0, 1].
+
+        Returns:
+            Float32 embeddings (B, D, h, w), and logits (B, T, C + 1, h, w) of the mask around each cell.
+        """
+        size, stride = images.shape[-2:], self.features.stride
+        grid = [-(-length // stride) for length in size]
+        maps = []
+        for scale in self.scales:
+            scaled = [max(round(length * scale), 1) for length in size]
+            resized = images if scale == 1 else interpolate(images, scaled, mode="bilinear", antialias=True)
+            features = self.features(resized)
+            maps.append(features if scale == 1 else interpolate(features, grid, mode="bilinear"))
+        joined = torch.cat(maps, 1)
+        embeddings = self.embedding_head(joined).float()
+        if self.coordinates:
+            position = _positions(grid[0], grid[1], stride, embeddings.device)
+            embeddings = embeddings + pad(position, (0, 0, 0, 0, 0, embeddings.shape[1] - 2))
+        logits = self.class_head(joined).float()
+        return embeddings, logits.unflatten(1, (len(self.thresholds), self.num_classes + 1))
+
+    def losses(
+        self, images: Sequence[Tensor], targets: Sequence[Target], progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Embedding loss, and the class loss times its weight at this time of the training; means over pictures.
+
+        The sampled points follow torch's global random state.
+        """
+        embeddings, logits = self(_batch(images))
+        device = embeddings.device
+        generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        with torch.autocast(device.type, enabled=False):
+            pairs, classes = [], []
+            for image, target, own_embeddings, own_logits in zip(
+                images, targets, embeddings, logits, strict=True
+            ):
+                # A picture that was padded to the size of a larger one answers for its own cells only.
+                rows, columns = (-(-length // self.features.stride) for length in image.shape[-2:])
+                cells = cell_target(target, self.features.stride)
+                flat = own_embeddings[:, :rows, :columns].flatten(1).T
+                flat_logits = own_logits[..., :rows, :columns].flatten(2).permute(2, 0, 1)
+                pairs.append(self._pair_loss(flat, cells, generator))
+                classes.append(self._class_loss(flat, flat_logits, cells, generator))
+            weight = class_loss_weight(progress)
+            return {
+                "loss_embedding": torch.stack(pairs).mean(),
+                "loss_class": weight * torch.stack(classes).mean(),
+            }
+
+    def _pair_loss(self, embeddings: Tensor, target: CellTarget, generator: torch.Generator) -> Tensor:
+        points = sample_points(target, self.points_per_instance, generator, background=self.background_points)
+        return embedding_loss(embeddings[points.cells], points)
+
+    def _class_loss(
+        self, embeddings: Tensor, logits: Tensor, target: CellTarget, generator: torch.Generator
+    ) -> Tensor:
+        known = target.known.nonzero()[:, 0]
+        count = min(self.class_points, len(known))
+        order = torch.randperm(len(known), generator=generator, device=known.device)
+        cells = known[order[:count]]
+        labels, weights = class_targets(embeddings, cells, target, self.limits)
+        return class_loss(logits[cells], labels, weights)
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Instances:
+        """Instances of one picture: the masks around up to `seeds` seeds, without duplicates (section 3.3)."""
+        embeddings, logits = (x[0] for x in self(image[None]))
+        grid, size = (embeddings.shape[1], embeddings.shape[2]), (image.shape[-2], image.shape[-1])
+        flat = embeddings.flatten(1).T.contiguous()
+        probabilities = logits.softmax(1)[:, 1:].flatten(0, 1).flatten(1)
+        scores, best = probabilities.max(0)
+        # A cell that would be dropped for its score needs no seed.
+        seeds = pick_seeds(flat, scores * (scores >= self.min_score), self.seeds, diversity=self.diversity)
+        if len(seeds) == 0:
+            return Instances.empty(size)
+        scores, best = scores[seeds], best[seeds]
+        threshold, class_ids = best // self.num_classes, best % self.num_classes
+        distances = squared_distances(flat[seeds], flat)
+        distances[torch.arange(len(seeds), device=seeds.device), seeds] = 0
+        masks = distances <= distances.new_tensor(self.limits)[threshold][:, None]
+        if self.connected:
+            parts = seed_components(masks.unflatten(1, grid).cpu().numpy(), seeds.tolist())
+            masks = torch.from_numpy(parts).to(masks.device).flatten(1)
+            distances = distances.masked_fill(~masks, torch.inf)
+        kept = suppress_masks(masks, scores, class_ids, max_iou=self.max_iou)
+        level = distances.new_tensor(self.thresholds)[threshold[kept]]
+        fine = _upsample(distances[kept].unflatten(1, grid), level, self.features.stride, size)
+        found = Instances(scores[kept].cpu().numpy().astype(np.float32), fine, class_ids[kept].cpu().numpy())
+        return found.select(np.flatnonzero(fine.any((1, 2))))
+
+    def load_backbone(self, source: Backbone) -> None:
+        """Start from a ResNet's weights."""
+        self.features.backbone.load_state_dict(source.state_dict())
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The ResNet and its pyramid at `lr`, the two heads at ten times that."""
+        heads = itertools.chain(self.embedding_head.parameters(), self.class_head.parameters())
+        return [
+            {"params": [p for p in self.features.parameters() if p.requires_grad], "lr": lr},
+            {"params": list(heads), "lr": 10 * lr},
+        ]
+
+
+def _positions(rows: int, columns: int, stride: int, device: torch.device) -> Tensor:
+    """(2, rows, columns) float32 y and x of the cells, in units of the embedding."""
+    y, x = (torch.arange(n, device=device) * (stride / _COORDINATE_UNIT) for n in (rows, columns))
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"))
+
+
+def _batch(images: Sequence[Tensor]) -> Tensor:
+    """(B, 3, H, W) of pictures that may differ in size; the smaller ones get black margins."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    return torch.stack(
+        [pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    )
+
+
+def _upsample(distances: Tensor, thresholds: Tensor, stride: int, size: tuple[int, int]) -> BoolArray:
+    """Masks at the picture's size: where the interpolated similarity exceeds the threshold.
+
+    Interpolated is the similarity's place between threshold and extreme, 1 at the seed, 0 at the threshold and -1
+    far away. It does not let a mask of a single cell vanish, as the similarity itself would.
+
+    Args:
+        distances: (K, h, w) squared distances.
+        thresholds: (K,) similarities.
+        stride: pixels per cell.
+        size: (H, W) of the picture.
+
+    Returns:
+        (K, H, W) bool.
+    """
+    masks = np.zeros((len(distances), *size), np.bool_)
+    # One at a time: a hundred float maps of a large picture are not kept together.
+    for mask, distance, threshold in zip(masks, distances, thresholds, strict=True):
+        excess = 2 / (1 + distance.exp()) - threshold
+        soft = torch.where(excess >= 0, excess / (1 - threshold), excess / threshold)
+        fine = interpolate(soft[None, None], scale_factor=stride, mode="bilinear")[0, 0]
+        mask[:] = (fine[: size[0], : size[1]] >= 0).cpu().numpy()
+    return masks

@@ -1,0 +1,52 @@
+"""Dense features for models that decide pixel by pixel: a ResNet whose stages are fused at a fine stride."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.transforms.v2 import functional as TF
+
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms
+
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_FIRST_STAGE = {4: 1, 8: 2}
+
+
+class PyramidFeatures(nn.Module):
+    """A ResNet and torchvision's feature pyramid; the finest level is the output.
+
+    The batch norms of the ResNet stay as they were loaded: batches here are too small to measure them.
+
+    Args:
+        backbone: which ResNet.
+        channels: of the output.
+        stride: pixels per cell of the output, 4 or 8.
+    """
+
+    def __init__(self, *, backbone: BackboneName = "resnet50", channels: int = 128, stride: int = 4) -> None:
+        super().__init__()
+        if stride not in _FIRST_STAGE:
+            raise ConfigError(f"stride must be 4 or 8, got {stride}")
+        self.backbone = Backbone(name=backbone)
+        self.first = _FIRST_STAGE[stride]
+        self.pyramid = FeaturePyramidNetwork(list(self.backbone.channels[self.first :]), channels)
+        # Only the finest level is read: what smooths the others would wait for a gradient that never comes.
+        for block in list(self.pyramid.layer_blocks)[1:]:
+            block.requires_grad_(False)
+        self.channels, self.stride = channels, stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pictures in [0, 1] -> (B, channels, ceil(H / stride), ceil(W / stride))."""
+        stages = self.backbone(TF.normalize(images, _MEAN, _STD))[self.first :]
+        fused = self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(stages)))
+        finest: Tensor = fused["0"]
+        return finest
+
+    def train(self, mode: bool = True) -> PyramidFeatures:
+        """Training mode, but for the ResNet's batch norms."""
+        super().train(mode)
+        freeze_batch_norms(self.backbone)
+        return self

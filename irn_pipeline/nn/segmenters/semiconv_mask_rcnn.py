@@ -1,0 +1,154 @@
+"""Mask R-CNN steered by semi-convolutional embeddings (Novotny et al., ECCV 2018, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+
+from irn_pipeline.errors import CheckpointError, ShapeError
+from irn_pipeline.nn.backbone import BackboneName
+from irn_pipeline.nn.segmenters.base import Target
+from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
+from irn_pipeline.nn.segmenters.semiconv_roi_heads import SemiconvRoiHeads
+
+_SHOWN = 3
+"""Names of wrong weights that an error lists."""
+
+
+class SemiconvMaskRcnn(MaskRcnnSegmenter):
+    """Mask R-CNN that tells the object of a box from its neighbours by where its cells point to.
+
+    The authors train a Mask R-CNN until it no longer improves and go on from its weights (`load_mask_rcnn`); training
+    from the backbone's weights works too.
+
+    Args:
+        num_classes: foreground classes C.
+        backbone: which ResNet.
+        short_side: pictures are resized to this short side, pixels.
+        long_side: and at most to this long side, pixels.
+        boxes_per_image: sampled boxes a picture in training.
+        channels: of the feature pyramid and the heads.
+        max_instances: kept a picture at inference.
+        embedding_dim: D; two channels are geometric, the others appearance.
+        embedding_gradient: what reaches the feature pyramid of the embedding's gradient.
+        embedding_unit: pixels, of the resized picture, per unit of the embedding.
+        sigma: bandwidth of the kernel at the start, in those units.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        backbone: BackboneName = "resnet50",
+        short_side: int = 512,
+        long_side: int = 800,
+        boxes_per_image: int = 512,
+        channels: int = 256,
+        max_instances: int = 100,
+        embedding_dim: int = 8,
+        embedding_gradient: float = 0.1,
+        embedding_unit: float = 32.0,
+        sigma: float = 8.0,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            backbone=backbone,
+            short_side=short_side,
+            long_side=long_side,
+            boxes_per_image=boxes_per_image,
+            channels=channels,
+            max_instances=max_instances,
+        )
+        self.model.roi_heads = SemiconvRoiHeads(
+            self.model.roi_heads,
+            channels=self.model.backbone.out_channels,
+            dim=embedding_dim,
+            gradient=embedding_gradient,
+            unit=embedding_unit,
+            sigma=sigma,
+        )
+
+    def load_mask_rcnn(self, state: Mapping[str, Tensor]) -> None:
+        """Start from a trained `MaskRcnnSegmenter`; the embedding keeps its random weights.
+
+        Args:
+            state: the other model's state dict.
+
+        Raises:
+            CheckpointError: it is not the state of a Mask R-CNN of this backbone and number of classes.
+        """
+        own = self.state_dict()
+        expected = {name: value for name, value in own.items() if not _is_new(name)}
+        problems = [f"{name} is missing" for name in expected if name not in state]
+        problems += [f"{name} is unknown" for name in state if name not in expected]
+        problems += [
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in state and state[name].shape != value.shape
+        ]
+        if problems:
+            more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            raise CheckpointError(
+                f"not the weights of a mask_rcnn with this backbone and {self.num_classes} classes: "
+                f"{'; '.join(problems[:_SHOWN])}{more}; give the checkpoint of a mask_rcnn trained with the same "
+                f"--backbone and class list"
+            )
+        self.load_state_dict({**own, **state})
+
+    def losses(
+        self, images: Sequence[Tensor], targets: Sequence[Target], progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Torchvision's five losses, the masks' on the steered logits, `loss_kernel` and `loss_embedding`.
+
+        An instance's weight multiplies its terms of the three losses about masks; what is ignored counts in none.
+        Instances without two pixels of extent both ways have no box and are left out.
+
+        Raises:
+            ShapeError: a target is not of its picture's size, or its parts do not fit.
+        """
+        converted = [_with_trust(image, target) for image, target in zip(images, targets, strict=True)]
+        losses: dict[str, Tensor] = self.model(list(images), converted)
+        return losses
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Everything that learns; no weight decay on log sigma, which would draw sigma to 1."""
+        learning = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        sigma = [p for name, p in learning if name.endswith("log_sigma")]
+        others = [p for name, p in learning if not name.endswith("log_sigma")]
+        return [{"params": others, "lr": lr}, {"params": sigma, "lr": lr, "weight_decay": 0.0}]
+
+
+def _is_new(name: str) -> bool:
+    return name.startswith(("model.roi_heads.embedding.", "model.roi_heads.log_sigma"))
+
+
+def _with_trust(image: Tensor, target: Target) -> dict[str, Tensor]:
+    """The dictionary that `SemiconvRoiHeads` learns from."""
+    size, count = image.shape[-2:], len(target.masks)
+    if target.masks.shape[1:] != size or target.ignore.shape != size:
+        raise ShapeError(
+            f"the target of a {size[0]}x{size[1]} picture needs masks and ignore of its size, "
+            f"got {tuple(target.masks.shape)} and {tuple(target.ignore.shape)}"
+        )
+    if target.class_ids.shape != (count,) or target.weights.shape != (count,):
+        raise ShapeError(
+            f"{count} masks need as many class_ids and weights, "
+            f"got {tuple(target.class_ids.shape)} and {tuple(target.weights.shape)}"
+        )
+    wide = (target.masks.any(1).sum(1) > 1) & (target.masks.any(2).sum(1) > 1)
+    masks = target.masks[wide]
+    boxes = masks.new_zeros((0, 4), dtype=torch.float32)
+    if len(masks):
+        boxes = masks_to_boxes(masks)
+        boxes[:, 2:] += 1  # the far edge of the last pixel
+    return {
+        "boxes": boxes,
+        "labels": target.class_ids[wide] + 1,
+        "weights": target.weights[wide],
+        # As the last mask, the ignored region is resized by torchvision exactly as the others are.
+        "masks": torch.cat([masks, target.ignore[None]]).to(torch.uint8),
+    }

@@ -1,0 +1,80 @@
+"""Dense CRF on a network's probabilities (DeepLab v2, section 3.3): unlike a hard label they say how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydensecrf.densecrf import DenseCRF2D
+from pydensecrf.utils import unary_from_softmax
+
+from irn_pipeline.errors import ShapeError
+from irn_pipeline.structures import FloatArray
+
+
+@dataclass(frozen=True)
+class SoftCrfParams:
+    """Parameters of the dense CRF on probabilities; the defaults are the usual ones of DeepLab v2 on VOC."""
+
+    iterations: int = 10
+    """Mean-field iterations."""
+    gaussian_sxy: float = 1.0
+    """Standard deviation of the smoothness term, in pixels."""
+    gaussian_compat: float = 3.0
+    """Weight of the smoothness term."""
+    bilateral_sxy: float = 67.0
+    """Standard deviation of the appearance term, in pixels."""
+    bilateral_srgb: float = 3.0
+    """Standard deviation of the appearance term, in colour values 0..255."""
+    bilateral_compat: float = 4.0
+    """Weight of the appearance term."""
+
+
+_PUBLISHED = SoftCrfParams()
+
+
+def dense_crf_probabilities(
+    image: npt.NDArray[np.uint8], probabilities: FloatArray, crf: SoftCrfParams = _PUBLISHED
+) -> FloatArray:
+    """Smooth label probabilities along the edges of their picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB picture.
+        probabilities: (L, H, W) floats in [0, 1], one map per label, background included; values below 1e-5
+            count as 1e-5.
+        crf: parameters of the CRF.
+
+    Returns:
+        (L, H, W) float32 probabilities of the labels after the last mean-field iteration; they sum to 1.
+
+    Raises:
+        ShapeError: picture or probabilities have another shape, dtype or value range.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ShapeError(f"the CRF needs an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    height, width = image.shape[:2]
+    if probabilities.ndim != 3 or probabilities.shape[1:] != (height, width) or not len(probabilities):
+        raise ShapeError(
+            f"probabilities of a {height}x{width} picture must be (L, {height}, {width}) with L >= 1, "
+            f"got {probabilities.shape}"
+        )
+    # Written so that a value that is no number is refused too.
+    if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1 + 1e-4):
+        raise ShapeError(
+            f"probabilities must be in 0..1, got {probabilities.min()}..{probabilities.max()}; "
+            "give the softmax of the network's scores"
+        )
+    if len(probabilities) == 1:
+        return np.ones(probabilities.shape, np.float32)
+    model = DenseCRF2D(width, height, len(probabilities))
+    # The extension takes only contiguous, writable memory.
+    model.setUnaryEnergy(np.array(unary_from_softmax(probabilities), np.float32, order="C"))
+    model.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_compat)
+    model.addPairwiseBilateral(
+        sxy=crf.bilateral_sxy,
+        srgb=crf.bilateral_srgb,
+        rgbim=np.array(image, order="C"),
+        compat=crf.bilateral_compat,
+    )
+    return np.array(model.inference(crf.iterations), np.float32).reshape(probabilities.shape)

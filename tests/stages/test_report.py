@@ -1,0 +1,248 @@
+"""The report of a run folder made by hand: what is shown, what is counted, and what is missing or damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from irn_pipeline.artifacts import (
+    CAM,
+    CAM_NETWORK,
+    INSTANCE_LABEL,
+    IR_LABEL,
+    IRN_NETWORK,
+    METRICS,
+    SEMANTIC_LABEL,
+    Checkpoint,
+)
+from irn_pipeline.errors import ArtifactError, ConfigError
+from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.stage import Job, run_stage
+from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.structures import Cam, GroundTruth, ImageRecord, ImageSet, Instances, strided_size
+from stages.report import STAGE, Params
+
+SIZE = (24, 32)
+NAMES = ("cat", "<b>dog</b>")
+IDS = ("one", "sub/two", "three", "four")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory."""
+
+    images: ImageSet = field(default_factory=lambda: ImageSet((), ()))
+    truths: dict[str, GroundTruth] = field(default_factory=dict)
+
+    @property
+    def items(self) -> Sequence[ImageRecord]:
+        return self.images.records
+
+    @property
+    def identity(self) -> Sequence[str]:
+        return self.images.class_names
+
+    def ground_truth(self, image_id: str) -> GroundTruth | None:
+        return self.truths.get(image_id)
+
+
+def true_label() -> np.ndarray:
+    """The class 0 on the left quarter."""
+    label = np.zeros(SIZE, np.uint8)
+    label[:, :8] = 1
+    return label
+
+
+def instances_of(label: np.ndarray, scores: Sequence[float]) -> Instances:
+    masks = np.repeat((label > 0)[None], len(scores), axis=0)
+    return Instances(np.array(scores, np.float32), masks, np.zeros(len(scores), np.int64))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    """Four pictures; only the first two have true masks."""
+    records = []
+    for number, image_id in enumerate(IDS):
+        path = tmp_path / "pictures" / f"{image_id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((*SIZE, 3), 40 * number, np.uint8)).save(path)
+        records.append(ImageRecord(image_id, path, (number % 2,)))
+    truth = GroundTruth(true_label(), instances_of(true_label(), [1.0]), np.zeros(SIZE, bool))
+    return Data(ImageSet(NAMES, tuple(records)), {"one": truth, "sub/two": truth})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A finished run: perfect labels of the first picture, empty, covering and fragmented ones of the others."""
+    run = RunFolder(tmp_path / "my run")
+    full = np.full(SIZE, 2, np.uint8)
+    labels = dict(zip(IDS, (true_label(), np.zeros(SIZE, np.uint8), full, true_label()), strict=True))
+    scores: dict[str, list[float]] = {
+        "one": [0.75, 0.25],
+        "sub/two": [],
+        "three": [1.0],
+        "four": [0.5, *([0.0] * 12)],
+    }
+    for image_id in IDS:
+        cam = np.zeros((1, *strided_size(SIZE)), np.float32)
+        run.write(CAM, Cam(np.zeros(1, np.int64), cam, np.zeros((1, *SIZE), np.float32)), image_id)
+        run.write(IR_LABEL, labels[image_id], image_id)
+        run.write(SEMANTIC_LABEL, labels[image_id], image_id)
+        run.write(INSTANCE_LABEL, instances_of(labels[image_id], scores[image_id]), image_id)
+    run.write(CAM_NETWORK, Checkpoint("cam", "resnet18", NAMES, {}))
+    for stage in ("train_cam", "make_cam", "mine_relations", "synthesize_labels", "evaluate"):
+        run.write_record(
+            StageRecord(stage, "f", {"beta": 10.0}, {}, True, {"images": 4}, 61.0, {"torch": "2"})
+        )
+    run.stage_dir("train_cam").joinpath("losses.jsonl").write_text('{"step": 1, "classification": 0.5}\n')
+    per_class = {"background": 0.9, NAMES[0]: 0.5, NAMES[1]: None}
+    run.write(METRICS, {"pictures": 2, "semantic_label": {"miou": 0.7, "iou_per_class": per_class}})
+    return run
+
+
+def make(run: RunFolder, data: Data, **params: Any) -> str:
+    """The text of the report."""
+    execution = Execution(device="cpu", precision="float32", workers=1, quiet=True)
+    run_stage(STAGE, Job(run, Params(**params), data, execution))
+    return (run.stage_dir("report") / "report.html").read_text(encoding="utf-8")
+
+
+def pictures_of(text: str) -> dict[str, Any]:
+    found = re.search(r'id="pictures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return {picture["id"]: picture for picture in json.loads(found[1])}
+
+
+def titles(picture: dict[str, Any]) -> list[str]:
+    return [panel[0] for panel in picture["panels"]]
+
+
+def test_whole_run(run: RunFolder, data: Data) -> None:
+    run.write(
+        IRN_NETWORK,
+        Checkpoint("irn", "resnet18", (), IrnNetwork(backbone="resnet18").state_dict()),
+    )
+    (run.stage_dir("evaluate") / "sweep.json").write_text('[{"threshold": 0.1, "miou": 0.625, "ap50": 0.5}]')
+    text = make(run, data)
+    pictures = pictures_of(text)
+    assert tuple(pictures) == IDS
+    assert titles(pictures["one"]) == [
+        *("picture", "CAM", "confident label", "boundary", "displacement", "instance map"),
+        *("instance labels", "semantic label", "true instances", "true label"),
+    ]
+    assert titles(pictures["three"])[-1] == "semantic label"
+    assert pictures["one"]["iou"] == 1
+    assert pictures["one"]["score"] == 0.5
+    assert pictures["one"]["instances"] == [["cat", 0.75], ["cat", 0.25]]
+    assert pictures["one"]["aspect"] == pytest.approx(32 / 24, abs=1e-3)
+    assert pictures["sub/two"]["iou"] == pytest.approx(
+        (0.75 + 0) / 2
+    )  # background 16 of 24 columns: 3/4; cat 0
+    assert pictures["three"]["iou"] is None
+    assert {key: picture["signs"] for key, picture in pictures.items()} == {
+        "one": [],
+        "sub/two": ["no instance"],
+        "three": ["<b>dog</b> covers 100 %"],
+        "four": ["12 fragments"],
+    }
+    assert "<b>dog" not in text
+    assert "&lt;b&gt;dog" in text
+    assert "my run" in text
+    assert "70.0 %" in text
+    assert "best 62.5 % at 0.1" in text
+    assert text.count("1 min 01 s") >= 5
+    assert 'class="note"' not in text.split("</noscript>")[1]
+
+
+def test_without_a_data_set(run: RunFolder) -> None:
+    text = make(run, Data())
+    pictures = pictures_of(text)
+    assert set(pictures) == set(IDS)
+    assert titles(pictures["one"]) == ["CAM", "confident label", "instance labels", "semantic label"]
+    assert pictures["one"]["classes"] == ["cat"]
+    assert pictures["one"]["iou"] is None
+    assert "--voc-root" in text
+    worst = re.search(r'"worst": \[(\d+)', text)
+    assert worst is not None
+    assert list(pictures)[int(worst[1])] != "one"
+
+
+def test_no_network_is_said_and_fields_can_be_left_out(run: RunFolder, data: Data) -> None:
+    assert "train_irn has not finished" in make(run, data)
+    run.write(IRN_NETWORK, Checkpoint("irn", "resnet18", (), {}))  # would be refused if it were read
+    text = make(run, data, fields=False)
+    assert "train_irn has not finished" not in text
+    assert "boundary" not in titles(pictures_of(text)["one"])
+
+
+def test_number_of_pictures(run: RunFolder, data: Data) -> None:
+    text = make(run, data, max_pictures=2)
+    assert len(pictures_of(text)) == 2
+    assert "2 of 4 pictures are shown" in text
+    assert 'id="pictures"' not in make(run, data, max_pictures=0)
+
+
+def test_a_damaged_file_is_left_out(run: RunFolder, data: Data, caplog: pytest.LogCaptureFixture) -> None:
+    run.path(CAM, "one").write_bytes(b"rubbish")
+    data.items[0].path.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        pictures = pictures_of(make(run, data))
+    assert titles(pictures["one"])[0] == "confident label"
+    assert titles(pictures["three"])[:2] == ["picture", "CAM"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("one.npy" in message for message in messages) == 1
+    assert sum("one.png" in message and "empty" in message for message in messages) == 1
+
+
+def test_labels_of_another_picture_size(run: RunFolder, data: Data, caplog: pytest.LogCaptureFixture) -> None:
+    run.path(SEMANTIC_LABEL, "one").unlink()
+    run.write(SEMANTIC_LABEL, np.zeros((5, 5), np.uint8), "one")
+    with caplog.at_level(logging.WARNING):
+        assert pictures_of(make(run, data))["one"]["iou"] is None
+    assert "one: not shown" in caplog.text
+
+
+def test_an_unfinished_run_is_shown(tmp_path: Path, data: Data) -> None:
+    run = RunFolder(tmp_path / "young")
+    run.write_record(StageRecord("train_cam", "f", {}, {}, False, {}, 0.0, {}))
+    text = make(run, data)
+    assert "not finished" in text
+    assert 'id="gallery"' not in text
+    assert make(run, data).count("<tr><td>") == text.count("<tr><td>")  # the report itself is no stage of it
+
+
+def test_variants_of_a_training_are_stages(run: RunFolder, data: Data) -> None:
+    name = "train_segmenter/deeplab"
+    run.write_record(StageRecord(name, "f", {}, {}, True, {"images": 1}, 5.0, {}))
+    (run.stage_dir(name) / "losses.jsonl").write_text('{"step": 1, "cross_entropy": 0.5}\n')
+    (run.stage_dir(name) / "validation.jsonl").write_text('{"step": 1, "miou": 0.5}\n')
+    text = make(run, data)
+    assert f"<h3>{name}</h3>" in text
+    assert f"<h3>{name}, validation</h3>" in text
+    assert text.index(f"<td>{name}</td>") < text.index("<td>evaluate</td>")
+
+
+def test_nothing_to_report(tmp_path: Path, data: Data) -> None:
+    with pytest.raises(ArtifactError, match=r"nowhere: holds no results.*--run-dir"):
+        make(RunFolder(tmp_path / "nowhere"), data)
+
+
+def test_bad_parameters_and_files(run: RunFolder, data: Data) -> None:
+    with pytest.raises(ConfigError, match="max_pictures"):
+        make(run, data, max_pictures=-1)
+    with pytest.raises(ConfigError, match="thumbnail"):
+        make(run, data, thumbnail=8)
+    for content in ("[", '{"miou": 1}'):
+        (run.stage_dir("evaluate") / "sweep.json").write_text(content)
+        with pytest.raises(ArtifactError, match=r"sweep\.json"):
+            make(run, data)
