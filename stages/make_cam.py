@@ -42,20 +42,39 @@ class _Pictures:
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Activation maps of every pending picture."""
     network = _load(job)
-    device = job.execution.torch_device()
     for pictures in prefetch(_reader(job.params.scales), pending, job.execution.worker_count):
         if pictures.problem is not None:
             yield Produced(pictures.record.image_id, problem=pictures.problem)
             continue
-        class_ids = torch.tensor(pictures.record.class_ids)
-        maps: list[Tensor] = []
-        with torch.inference_mode(), job.execution.autocast():
-            for scaled in pictures.scaled:
-                paired = network.paired_activation_maps(normalise(scaled.to(device)))
-                maps.append(paired[class_ids.to(device)].float())
-        cam, high_res = merge_scales(maps, pictures.size)
-        value = Cam(np.array(pictures.record.class_ids), cam.cpu().numpy(), high_res.cpu().numpy())
+        with job.execution.autocast():
+            value = extract_cam(network, pictures.scaled, pictures.size, pictures.record.class_ids)
         yield Produced(pictures.record.image_id, (value,))
+
+
+@torch.inference_mode()
+def extract_cam(
+    network: CamNetwork, scaled: Sequence[Tensor], size: tuple[int, int], class_ids: Sequence[int]
+) -> Cam:
+    """Activation maps of one picture.
+
+    Args:
+        network: in evaluation mode; made ready by `prepare_network` it is faster.
+        scaled: the picture at every scale, (3, H_s, W_s) uint8.
+        size: (H, W) of the picture.
+        class_ids: K foreground class ids.
+    """
+    device = network.classifier.weight.device
+    chosen = torch.tensor(class_ids, dtype=torch.int64, device=device)
+    maps = [network.paired_activation_maps(normalise(s.to(device)))[chosen].float() for s in scaled]
+    cam, high_res = merge_scales(maps, size)
+    return Cam(np.array(class_ids), cam.cpu().numpy(), high_res.cpu().numpy())
+
+
+def prepare_network(network: CamNetwork, device: torch.device) -> CamNetwork:
+    """Put a network, in place, into the form in which it infers fastest; for inference only."""
+    network.eval()
+    fold_batch_norms(network.backbone)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class _reader:
@@ -83,9 +102,7 @@ def _load(job: Job[Params, DataSet]) -> CamNetwork:
         )
     build = partial(CamNetwork, num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)  # type: ignore[arg-type]
     network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
-    network.eval()
-    fold_batch_norms(network.backbone)
-    return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return prepare_network(network, job.execution.torch_device())
 
 
 STAGE: MapStage[Params] = MapStage(

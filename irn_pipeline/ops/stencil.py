@@ -42,15 +42,25 @@ def stencil_series(
     distances = np.array(shifts, np.int64)
     for order, coefficient in enumerate(coefficients[1:], start=1):
         factor = np.float32(1 if order == 1 else 2)
-        _advance(term, following, step, total, padded_weights, distances, degree, factor, np.float32(coefficient))
+        _advance(
+            term, following, step, total, padded_weights, distances, degree, factor, np.float32(coefficient)
+        )
         term, following = following, term
     return total
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _advance(  # type: ignore[no-untyped-def]
-    term, following, step, total, weights, shifts, degree, factor, coefficient
-):
+def _advance(
+    term: FloatArray,
+    following: FloatArray,
+    step: FloatArray,
+    total: FloatArray,
+    weights: FloatArray,
+    shifts: IntArray,
+    degree: FloatArray,
+    factor: np.float32,
+    coefficient: np.float32,
+) -> None:
     """T_(k+1) = T_k + step, step += factor * (T_k T - T_k); the sum of differences keeps float32's digits."""
     count, size = total.shape
     margin = (term.shape[1] - size) // 2

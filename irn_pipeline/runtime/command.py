@@ -167,7 +167,9 @@ class Pipeline(Generic[S]):
         set_up_logging(quiet=execution.quiet)
         execution.torch_device()
         needs_data = any(stage.needs_data for stage, _ in work)
-        data = self.load(from_namespace(self.source, values)) if needs_data else self.no_data
+        source = from_namespace(self.source, values)
+        named = source != self.source()
+        data = self.load(source) if needs_data or named else self.no_data
         for stage, params in work:
             run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution))
 

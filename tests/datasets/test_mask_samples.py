@@ -42,7 +42,9 @@ def agree(pixels: torch.Tensor, target: SegmentationTarget) -> float:
     """Share of the mask pixels that show the colour of their instance, away from edges, where resizing blends."""
     right = [torch.ones(1)]
     for mask, class_id in zip(target.masks, target.class_ids.tolist(), strict=True):
-        inside = torch.from_numpy(cv2.erode(mask.numpy().astype(np.uint8), np.ones((7, 7), np.uint8), borderValue=0)).bool()
+        inside = torch.from_numpy(
+            cv2.erode(mask.numpy().astype(np.uint8), np.ones((7, 7), np.uint8), borderValue=0)
+        ).bool()
         right.append(((pixels[0][inside] * 255 - 80 * (class_id + 1)).abs() < 12).float())
     return float(torch.cat(right).mean())
 

@@ -39,14 +39,15 @@ def textbook(pair, compats, labels, num_labels, confidence, iterations):
 def test_equals_the_textbook(runs, num_labels):
     rng = np.random.default_rng(runs * 100 + num_labels)
     pair = lattices(rng, (11, 13))
-    labels = rng.integers(0, num_labels, (runs, 143))
-    confidence = 1.4 / num_labels  # unsure enough for the neighbours to overrule it
-    model = pairwise_model(*pair, appearance_compat=4, smoothness_compat=1.5)
+    stripes = np.arange(143) % 13 * num_labels // 13
+    labels = np.where(rng.random((runs, 143)) < 0.5, stripes, rng.integers(0, num_labels, (runs, 143)))
+    confidence = 1.05 / num_labels  # unsure enough for the neighbours to overrule it
+    model = pairwise_model(*pair, appearance_compat=8, smoothness_compat=2)
     refined = mean_field(model, labels, num_labels, confidence=confidence, iterations=6)
     assert refined.shape == labels.shape
     assert (refined != labels).mean() > 0.05
     for seed, found in zip(labels, refined, strict=True):
-        energy = textbook(pair, (4, 1.5), seed, num_labels, confidence, 6)
+        energy = textbook(pair, (8, 2), seed, num_labels, confidence, 6)
         best = np.sort(energy, axis=1)
         clear = best[:, -1] - best[:, -2] > 1e-3
         assert clear.mean() > 0.95

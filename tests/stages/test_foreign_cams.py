@@ -1,10 +1,13 @@
-"""Labels made from other projects' CAM files, over the command line; and the presets that go with them."""
+"""Labels made from other projects' CAM files equal those of our own; and the presets that go with them.
+
+The maps are made up and IRNet is untrained: nothing is learned here.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,38 @@ import numpy as np
 import pytest
 import torch
 
-from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IR_LABEL, SEMANTIC_LABEL, write_cam
+from irn_pipeline.artifacts import (
+    CAM,
+    INSTANCE_LABEL,
+    IR_LABEL,
+    IRN_NETWORK,
+    SEMANTIC_LABEL,
+    Checkpoint,
+)
 from irn_pipeline.cam_files import read_cam_file
-from irn_pipeline.runtime.store import RunFolder
+from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.options import read_yaml
+from irn_pipeline.runtime.stage import Job, run_stage
+from irn_pipeline.runtime.store import RunFolder, StageRecord
 from irn_pipeline.structures import Cam
-from stages import mine_relations, synthesize_labels
+from stages import evaluate, mine_relations, synthesize_labels
 from stages.__main__ import PIPELINE, stage_main
-from tests.stages.conftest import TinyRun
+from stages._source import DataSet, Source, load_source
 
-COUNT = 4
-IDS = [f"train_{number:04d}" for number in range(COUNT)]
+STAGES: dict[str, Any] = {s.name: s for s in (mine_relations.STAGE, synthesize_labels.STAGE, evaluate.STAGE)}
+SMALL: dict[str, dict[str, Any]] = {
+    "mine_relations": {"crf_iterations": 2},
+    "synthesize_labels": {
+        "exp_times": 2,
+        "radius": 2,
+        "centroid_iterations": 5,
+        "instance_bg_threshold": 0.1,
+    },
+    "evaluate": {},
+}
+LABELLING = ("mine_relations", "synthesize_labels")
 Foreign = Callable[[Cam], dict[str, Any]]
 
 
@@ -67,100 +92,128 @@ FORMATS: dict[str, Foreign] = {
 }
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Three pictures, their maps, and IRNet in a run folder."""
+
+    voc_root: Path
+    data: DataSet
+    cams: dict[str, Cam]
+    run: RunFolder
+
+    def save(self, folder: Path, change: Foreign) -> Path:
+        """Every picture's maps in the form that `change` gives them."""
+        folder.mkdir()
+        for image_id, cam in self.cams.items():
+            np.save(folder / f"{image_id}.npy", change(cam))  # type: ignore[arg-type]
+        return folder
+
+    def work(self, stage: str, cam_dir: Path | None, run_dir: Path) -> StageRecord:
+        """Run one stage on the maps of a folder, or else on make_cam's."""
+        run_dir.mkdir(exist_ok=True)
+        if not (run_dir / "train_irn").exists():
+            (run_dir / "train_irn").symlink_to(self.run.root / "train_irn")
+        params = STAGES[stage].params(cam_dir=None if cam_dir is None else str(cam_dir), **SMALL[stage])
+        execution = Execution(device="cpu", precision="float32", workers=1, quiet=True)
+        return run_stage(STAGES[stage], Job(RunFolder(run_dir), params, self.data, execution))
+
+    def labels(self, run_dir: Path) -> list[np.ndarray]:
+        """All that both stages have made."""
+        run, found = RunFolder(run_dir), []
+        for image_id in self.cams:
+            instances = run.read(INSTANCE_LABEL, image_id)
+            found += [run.read(IR_LABEL, image_id), run.read(SEMANTIC_LABEL, image_id)]
+            found += [instances.masks, instances.scores, instances.class_ids]
+        return found
+
+
+def smooth_maps(count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """One bump a class, (count, H, W) float32 in [0, 1], in steps of 1/64."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    centres = rng.uniform(0.2, 0.8, (count, 2)) * size
+    bumps = [np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * 12.0**2)) for cy, cx in centres]
+    return (np.round(64 * np.array(bumps)) / 64).astype(np.float32).reshape(count, *size)
+
+
 @pytest.fixture(scope="module")
-def image_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four of the pictures."""
-    path = tmp_path_factory.mktemp("lists") / "four.txt"
-    path.write_text("\n".join(IDS) + "\n")
-    return path
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("foreign")
+    generate_demo(folder / "voc", num_images=3, num_heldout=1, min_size=(64, 64), max_size=(64, 64))
+    data = load_source(Source(voc_root=str(folder / "voc")))
+    rng, cams = np.random.default_rng(0), {}
+    for record in data.items:
+        truth = data.ground_truth(record.image_id)
+        assert truth is not None
+        height, width = truth.label.shape
+        high_res = smooth_maps(len(record.class_ids), (height, width), rng)
+        # The middle of a cell of 4 pixels is the mean of its inner four; a sum of 64ths over 4 fits in float16 too.
+        cells = sum(high_res[:, i::4, j::4] for i in (1, 2) for j in (1, 2)) / np.float32(4)
+        cams[record.image_id] = Cam(np.array(record.class_ids), cells, high_res)
+    assert len(cams) == 3
+    run = RunFolder(folder / "run")
+    torch.manual_seed(0)
+    state = IrnNetwork(backbone="resnet18").state_dict()
+    run.write(IRN_NETWORK, Checkpoint("irn", "resnet18", DEMO_CLASSES, state))
+    run.write_record(StageRecord("train_irn", "0", {}, {}, True, {}, 0.0, {}))
+    return Bench(folder / "voc", data, cams, run)
 
 
-@pytest.fixture
-def run(run_copy: Callable[..., TinyRun], image_list: Path, tmp_path: Path) -> Callable[..., int]:
-    """Function that runs a stage on the four pictures with the CAM files of a folder, into a run folder of a name."""
-    copy = run_copy("train_irn")
-    config = tmp_path / "loud.yaml"
-    config.write_text(copy.config.read_text().replace("quiet: true", "quiet: false"))
-
-    def call(stage: str, folder: Path, name: str, *more: str) -> int:
-        target = tmp_path / name / "train_irn"
-        if not target.exists():
-            target.parent.mkdir()
-            target.symlink_to(copy.run_dir / "train_irn")
-        return stage_main(
-            stage,
-            ["--config", str(config), "--voc-root", str(copy.voc_root), "--image-list", str(image_list),
-             "--run-dir", str(tmp_path / name), "--cam-dir", str(folder), *more],
-        )  # fmt: skip
-
-    return call
+@pytest.fixture(autouse=True)
+def _told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
 
 
-def save_all(source: RunFolder, folder: Path, change: Foreign) -> None:
-    folder.mkdir()
-    for image_id in IDS:
-        np.save(folder / f"{image_id}.npy", change(source.read(CAM, image_id)))  # type: ignore[arg-type]
-
-
-def labels(run: RunFolder) -> list[np.ndarray]:
-    found: list[np.ndarray] = []
-    for image_id in IDS:
-        instances = run.read(INSTANCE_LABEL, image_id)
-        found += [run.read(IR_LABEL, image_id), run.read(SEMANTIC_LABEL, image_id)]
-        found += [instances.masks, instances.scores, instances.class_ids]
-    return found
+@pytest.fixture(scope="module")
+def expected(bench: Bench) -> list[np.ndarray]:
+    """Labels made from our own CAM files, where stage make_cam leaves them."""
+    bench.run.write_record(StageRecord("make_cam", "1", {}, {}, True, {}, 0.0, {}))
+    for image_id, cam in bench.cams.items():
+        bench.run.write(CAM, cam, image_id)
+    for stage in LABELLING:
+        assert bench.work(stage, None, bench.run.root).reads["make_cam"] == "1"
+    labels = bench.labels(bench.run.root)
+    for kind in range(3):
+        assert all(made.any() for made in labels[kind::5])
+    return labels
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_labels_equal_those_of_our_own_format(
-    whole_run: TinyRun,
-    run: Callable[..., int],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
+    bench: Bench, expected: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    save_all(RunFolder(whole_run.run_dir), tmp_path / "theirs", FORMATS[name])
-    (tmp_path / "ours").mkdir()
-    for image_id in IDS:
-        same = read_cam_file(tmp_path / "theirs" / f"{image_id}.npy")[0]
-        write_cam(tmp_path / "ours" / f"{image_id}.npy", same)
-    for stage in ("mine_relations", "synthesize_labels"):
-        capsys.readouterr()
-        assert run(stage, tmp_path / "theirs", "run_theirs") == 0
-        assert f"{stage}: 4 files: {name.replace(' (twice)', '')}\n" in capsys.readouterr().err
-        assert run(stage, tmp_path / "ours", "run_ours") == 0
-        assert f"{stage}: 4 files: irn\n" in capsys.readouterr().err
-    theirs, ours = (labels(RunFolder(tmp_path / folder)) for folder in ("run_theirs", "run_ours"))
-    assert all(np.array_equal(a, b) for a, b in zip(theirs, ours, strict=True))
-    assert any(label.any() for label in ours)
-    record = RunFolder(tmp_path / "run_theirs").record("mine_relations")
-    assert record is not None
-    assert record.reads == {}
-    if name in ("irn", "AMN", "AMN (twice)"):
-        # Nothing is lost on the way, so stage make_cam's own files give the same as well.
-        confident = [RunFolder(whole_run.run_dir).read(IR_LABEL, image_id) for image_id in IDS]
-        assert all(np.array_equal(a, b) for a, b in zip(confident, ours[::5], strict=True))
+    folder = bench.save(tmp_path / "theirs", FORMATS[name])
+    for image_id, cam in bench.cams.items():
+        found, _ = read_cam_file(folder / f"{image_id}.npy")
+        assert np.array_equal(found.class_ids, cam.class_ids)
+        assert np.array_equal(found.cam, cam.cam)
+        assert np.array_equal(found.high_res_cam, cam.high_res_cam)
+    for stage in LABELLING:
+        record = bench.work(stage, folder, tmp_path / "run")
+        assert record.reads == ({} if stage == "mine_relations" else {"train_irn": "0"})
+        assert record.counts == {"images": 3, "kept": 0, "skipped": 0}
+    told = [entry.getMessage() for entry in caplog.records if " files: " in entry.getMessage()]
+    assert told == [f"{stage}: 3 files: {name.replace(' (twice)', '')}" for stage in LABELLING]
+    labels = bench.labels(tmp_path / "run")
+    assert all(np.array_equal(a, b) for a, b in zip(labels, expected, strict=True))
 
 
 def test_a_folder_that_covers_a_part_of_the_list(
-    whole_run: TinyRun, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source, folder = RunFolder(whole_run.run_dir), tmp_path / "theirs"
-    save_all(source, folder, as_original)
-    for image_id in IDS[1:3]:
+    folder, (_, second, third) = bench.save(tmp_path / "theirs", as_amn), sorted(bench.cams)
+    for image_id in (second, third):
         (folder / f"{image_id}.npy").unlink()
-    np.save(folder / f"{IDS[3]}.npy", as_amn(source.read(CAM, IDS[3])))  # type: ignore[arg-type]
-    for stage in ("mine_relations", "synthesize_labels"):
-        capsys.readouterr()
-        assert run(stage, folder, "run_part") == 0
-        lines = capsys.readouterr().err.splitlines()
-        missing = [line for line in lines if "no such file" in line]
-        assert len(missing) == 1
-        assert f"2 images skipped, the first is {IDS[1]}: {folder / IDS[1]}.npy" in missing[0]
-        assert [line for line in lines if line.endswith(f"{stage}: 1 files: irn, 1 files: AMN")]
-        record = RunFolder(tmp_path / "run_part").record(stage)
-        assert record is not None
-        assert record.counts == {"images": 2, "kept": 0, "skipped": 2}
+    for stage in LABELLING:
+        record = bench.work(stage, folder, tmp_path / "run")
+        assert record.counts == {"images": 1, "kept": 0, "skipped": 2}
+        missing = [e.getMessage() for e in caplog.records if "no such file" in e.getMessage()]
+        name = folder / f"{second}.npy"
+        assert missing == [f"{stage}: 2 images skipped, the first is {second}: {name}: no such file"]
+        caplog.clear()
+    np.save(folder / f"{second}.npy", as_original(bench.cams[second]))  # type: ignore[arg-type]
+    for stage in LABELLING:
+        record = bench.work(stage, folder, tmp_path / "run")
+        assert record.counts == {"images": 1, "kept": 1, "skipped": 1}
 
 
 class _Hostile:
@@ -171,84 +224,99 @@ class _Hostile:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("stage", ["mine_relations", "synthesize_labels"])
+@pytest.mark.parametrize("stage", LABELLING)
 def test_files_that_cannot_be_used_are_named_and_skipped(
-    whole_run: TinyRun,
-    run: Callable[..., int],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    stage: str,
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str
 ) -> None:
-    source, folder, marker = RunFolder(whole_run.run_dir), tmp_path / "theirs", tmp_path / "it_ran"
-    save_all(source, folder, as_original)
-    cam = source.read(CAM, IDS[1])
+    ids, marker = sorted(bench.cams), tmp_path / "it_ran"
+    folder = bench.save(tmp_path / "theirs", as_original)
+    cam = bench.cams[ids[1]]
     cut = Cam(cam.class_ids, cam.cam[:, 2:], cam.high_res_cam[:, 8:])
-    other = Cam(cam.class_ids + 70, cam.cam, cam.high_res_cam)
-    contents: list[Any] = [{"keys": _Hostile(marker)}, as_original(cut), as_original(other)]
-    for image_id, content in zip(IDS, contents, strict=False):
-        np.save(folder / f"{image_id}.npy", content)
-    assert run(stage, folder, "run_bad") == 0
-    text = capsys.readouterr().err
-    for image_id, reason in zip(IDS, ("refused", "picture, but", "maps of class 7"), strict=False):
-        told = [line for line in text.splitlines() if f"{image_id}: skipped: {folder / image_id}.npy" in line]
+    for image_id, content in zip(ids, ({"keys": _Hostile(marker)}, as_original(cut)), strict=False):
+        np.save(folder / f"{image_id}.npy", content)  # type: ignore[arg-type]
+    assert bench.work(stage, folder, tmp_path / "run").counts == {"images": 1, "kept": 0, "skipped": 2}
+    for image_id, reason in zip(ids, ("refused", "picture, but"), strict=False):
+        told = [e.getMessage() for e in caplog.records if f"{image_id}: skipped: " in e.getMessage()]
         assert len(told) == 1
+        assert told[0].startswith(f"{image_id}: skipped: {folder / image_id}.npy: ")
         assert reason in told[0]
-    assert "1 images" in text
     assert not marker.exists()
 
 
 def test_a_picture_without_class_is_background(
-    whole_run: TinyRun, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = tmp_path / "theirs"
-    save_all(RunFolder(whole_run.run_dir), folder, as_original)
-    np.save(folder / f"{IDS[0]}.npy", {"keys": torch.zeros(0, dtype=torch.int64)})  # type: ignore[arg-type]
-    for stage in ("mine_relations", "synthesize_labels"):
-        assert run(stage, folder, "run_empty") == 0
-    assert "1 files: RIB without class" in capsys.readouterr().err
-    made = RunFolder(tmp_path / "run_empty")
-    size = RunFolder(whole_run.run_dir).read(CAM, IDS[0]).size
-    assert np.array_equal(made.read(IR_LABEL, IDS[0]), np.zeros(size))
-    assert np.array_equal(made.read(SEMANTIC_LABEL, IDS[0]), np.zeros(size))
-    assert made.read(INSTANCE_LABEL, IDS[0]).masks.shape == (0, *size)
+    folder, image_id = bench.save(tmp_path / "theirs", as_original), min(bench.cams)
+    np.save(folder / f"{image_id}.npy", {"keys": torch.zeros(0, dtype=torch.int64)})  # type: ignore[arg-type]
+    for stage in LABELLING:
+        bench.work(stage, folder, tmp_path / "run")
+        assert f"{stage}: 2 files: irn, 1 files: RIB without class" in caplog.text
+    made, size = RunFolder(tmp_path / "run"), bench.cams[image_id].size
+    assert np.array_equal(made.read(IR_LABEL, image_id), np.zeros(size))
+    assert np.array_equal(made.read(SEMANTIC_LABEL, image_id), np.zeros(size))
+    assert made.read(INSTANCE_LABEL, image_id).masks.shape == (0, *size)
 
 
-def test_classes_counted_from_one_are_told(
-    whole_run: TinyRun, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_classes_of_another_count_are_told(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source, folder = RunFolder(whole_run.run_dir), tmp_path / "theirs"
-    save_all(source, folder, as_original)
-    image_id = next(i for i in IDS if source.read(CAM, i).class_ids.max() < 2)
-    cam = source.read(CAM, image_id)
-    np.save(folder / f"{image_id}.npy", {**as_original(cam), "keys": cam.class_ids + 1})  # type: ignore[arg-type]
-    assert run("mine_relations", folder, "run_shifted") == 0
-    assert "1 files: irn, of classes that the tags do not name" in capsys.readouterr().err
+    folder, image_id = bench.save(tmp_path / "theirs", as_original), min(bench.cams)
+    content = as_original(bench.cams[image_id])
+    number = len(DEMO_CLASSES)
+    absent = sorted(set(range(number)) - set(content["keys"].tolist()))
+    path = folder / f"{image_id}.npy"
+    np.save(path, {**content, "keys": np.array(absent[:1] * len(content["keys"]))[:1], "cam": content["cam"][:1],
+                   "high_res": content["high_res"][:1]})  # type: ignore[arg-type]  # fmt: skip
+    bench.work("mine_relations", folder, tmp_path / "run")
+    assert "2 files: irn, 1 files: irn, of classes that the tags do not name" in caplog.text
+    np.save(path, {**content, "keys": content["keys"] + number})  # type: ignore[arg-type]
+    bench.work("mine_relations", folder, tmp_path / "other_run")
+    assert f"{image_id}: skipped: {path}: holds maps of class" in caplog.text
+    assert f"the data set has {number} classes" in caplog.text
 
 
-@pytest.mark.parametrize("stage", ["mine_relations", "synthesize_labels", "evaluate"])
-def test_a_wrong_folder_is_one_line_and_leaves_nothing(
-    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    for folder, reason in ((tmp_path / "gone", "no such folder"), (tmp_path / "empty", "holds no .npy file")):
-        assert run(stage, folder, "run_wrong") == 1
-        line = capsys.readouterr().err
-        assert line.startswith(f"error: --cam-dir {folder}: {reason}")
-        assert line.count("\n") == 1
-        assert not (tmp_path / "run_wrong" / stage).exists()
-
-
-def test_their_maps_are_evaluated_as_ours(
-    whole_run: TinyRun, run: Callable[..., int], tmp_path: Path
-) -> None:
-    save_all(RunFolder(whole_run.run_dir), tmp_path / "theirs", as_amn_twice)
-    save_all(RunFolder(whole_run.run_dir), tmp_path / "same", as_original)
+def test_their_maps_are_evaluated_as_ours(bench: Bench, tmp_path: Path) -> None:
     figures = []
-    for name in ("theirs", "same"):
-        assert run("evaluate", tmp_path / name, f"run_{name}") == 0
+    for name, change in (("theirs", as_amn_twice), ("same", as_original)):
+        bench.work("evaluate", bench.save(tmp_path / name, change), tmp_path / f"run_{name}")
         figures.append((tmp_path / f"run_{name}" / "evaluate" / "metrics.json").read_text())
     assert '"cam"' in figures[0]
     assert figures[0] == figures[1]
+
+
+def flags(bench: Bench, run_dir: Path, *more: str) -> list[str]:
+    return ["--voc-root", str(bench.voc_root), "--run-dir", str(run_dir), "--device", "cpu", "--precision", "float32",
+            "--workers", "1", "--quiet", *more]  # fmt: skip
+
+
+def test_a_folder_and_a_preset_over_the_command_line(bench: Bench, tmp_path: Path) -> None:
+    folder, run = bench.save(tmp_path / "theirs", as_original), RunFolder(tmp_path / "run")
+    run.root.mkdir()
+    (run.root / "train_irn").symlink_to(bench.run.root / "train_irn")
+    wanted: dict[str, dict[str, Any]] = {
+        "mine_relations": {"fg_threshold": 0.35, "bg_threshold": 0.15},
+        "synthesize_labels": {"semantic_bg_threshold": 0.25, "cam_power": 1.5},
+    }
+    for stage, values in wanted.items():
+        given = flags(bench, run.root, "--cam-dir", str(folder), "--preset", "advcam")
+        assert stage_main(stage, given) == 0
+        record = run.record(stage)
+        assert record is not None
+        assert {**record.params, **values, "cam_dir": str(folder)} == record.params
+        assert record.counts == {"images": 3, "kept": 0, "skipped": 0}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_wrong_folder_is_one_line_and_leaves_nothing(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, reason in ((tmp_path / "gone", "no such folder"), (tmp_path / "empty", "holds no .npy file")):
+        assert stage_main(stage, flags(bench, tmp_path / "run", "--cam-dir", str(folder))) == 1
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: --cam-dir {folder}: {reason}")
+        assert line.count("\n") == 1
+        assert not (tmp_path / "run").exists()
 
 
 PUBLISHED = {
@@ -281,13 +349,8 @@ def test_a_preset_sets_the_published_values_and_nothing_else(
         "_run",
         lambda self, work, values: taken.update({s.name: params for s, params in work}),
     )
-    PIPELINE.run_range([], ["--preset", name])
-    for stage in ("mine_relations", "synthesize_labels"):
-        alone = taken[stage]
-        taken.clear()
+    for stage in LABELLING:
         PIPELINE.run_one(stage, ["--preset", name])
-        assert taken[stage] == alone
-        PIPELINE.run_range([], ["--preset", name])
     fg, bg, semantic, power = PUBLISHED[name]
     mining, synthesis = taken["mine_relations"], taken["synthesize_labels"]
     usual = synthesize_labels.Params()
@@ -298,11 +361,8 @@ def test_a_preset_sets_the_published_values_and_nothing_else(
     assert all(getattr(mining, field) == getattr(mine_relations.Params(), field) for field in rest)
     rest = [f.name for f in fields(synthesis) if f.name not in ("semantic_bg_threshold", "cam_power")]
     assert all(getattr(synthesis, field) == getattr(usual, field) for field in rest)
-    assert all(taken[s.name] == s.params() for s in PIPELINE.stages if s.name not in (mining_and_synthesis()))
-
-
-def mining_and_synthesis() -> tuple[str, str]:
-    return mine_relations.STAGE.name, synthesize_labels.STAGE.name
+    assert PIPELINE.presets is not None
+    assert read_yaml(PIPELINE.presets / f"{name}.yaml").keys() <= set(LABELLING)
 
 
 def test_a_preset_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
