@@ -6,7 +6,7 @@ help: ## list the targets
 	@grep -hE "^[a-z]+: .*## " Makefile | sed "s/: [^#]*## /\t/"
 
 test: ## set up what the tests need and run them
-	@python=$$(./setup_env.sh dev) && "$$python" -m pytest
+	@python=$$(./setup_env.sh dev) && OMP_NUM_THREADS=1 "$$python" -m pytest -n auto --dist loadfile
 
 lint: ## check format and style
 	@python=$$(./setup_env.sh dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check .

@@ -18,6 +18,9 @@ from benchmarks.case import Arrays, Benchmark, Case, Disagreement, Method
 
 ROOT = Path(__file__).resolve().parents[1]
 Record = dict[str, Any]
+_HEADS = (
+    "benchmark", "case", "s", "reference", "its s", "ratio", "CPU s", "CPU ratio", "MiB", "its MiB", "floor s",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,7 @@ def run(benchmark: Benchmark, *, small: bool, rates: Rates) -> Iterator[Record]:
 
 def table(records: Sequence[Record]) -> str:
     """The comparisons as text."""
-    heads = ("benchmark", "case", "ours s", "reference", "its s", "ratio", "ours MiB", "its MiB", "floor s")
-    rows = [heads]
+    rows = [_HEADS]
     for record in records:
         if "case" not in record:
             continue
@@ -78,14 +80,20 @@ def table(records: Sequence[Record]) -> str:
                 f"{record['seconds']:.3g}",
                 record.get("reference", "-"),
                 "-" if theirs is None else f"{theirs:.3g}{' (extrapolated)' if guess else ''}",
-                "-" if theirs is None else f"{theirs / record['seconds']:.3g}",
-                f"{record['peak_mib']:.0f}",
-                f"{record['reference_peak_mib']:.0f}" if "reference_peak_mib" in record else "-",
-                f"{max(floors):.3g}" if floors else "-",
+                _text(theirs and theirs / record["seconds"]),
+                f"{record['cpu_seconds']:.3g}",
+                _text(record.get("cpu_ratio", record.get("cpu_ratio_extrapolated"))),
+                f"{record['extra_mib']:.0f}",
+                _text(record.get("reference_extra_mib")),
+                _text(max(floors, default=None)),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _in_child(

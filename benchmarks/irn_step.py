@@ -79,7 +79,7 @@ def textbook(case: Case) -> Prepared:
         logits, displacement = network(images)
         affinity = table.affinity(torch.sigmoid(logits))
         differences = table.displacements(displacement)
-        offsets = torch.from_numpy(table.offsets).float().T[None, :, :, None]
+        offsets = torch.tensor(table.offsets, dtype=torch.float32).T[None, :, :, None]
         to_offset = (differences - offsets).abs() * foreground[:, None]
         to_zero = differences.abs() * background[:, None]
         values = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -210,7 +210,9 @@ def render(arguments: argparse.Namespace) -> None:
     data = load_source(Source(voc_root=arguments.voc_root, image_list=arguments.image_list))
     records = choose(run, data.items, arguments.image_ids, arguments.rows)
     record = run.record(SEMANTIC_LABEL.stage)
-    params = SynthesisParams(**record.params) if record is not None else SynthesisParams()
+    known = {field.name for field in fields(SynthesisParams)}
+    made_with = record.params if record is not None else {}
+    params = SynthesisParams(**{name: value for name, value in made_with.items() if name in known})
     job = Job(run, params, data, Execution(device=arguments.device))
     drawer = Drawer(job, load_irn(job))
     drawn = compose([drawer.row(chosen) for chosen in records], data.images.class_names)

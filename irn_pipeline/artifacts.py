@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.errors import ArtifactError, CheckpointError, ShapeError
 from irn_pipeline.runtime.safe_pickle import load_pickled_npy
 from irn_pipeline.runtime.store import Artifact
-from irn_pipeline.structures import Cam, Instances, LabelArray
+from irn_pipeline.structures import IGNORE, Cam, Instances, IntArray, LabelArray, strided_size
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -38,6 +39,29 @@ class Checkpoint:
     backbone: str
     class_names: tuple[str, ...]
     state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WalkedScores:
+    """Walked activation maps of one picture's instances, from which labels can be made with any threshold.
+
+    Attributes:
+        class_ids: (M,) int64 class of each map, 0..C-1.
+        maps: (M, h, w) float16 at stride 4, divided by the largest value of them all.
+        size: (H, W) of the picture in pixels.
+    """
+
+    class_ids: IntArray
+    maps: npt.NDArray[np.float16]
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        count, grid = len(self.class_ids), strided_size(self.size)
+        if self.class_ids.ndim != 1 or self.maps.dtype != np.float16 or self.maps.shape != (count, *grid):
+            raise ShapeError(
+                f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} picture must be "
+                f"{(count, *grid)} float16, got {self.maps.shape} {self.maps.dtype}"
+            )
 
 
 def _as_array(value: object) -> np.ndarray[Any, Any]:
@@ -95,6 +119,33 @@ def write_instances(path: Path, instances: Instances) -> None:
     _save_dict(path, {"score": instances.scores, "mask": instances.masks, "class": instances.class_ids})
 
 
+def read_walked_scores(path: Path) -> WalkedScores:
+    """Read walked scores; nothing the file holds is run.
+
+    Raises:
+        ArtifactError: it is damaged, hostile, or its arrays do not fit one another.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            class_ids, maps = content["class_ids"].astype(np.int64), content["maps"]
+            height, width = (int(side) for side in content["size"])
+        if not np.isfinite(maps).all() or (class_ids < 0).any() or (class_ids >= IGNORE - 1).any():
+            raise ShapeError("its maps are not finite, or its class ids no class ids")
+        return WalkedScores(class_ids, maps, (height, width))
+    except Exception as error:  # zipfile, zlib and numpy raise many types for damaged and for hostile files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ArtifactError(
+            f"{path}: holds no walked scores ({reason}); delete it and run stage synthesize_labels "
+            "with --keep-scores again"
+        ) from error
+
+
+def write_walked_scores(path: Path, scores: WalkedScores) -> None:
+    """Write walked scores as an .npz file of three arrays: class_ids, maps, size."""
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, class_ids=scores.class_ids, maps=scores.maps, size=np.array(scores.size))
+
+
 def read_label(path: Path) -> LabelArray:
     """Read a label PNG: (H, W) uint8.
 
@@ -136,7 +187,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "kind": checkpoint.kind, "backbone": checkpoint.backbone,
         "class_names": list(checkpoint.class_names), "network": checkpoint.state,
     }  # fmt: skip
-    torch.save(content, path)
+    # Given a path, torch writes the file's name into the archive: equal networks would differ in bytes.
+    with path.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def restore_network(path: Path, checkpoint: Checkpoint, kind: str, build: Callable[[], N]) -> N:
@@ -202,7 +255,27 @@ INSTANCE_LABEL: Artifact[Instances] = Artifact(
 SEMANTIC_LABEL: Artifact[LabelArray] = Artifact(
     "semantic_label", "synthesize_labels", ".png", read_label, write_label, summary="Class masks"
 )
+WALKED_SCORES: Artifact[WalkedScores] = Artifact(
+    "scores",
+    "synthesize_labels",
+    ".npz",
+    read_walked_scores,
+    write_walked_scores,
+    summary="Walked scores, to make labels again with other thresholds (--keep-scores)",
+)
 SEGMENTER = _network(stage="train_segmenter", summary="Model trained on the labels")
 METRICS: Artifact[Any] = Artifact(
     "metrics", "evaluate", ".json", _read_json, _write_json, per_image=False, summary="All figures"
+)
+SWEEP: Artifact[Any] = Artifact(
+    "sweep",
+    "evaluate",
+    ".json",
+    _read_json,
+    _write_json,
+    per_image=False,
+    summary="Figures over the threshold",
+)
+CAM_SWEEP: Artifact[Any] = Artifact(
+    "sweep_cam", "evaluate", ".json", _read_json, _write_json, per_image=False, summary="The same of the CAMs"
 )

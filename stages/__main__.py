@@ -18,6 +18,8 @@ from stages import (
     mine_relations,
     predict,
     report,
+    status,
+    sweep,
     synthesize_labels,
     train_cam,
     train_irn,
@@ -26,20 +28,22 @@ from stages import (
 from stages._source import Source, load_source, no_data_set
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_NUMBERED = (
+    train_cam.STAGE,
+    make_cam.STAGE,
+    mine_relations.STAGE,
+    train_irn.STAGE,
+    synthesize_labels.STAGE,
+    train_segmenter.STAGE,
+)
+_CLOSING = (evaluate.STAGE, report.STAGE)
 PIPELINE = Pipeline(
-    numbered=(
-        train_cam.STAGE,
-        make_cam.STAGE,
-        mine_relations.STAGE,
-        train_irn.STAGE,
-        synthesize_labels.STAGE,
-        train_segmenter.STAGE,
-    ),
-    closing=(evaluate.STAGE, report.STAGE),
+    numbered=_NUMBERED,
+    closing=_CLOSING,
     source=Source,
     load=load_source,
     no_data=no_data_set(),
-    tools=(predict.STAGE, export_labels.STAGE),
+    tools=(predict.STAGE, export_labels.STAGE, sweep.STAGE, status.stage_of((*_NUMBERED, *_CLOSING))),
     presets=CONFIGS / "presets",
 )
 DEMO_ROOT = Path("data/demo")

@@ -45,8 +45,8 @@ class SegmenterParams:
     """Pictures a step."""
     crop: int | None = None
     """Side of the training crops, pixels (not for the Mask R-CNNs)."""
-    rescale: tuple[float, ...] | None = None
-    """Smallest and largest random scale."""
+    rescale: tuple[float, ...] = ()
+    """Smallest and largest random scale; by default the model's own."""
     ignore_band: int = 3
     """Width in pixels of the band along the edges of synthesized instances that is not learned from."""
     short_side: int = 512
@@ -109,7 +109,7 @@ def recipe_of(params: SegmenterParams) -> Recipe:
     """The model's recipe, with whatever the parameters give in its place."""
     recipe = RECIPES[params.model]
     given = {f.name: getattr(params, f.name, None) for f in fields(recipe)}
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    return replace(recipe, **{name: value for name, value in given.items() if value not in (None, ())})
 
 
 def variant_of(params: SegmenterParams) -> str:

@@ -28,7 +28,7 @@ class Params:
     """Pictures whose labels are compared: a list as for --image-list; by default all that have true masks."""
     heldout_list: str | None = None
     """Pictures the trained models are run on and compared with; by default those of an explicit --image-list."""
-    models: tuple[str, ...] | None = None
+    models: tuple[str, ...] = ()
     """Which trained models, by the names of their folders below train_segmenter; by default all."""
     cam_threshold: float = 0.15
     """Background score at which activation maps become a label."""
@@ -102,7 +102,7 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
 def _evaluate_models(job: Job[Params, DataSet]) -> dict[str, dict[str, Any]]:
     """Figures of every trained model that was asked for, as `segmenter.NAME`."""
     trained = trained_variants(job.run)
-    wanted = trained if job.params.models is None else job.params.models
+    wanted = job.params.models or trained
     unknown = [name for name in wanted if name not in trained]
     if unknown:
         raise ConfigError(

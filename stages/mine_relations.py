@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.errors import IrnError
 from irn_pipeline.ops.crf import CrfBackend, CrfParams, confident_label
+from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.parallel import parallel_map
 from irn_pipeline.runtime.stage import Job, MapStage, Produced
 from irn_pipeline.structures import ImageRecord
@@ -20,8 +21,8 @@ from stages._source import DataSet
 class Params:
     """Parameters of the mining of confident labels.
 
-    Both CRF backends give the same labels but for rare ties in the last digits of float32. A run folder holds
-    results of one of them all the same: the backend counts as a parameter.
+    Both CRF backends give the same labels but for rare ties in the last digits of float32. So the backend is part
+    of no fingerprint: pictures of a run folder may be mined by either.
     """
 
     fg_threshold: float = 0.30
@@ -42,7 +43,7 @@ class Params:
     """Deviation of the appearance term, colour values 0 to 255."""
     crf_bilateral_compat: float = 10.0
     """Weight of the appearance term."""
-    crf_backend: CrfBackend = "lattice"
+    crf_backend: CrfBackend = field(default="lattice", metadata={"fingerprint": False})
     """Who computes the CRF: lattice (built in, several times faster) or pydensecrf (the reference)."""
     cam_dir: str | None = None
     """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
@@ -69,21 +70,24 @@ class Miner:
 
     def __call__(self, record: ImageRecord) -> Produced:
         """The confident label of a picture, or why there is none."""
+        clock = Clock()
         try:
-            image = read_image(record.path)
-            cam, file_format = self.cams.read(record, (image.shape[0], image.shape[1]))
-            label = confident_label(
-                image,
-                cam.high_res_cam,
-                cam.class_ids,
-                fg_threshold=self.params.fg_threshold,
-                bg_threshold=self.params.bg_threshold,
-                crf=self.params.crf(),
-                backend=self.params.crf_backend,
-            )
+            with clock.section("read"):
+                image = read_image(record.path)
+                cam, file_format = self.cams.read(record, (image.shape[0], image.shape[1]))
+            with clock.section("CRF"):
+                label = confident_label(
+                    image,
+                    cam.high_res_cam,
+                    cam.class_ids,
+                    fg_threshold=self.params.fg_threshold,
+                    bg_threshold=self.params.bg_threshold,
+                    crf=self.params.crf(),
+                    backend=self.params.crf_backend,
+                )
         except IrnError as error:
             return Produced(record.image_id, problem=str(error))
-        return Produced(record.image_id, (label,), file_format=file_format)
+        return Produced(record.image_id, (label,), file_format=file_format, seconds=clock.seconds)
 
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:

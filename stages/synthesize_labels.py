@@ -1,25 +1,39 @@
-"""Stage 5: instance and semantic labels from one network pass and one random walk a picture (paper, section 5)."""
+"""Stage 5: instance and semantic labels from one network pass and one random walk a picture (paper, section 5).
+
+With `keep_scores` the walked scores stay too, and `from_scores` makes labels from them again in the same folder, with
+other thresholds and without network, pictures or walk.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, restore_network
+from irn_pipeline.artifacts import (
+    CAM,
+    INSTANCE_LABEL,
+    IRN_NETWORK,
+    SEMANTIC_LABEL,
+    WALKED_SCORES,
+    WalkedScores,
+    restore_network,
+)
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import IrnError
 from irn_pipeline.nn.backbone import fold_batch_norms
 from irn_pipeline.nn.irn_network import IrnNetwork
-from irn_pipeline.ops.labels import SynthesisParams, synthesize
+from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
+from irn_pipeline.ops.labels import labels_from_scores, walk_scores
 from irn_pipeline.runtime.parallel import prefetch
-from irn_pipeline.runtime.stage import Job, MapStage, Produced
-from irn_pipeline.structures import Cam, ImageRecord
+from irn_pipeline.runtime.stage import Job, MapStage, Produced, Remake
+from irn_pipeline.runtime.store import Artifact
+from irn_pipeline.structures import Cam, ImageRecord, IntArray
 from stages._cams import CamSource, cams_not_read
 from stages._source import DataSet
 
@@ -30,6 +44,10 @@ class Params(SynthesisParams):
 
     cam_dir: str | None = None
     """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+    keep_scores: bool = field(default=False, metadata={"fingerprint": False})
+    """Keep the walked scores (float16, stride 4), for --from-scores and for the tool sweep."""
+    from_scores: bool = field(default=False, metadata={"fingerprint": False})
+    """Make the labels anew from kept scores, with other thresholds; replaces the labels, keeps the scores."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +61,12 @@ class _Input:
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Both labels of every pending picture."""
+    return _from_scores(job, pending) if job.params.from_scores else _from_cams(job, pending)
+
+
+def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     network = load_irn(job)
-    device = job.execution.torch_device()
+    device, clock = job.execution.torch_device(), job.clock
     cams = CamSource.of(job)
     there, absent = cams.split(pending)
     yield from absent
@@ -57,23 +79,72 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
         except IrnError as error:
             return _Input(record, None, None, str(error))
 
-    for item in prefetch(read, there, job.execution.worker_count):
+    for item in clock.waiting("read", prefetch(read, there, job.execution.worker_count)):
         image_id = item.record.image_id
         if item.image is None or item.cam is None:
             yield Produced(image_id, problem=item.problem)
             continue
-        with torch.inference_mode(), job.execution.autocast():
-            boundary, displacement = network.predict(normalise(item.image.to(device)))
         size = (int(item.image.shape[-2]), int(item.image.shape[-1]))
+        with clock.section("network"):
+            with torch.inference_mode(), job.execution.autocast():
+                boundary, displacement = network.predict(normalise(item.image.to(device)))
+            arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
-            label, instances = synthesize(
-                item.cam.cam, item.cam.class_ids, boundary.cpu().numpy(), displacement.cpu().numpy(),
-                size, job.params, device=device,
-            )  # fmt: skip
+            with clock.section("walk"):
+                walked, owners = walk_scores(
+                    item.cam.cam, item.cam.class_ids, *arrays, size, job.params, device=device
+                )
+            with clock.section("labels"):
+                label, instances = labels_from_scores(walked, owners, size, job.params)
         except IrnError as error:
             yield Produced(image_id, problem=f"{cams.path(image_id)}: {error}")
             continue
-        yield Produced(image_id, (instances, label), file_format=item.file_format)
+        scores = (kept_scores(walked, owners, size),) if job.params.keep_scores else ()
+        yield Produced(image_id, (instances, label, *scores), file_format=item.file_format)
+
+
+def _from_scores(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    def read(record: ImageRecord) -> WalkedScores | str:
+        try:
+            return job.run.read(WALKED_SCORES, record.image_id)
+        except IrnError as error:
+            return str(error)
+
+    there = [record for record in pending if job.run.has(WALKED_SCORES, record.image_id)]
+    absent = {record.image_id for record in pending} - {record.image_id for record in there}
+    for image_id in sorted(absent):
+        path = job.run.path(WALKED_SCORES, image_id)
+        yield Produced(image_id, problem=f"{path}: no such file; run with --keep-scores first", common=True)
+    waiting = job.clock.waiting("read", prefetch(read, there, job.execution.worker_count))
+    for record, scores in zip(there, waiting, strict=True):
+        if isinstance(scores, str):
+            yield Produced(record.image_id, problem=scores)
+            continue
+        with job.clock.section("labels"):
+            walked = torch.from_numpy(scores.maps).float()
+            label, instances = labels_from_scores(walked, scores.class_ids, scores.size, job.params)
+        yield Produced(record.image_id, (instances, label))
+
+
+def kept_scores(walked: Tensor, class_ids: IntArray, size: tuple[int, int]) -> WalkedScores:
+    """What is kept of walked maps: half the digits, relative to the largest value, on which no label depends.
+
+    Args:
+        walked: (M, h, w) float32 walked maps, not negative.
+        class_ids: (M,) class of each map.
+        size: (H, W) of the picture in pixels.
+    """
+    if walked.numel():
+        walked = walked / walked.max().clamp_min(torch.finfo(torch.float32).tiny)
+    return WalkedScores(class_ids, walked.half().cpu().numpy(), size)
+
+
+def _unread(params: Params) -> tuple[Artifact[Any], ...]:
+    return (CAM, IRN_NETWORK) if params.from_scores else cams_not_read(params)
+
+
+def _unwritten(params: Params) -> tuple[Artifact[Any], ...]:
+    return () if params.keep_scores and not params.from_scores else (WALKED_SCORES,)
 
 
 def load_irn(job: Job[Any, DataSet]) -> IrnNetwork:
@@ -91,9 +162,17 @@ STAGE: MapStage[Params] = MapStage(
     summary="Synthesize instance and semantic labels by a random walk.",
     params=Params,
     reads=(CAM, IRN_NETWORK),
-    writes=(INSTANCE_LABEL, SEMANTIC_LABEL),
+    writes=(INSTANCE_LABEL, SEMANTIC_LABEL, WALKED_SCORES),
     run=run,
-    unread=cams_not_read,
+    unread=_unread,
+    unwritten=_unwritten,
+    remake=Remake(
+        source=WALKED_SCORES,
+        chosen=lambda params: params.from_scores,
+        free=tuple(entry.name for entry in fields(LabelParams)),
+        keep_flag="--keep-scores",
+        flag="--from-scores",
+    ),
 )
 
 if __name__ == "__main__":

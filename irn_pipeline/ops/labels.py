@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.cam import require_one_map_per_class
 from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.label_params import LabelParams, SynthesisParams, WalkParams
 from irn_pipeline.ops.masks import instances_from_index, label_from_index
 from irn_pipeline.ops.random_walk import random_walk
-from irn_pipeline.structures import (
-    CAM_STRIDE,
-    FloatArray,
-    Instances,
-    IntArray,
-    LabelArray,
-    strided_size,
-)
-
-_PEAK_KEPT = 0.375
-"""Upsampling keeps more than this share of a map's largest cell: the weight of the cell nearest to a pixel is
-at least 5/8 along each axis, and 25/64 > 0.375."""
-
-
-@dataclass(frozen=True)
-class SynthesisParams:
-    """Parameters of label synthesis; the defaults are the published ones."""
-
-    beta: float = 10.0
-    """Exponent of the affinity in the random walk; larger values close weak boundaries."""
-    exp_times: int = 8
-    """The random walk takes 2^exp_times steps."""
-    radius: int = 5
-    """The random walk joins cells closer than this, in cells of 4 pixels."""
-    cam_power: float = 1.0
-    """Exponent of the activation maps before the walk; above 1 they are trusted less where they are weak."""
-    semantic_bg_threshold: float = 0.25
-    """Score of the background in the semantic label."""
-    instance_bg_threshold: float = 0.25
-    """Score of the background in the instance label."""
-    min_area: float = 0.01
-    """Share of the picture below which a component is a fragment."""
-    keep_fragments: bool = True
-    """Keep fragments, with the score 0, in the instance label."""
-    center_threshold: float = 2.5
-    """Displacement, in cells of 4 pixels, below which a cell is the centre of an instance."""
-    centroid_iterations: int = 300
-    """Steps for which the displacement is followed."""
-
+from irn_pipeline.ops.upsampled_argmax import argmax_upsampled
+from irn_pipeline.structures import FloatArray, Instances, IntArray, LabelArray, strided_size
 
 _PUBLISHED = SynthesisParams()
 
@@ -70,7 +32,7 @@ def synthesize(
 ) -> tuple[LabelArray, Instances]:
     """Semantic and instance label of one picture, from one random walk.
 
-    The walk is linear: a class's walked map is the sum of its instances' walked maps.
+    `walk_scores` and `labels_from_scores` one after the other.
 
     Args:
         cam: (K, h, w) float32 activation maps at stride 4.
@@ -89,6 +51,40 @@ def synthesize(
         ConfigError: a parameter of the walk is out of range.
         IrnError: the displacement holds NaN or infinite values.
     """
+    walked, owners = walk_scores(cam, class_ids, boundary, displacement, size, params, device=device)
+    return labels_from_scores(walked, owners, size, params)
+
+
+def walk_scores(
+    cam: FloatArray,
+    class_ids: IntArray,
+    boundary: FloatArray,
+    displacement: FloatArray,
+    size: tuple[int, int],
+    params: WalkParams = _PUBLISHED,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, IntArray]:
+    """Walked activation map of every instance of a picture.
+
+    Args:
+        cam: (K, h, w) float32 activation maps at stride 4.
+        class_ids: (K,) foreground class ids.
+        boundary: (h, w) float32 class boundary probability.
+        displacement: (2, h, w) float32, dy then dx in cells.
+        size: (H, W) of the picture in pixels.
+        params: of the walk and the instance map.
+        device: where the walk runs.
+
+    Returns:
+        walked (M, h, w) float32 maps on the device, not normalised; and the class ids (M,) they are of, in the
+        order of `class_ids`.
+
+    Raises:
+        ShapeError: the arrays do not belong to one picture.
+        ConfigError: a parameter of the walk is out of range.
+        IrnError: the displacement holds NaN or infinite values.
+    """
     require_one_map_per_class(cam, class_ids)
     grid = strided_size(size)
     if cam.shape[1:] != grid or boundary.shape != grid or displacement.shape != (2, *grid):
@@ -101,7 +97,7 @@ def synthesize(
     )
     maps, owners = instance_cams(cam**params.cam_power, groups)
     if not len(maps):
-        return np.zeros(size, np.uint8), Instances.empty(size)
+        return torch.zeros((0, *grid), device=device), np.zeros(0, np.int64)
     walked = random_walk(
         torch.from_numpy(maps).to(device),
         torch.from_numpy(np.ascontiguousarray(boundary)).to(device),
@@ -109,21 +105,78 @@ def synthesize(
         beta=params.beta,
         exp_times=params.exp_times,
     )
-    label = semantic_label(
-        class_maps_from_instance_maps(walked, owners, len(class_ids)),
-        class_ids,
-        size,
-        bg_threshold=params.semantic_bg_threshold,
-    )
+    return walked, class_ids[owners]
+
+
+def labels_from_scores(
+    walked: Tensor, class_ids: IntArray, size: tuple[int, int], params: LabelParams = _PUBLISHED
+) -> tuple[LabelArray, Instances]:
+    """Semantic and instance label from the walked maps of a picture's instances; their scale does not matter.
+
+    The walk is linear: a class's walked map is the sum of its instances' walked maps.
+
+    Args:
+        walked: (M, h, w) walked maps, not negative.
+        class_ids: (M,) class of each map.
+        size: (H, W) of the picture in pixels.
+        params: thresholds and what is a fragment.
+
+    Returns:
+        (H, W) uint8 label, 0 for background, else class_id + 1; and the instances.
+
+    Raises:
+        ShapeError: maps, class ids and size do not fit together.
+    """
+    if not len(walked):
+        return np.zeros(size, np.uint8), Instances.empty(size)
+    by_class, present = _class_maps(walked, class_ids)
+    label = semantic_label(by_class, present, size, bg_threshold=params.semantic_bg_threshold)
     instances = instance_label(
         walked,
-        class_ids[owners],
+        class_ids,
         size,
         bg_threshold=params.instance_bg_threshold,
         min_area=params.min_area,
         keep_fragments=params.keep_fragments,
     )
     return label, instances
+
+
+def labels_over_thresholds(
+    walked: Tensor,
+    class_ids: IntArray,
+    size: tuple[int, int],
+    thresholds: Sequence[float],
+    params: LabelParams = _PUBLISHED,
+) -> Iterator[tuple[LabelArray, Instances]]:
+    """The labels of `labels_from_scores` for several background scores, with one upsampling for all of them.
+
+    Args:
+        walked: (M, h, w) walked maps, not negative.
+        class_ids: (M,) class of each map.
+        size: (H, W) of the picture in pixels.
+        thresholds: each is the score of the background in both labels.
+        params: what is a fragment; its own thresholds are not used.
+
+    Yields:
+        Both labels, for one threshold after the other.
+
+    Raises:
+        ShapeError: maps, class ids and size do not fit together.
+    """
+    by_class, present = _class_maps(walked, class_ids)
+    lowest = min(thresholds)
+    label_index, label_score = argmax_upsampled(by_class, size, lowest)
+    index, score = argmax_upsampled(walked, size, lowest)
+    for threshold in thresholds:
+        label = label_from_index(np.where(label_score > threshold, label_index, 0), present)
+        chosen = np.where(score > threshold, index, 0)
+        yield (
+            label,
+            instances_from_index(
+                chosen, score, class_ids, min_area=params.min_area, keep_small=params.keep_fragments
+            ),
+        )
 
 
 def instance_cams(cam: FloatArray, instance_ids: IntArray) -> tuple[FloatArray, IntArray]:
@@ -149,6 +202,13 @@ def instance_cams(cam: FloatArray, instance_ids: IntArray) -> tuple[FloatArray, 
     for target, owner, instance_id in zip(maps, owners, chosen, strict=True):
         np.copyto(target, cam[owner], where=instance_ids == instance_id)
     return maps, owners
+
+
+def _class_maps(walked: Tensor, class_ids: IntArray) -> tuple[Tensor, IntArray]:
+    """Sums of the maps of each class, and the classes in the order in which they appear."""
+    present = np.array(list(dict.fromkeys(class_ids.tolist())), np.int64)
+    owners = (class_ids[:, None] == present).argmax(1) if len(present) else np.zeros(0, np.int64)
+    return class_maps_from_instance_maps(walked, owners, len(present)), present
 
 
 def class_maps_from_instance_maps(walked: Tensor, owners: IntArray, num_classes: int) -> Tensor:
@@ -213,56 +273,3 @@ def instance_label(
     """
     index, score = argmax_upsampled(walked, size, bg_threshold)
     return instances_from_index(index, score, class_ids, min_area=min_area, keep_small=keep_fragments)
-
-
-def argmax_upsampled(
-    maps: Tensor, size: tuple[int, int], bg_threshold: float
-) -> tuple[npt.NDArray[np.int32], FloatArray]:
-    """Position of the largest of [bg_threshold, *maps] after upsampling the maps to the picture's size.
-
-    The maps are upsampled bilinearly by 4, cropped, and divided by the largest value of them all. One map is
-    upsampled at a time, and only where it can exceed the background, so that memory does not grow with M.
-
-    Args:
-        maps: (M, h, w) float32 maps at stride 4, not negative.
-        size: (H, W) of the picture in pixels.
-        bg_threshold: score of the background, in [0, 1].
-
-    Returns:
-        index (H, W) int32, 0 for background and m + 1 for map m; and score (H, W) float32 in [0, 1], the
-        value of that map, 0 at background.
-
-    Raises:
-        ShapeError: the maps are not (M, h, w) with the grid of `size`.
-    """
-    if maps.ndim != 3 or tuple(maps.shape[1:]) != strided_size(size):
-        raise ShapeError(f"maps of a picture {size} must be (M, *{strided_size(size)}), got {maps.shape}")
-    index = torch.zeros(size, dtype=torch.int32, device=maps.device)
-    score = maps.new_zeros(size)
-    # Pixels that depend on cells up to this value only stay below the background, whatever the final scale.
-    negligible = bg_threshold * _PEAK_KEPT * float(maps.max()) if maps.numel() else 0.0
-    for number, cells in enumerate(maps, start=1):
-        strong = cells > negligible
-        if not strong.any():
-            continue
-        rows, columns = _extent(strong.any(1)), _extent(strong.any(0))
-        patch = interpolate(cells[None, None, rows, columns], scale_factor=CAM_STRIDE, mode="bilinear")[0, 0]
-        window = score[_pixels(rows), _pixels(columns)]
-        patch = patch[: window.shape[0], : window.shape[1]]
-        index[_pixels(rows), _pixels(columns)].masked_fill_(patch > window, number)
-        torch.maximum(window, patch, out=window)
-    largest = float(score.max())
-    if largest > 0:
-        score /= largest
-    background = score <= bg_threshold
-    return index.masked_fill_(background, 0).cpu().numpy(), score.masked_fill_(background, 0).cpu().numpy()
-
-
-def _extent(marked: Tensor) -> slice:
-    """From the first to the last marked cell, and one cell beyond, to which upsampling spreads them."""
-    cells = marked.nonzero()[:, 0]
-    return slice(max(int(cells[0]) - 1, 0), int(cells[-1]) + 2)
-
-
-def _pixels(cells: slice) -> slice:
-    return slice(cells.start * CAM_STRIDE, cells.stop * CAM_STRIDE)

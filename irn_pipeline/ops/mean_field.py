@@ -2,7 +2,8 @@
 
 Krähenbühl and Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials" (2011). One
 pass over the pixels does an iteration: it gathers both blurred lattices, takes the softmax, and splats the
-new belief, while the belief itself is never stored.
+new belief, while the belief itself is never stored. With the lattices' making it takes about 220 bytes a pixel at
+the peak for 3 labels (measured at 0.32 corners a pixel): 2.6 GB for a picture of 4000x3000.
 """
 
 from __future__ import annotations

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from joblib import Parallel, delayed
 
+from irn_pipeline.runtime.faults import MemoryExhausted, WorkerDied, is_out_of_memory
+
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class _Named(Generic[A, B]):
+    """The function, whose lack of memory names the item; travels to worker processes."""
+
+    function: Callable[[A], B]
+
+    def __call__(self, item: A) -> B:
+        try:
+            return self.function(item)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryExhausted(f"not enough memory: {error}", getattr(item, "image_id", None)) from error
 
 
 def parallel_map(function: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
@@ -18,21 +37,40 @@ def parallel_map(function: Callable[[A], B], items: Sequence[A], workers: int) -
         function: picklable, as are its items and results.
         items: the work.
         workers: processes (joblib's loky); 1 works in this process.
+
+    Raises:
+        MemoryExhausted: an item needs more memory than there is; the error names it.
+        WorkerDied: a worker process was killed; results that came before are whole.
     """
+    named = _Named(function)
     if workers <= 1:
-        yield from map(function, items)
+        yield from map(named, items)
         return
     pool = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="3 * n_jobs")
-    yield from pool(delayed(function)(item) for item in items)
+    done = 0
+    try:
+        for result in pool(delayed(named)(item) for item in items):
+            done += 1
+            yield result
+    except BrokenProcessPool as error:  # joblib's TerminatedWorkerError among them
+        raise WorkerDied(
+            f"one of {workers} worker processes was killed, most often for want of memory, with {done} of "
+            f"{len(items)} pictures done; they are kept: give the same command again with fewer --workers, or with "
+            "--workers 1"
+        ) from error
 
 
 def prefetch(function: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
     """Results of `function` in order, made by threads a little ahead of their use.
 
     For work that releases the interpreter lock (decoding, resizing) and feeds a network.
+
+    Raises:
+        MemoryExhausted: an item needs more memory than there is; the error names it.
     """
+    named = _Named(function)
     if workers <= 0:
-        yield from map(function, items)
+        yield from map(named, items)
         return
     pool = Parallel(n_jobs=workers, prefer="threads", return_as="generator", pre_dispatch="2 * n_jobs")
-    yield from pool(delayed(function)(item) for item in items)
+    yield from pool(delayed(named)(item) for item in items)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from irn_pipeline import __version__
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.runtime.faults import write_fault
 
 T = TypeVar("T")
+RECORD_NAME = "stage.json"
+PART_PREFIX = ".part-"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,10 @@ class Artifact(Generic[T]):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a stage's `stage.json` says."""
+    """What a stage's `stage.json` says.
+
+    `seconds` is the time of all runs that made the results, `sections` where it went, by name.
+    """
 
     stage: str
     fingerprint: str
@@ -55,21 +63,75 @@ class StageRecord:
     counts: dict[str, int]
     seconds: float
     versions: dict[str, str]
+    sections: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    The content reaches the disk before the name does: after a power cut, too, a file is whole or absent.
+
+    Raises:
+        ArtifactError: the system refused the write: full disk, no permission, read-only folder.
+    """
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=PART_PREFIX, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
+        _to_disk(temporary)
         temporary.replace(path)
+        _to_disk(path.parent)
+    except Exception as error:
+        fault = write_fault(path, error, temporary)
+        if fault is None:
+            raise
+        raise fault from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def clear_folder(folder: Path, keep: str) -> None:
+    """Remove what a stage's folder holds but for one file; the record goes last.
+
+    Without its record, what an interruption leaves would later be taken for the results of other parameters.
+    """
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD_NAME):
+        if path.name == keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def remove_parts(folder: Path) -> int:
+    """Remove what a killed process left half-written below a folder that nobody else writes to; returns how many."""
+    count = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(PART_PREFIX):
+                Path(place, name).unlink(missing_ok=True)
+                count += 1
+    return count
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems know no such thing for folders, or at all.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -121,10 +183,20 @@ class RunFolder:
         path = self.path(artifact, image_id)
         if not path.is_file():
             raise ArtifactError(f"{path}: no {artifact.name} here; run stage {artifact.stage} first")
-        return artifact.read(path)
+        try:
+            return artifact.read(path)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}: cannot be read ({error.strerror or error}); mend its permissions or its disk, or delete it "
+                f"and run stage {artifact.stage} again"
+            ) from error
 
     def write(self, artifact: Artifact[T], value: T, image_id: str | None = None) -> None:
-        """Write an artifact atomically."""
+        """Write an artifact atomically.
+
+        Raises:
+            ArtifactError: the system refused the write; the message says why and what to do.
+        """
         with atomic_path(self.path(artifact, image_id)) as temporary:
             artifact.write(temporary, value)
 
@@ -134,7 +206,7 @@ class RunFolder:
         Raises:
             ArtifactError: the file is damaged.
         """
-        path = self.stage_dir(stage) / "stage.json"
+        path = self.stage_dir(stage) / RECORD_NAME
         if not path.is_file():
             return None
         try:
@@ -142,9 +214,14 @@ class RunFolder:
         except (ValueError, TypeError) as error:
             raise ArtifactError(f"{path}: damaged ({error}); delete it to run the stage again") from error
 
+    def folders(self) -> list[str]:
+        """Names of all folders, variants' too, that hold a record, in order of the alphabet."""
+        found = [*self.root.glob(f"*/{RECORD_NAME}"), *self.root.glob(f"*/*/{RECORD_NAME}")]
+        return sorted(path.parent.relative_to(self.root).as_posix() for path in found)
+
     def write_record(self, record: StageRecord) -> None:
         """Write a stage's `stage.json`."""
-        write_json(self.stage_dir(record.stage) / "stage.json", asdict(record))
+        write_json(self.stage_dir(record.stage) / RECORD_NAME, asdict(record))
 
 
 def versions() -> dict[str, str]:

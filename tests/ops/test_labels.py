@@ -14,8 +14,11 @@ from irn_pipeline.ops.labels import (
     class_maps_from_instance_maps,
     instance_cams,
     instance_label,
+    labels_from_scores,
+    labels_over_thresholds,
     semantic_label,
     synthesize,
+    walk_scores,
 )
 from irn_pipeline.ops.random_walk import random_walk
 
@@ -182,3 +185,61 @@ def test_arrays_of_different_pictures_are_refused(two_objects):
         synthesize(cam, np.array([6, 7]), boundary, displacement, size)
     with pytest.raises(ShapeError, match="boundary"):
         synthesize(cam, np.array([6]), boundary[1:], displacement, size)
+
+
+def random_picture(seed):
+    rng = np.random.default_rng(seed)
+    size = (37, 46)
+    grid = (10, 12)
+    y, x = np.indices(grid)
+    centres = rng.uniform(2, 8, (3, 2, 1, 1))
+    cam = np.exp(-((y - centres[:, 0]) ** 2 + (x - centres[:, 1]) ** 2) / 8).astype(np.float32)
+    boundary = rng.random(grid, np.float32) * 0.5
+    displacement = rng.normal(0, 2, (2, *grid)).astype(np.float32)
+    return cam, np.array([7, 2, 4]), boundary, displacement, size
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_synthesis_is_walk_then_labels_and_half_precision_keeps_them(seed):
+    picture = random_picture(seed)
+    params = SynthesisParams(
+        exp_times=3, semantic_bg_threshold=0.3, instance_bg_threshold=0.2, min_area=0.005
+    )
+    label, instances = synthesize(*picture, params)
+    walked, owners = walk_scores(*picture, params)
+    # The plain way to the semantic label: walk the maps of whole classes.
+    whole = random_walk(torch.from_numpy(picture[0]), torch.from_numpy(picture[2]), exp_times=3)
+    assert (semantic_label(whole, picture[1], picture[4], bg_threshold=0.3) == label).mean() >= 0.999
+    assert len(walked) == len(owners) > 3 and list(dict.fromkeys(owners.tolist())) == [7, 2, 4]
+    again, parts = labels_from_scores(walked, owners, picture[4], params)
+    assert (again == label).all() and (parts.masks == instances.masks).all()
+    half = (walked / walked.max()).half().float()
+    again, parts = labels_from_scores(half, owners, picture[4], params)
+    assert (again == label).mean() >= 0.999
+    assert (parts.masks.any(0) == instances.masks.any(0)).mean() >= 0.999
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_several_thresholds_equal_one_after_the_other(seed):
+    picture = random_picture(seed)
+    walked, owners = walk_scores(*picture, SynthesisParams(exp_times=3))
+    thresholds = (0.3, 0.0, 0.1, 0.7, 1.0)
+    found = list(
+        labels_over_thresholds(walked, owners, picture[4], thresholds, SynthesisParams(min_area=0.005))
+    )
+    for threshold, (label, instances) in zip(thresholds, found, strict=True):
+        params = SynthesisParams(
+            semantic_bg_threshold=threshold, instance_bg_threshold=threshold, min_area=0.005
+        )
+        expected, parts = labels_from_scores(walked, owners, picture[4], params)
+        assert (label == expected).all()
+        assert (instances.masks == parts.masks).all() and (instances.scores == parts.scores).all()
+        assert (instances.class_ids == parts.class_ids).all()
+    areas = [int((label > 0).sum()) for label, _ in found]
+    assert areas[1] >= areas[2] > areas[0] > areas[3] > areas[4] == 0
+
+
+def test_no_map_gives_empty_labels_for_every_threshold():
+    found = list(labels_over_thresholds(torch.zeros(0, 2, 3), np.zeros(0, np.int64), (8, 10), (0.1, 0.5)))
+    assert len(found) == 2
+    assert all(not label.any() and len(parts) == 0 and parts.size == (8, 10) for label, parts in found)

@@ -166,7 +166,7 @@ def test_parameters_may_make_a_read_needless(tmp_path: Path) -> None:
 def test_common_problems_and_formats_are_told_once(
     tmp_path: Path, stages: Stages, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "irn_pipeline")
     produced = [
         Produced("w0", ("A",), file_format="old"),
         Produced("w1", problem="no file a", common=True),

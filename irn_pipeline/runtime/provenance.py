@@ -1,0 +1,100 @@
+"""What results were made from: the parameters that count, what was read, and what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from irn_pipeline.errors import ArtifactError
+from irn_pipeline.runtime.declaration import FitStage, Job, Stage
+from irn_pipeline.runtime.store import Artifact, RunFolder, StageRecord, fingerprint_of
+
+OTHER_FOLDER = "give another --run-dir, or --overwrite to build this stage again"
+"""The two ways out where results were made from other things."""
+
+
+def result_params(params: Any) -> dict[str, Any]:
+    """The parameters that results depend on.
+
+    Args:
+        params: a dataclass; fields with the metadata {"fingerprint": False} do not count, such as a choice
+            between two ways to the same result.
+    """
+    counted = [field.name for field in fields(params) if field.metadata.get("fingerprint", True)]
+    values = asdict(params)
+    return {name: values[name] for name in counted}
+
+
+def stage_fingerprint(stage: Stage[Any], job: Job[Any, Any], reads: dict[str, str]) -> str:
+    """Hash of all that the stage's results depend on."""
+    parts: dict[str, Any] = {
+        "stage": stage.name, "version": stage.version, "params": result_params(job.params),
+        "reads": reads, "data": list(job.data.identity),
+    }  # fmt: skip
+    if isinstance(stage, FitStage):
+        parts["seed"] = job.execution.seed
+        parts["images"] = sorted(item.image_id for item in job.data.items)
+    return fingerprint_of(parts)
+
+
+def fingerprints_read(run: RunFolder, stage: str, artifacts: Sequence[Artifact[Any]]) -> dict[str, str]:
+    """Fingerprint of every stage whose artifacts are read.
+
+    Args:
+        run: the run folder.
+        stage: name of the reading stage, for the message.
+        artifacts: what it reads.
+
+    Raises:
+        ArtifactError: one is not there or not finished.
+    """
+    reads: dict[str, str] = {}
+    for artifact in artifacts:
+        record = run.record(artifact.stage)
+        if record is None or (not record.complete and not artifact.per_image):
+            state = "is not there" if record is None else "is not finished"
+            raise ArtifactError(
+                f"{run.root}: {stage} reads the {artifact.name} of stage {artifact.stage}, which {state}; "
+                f"run stage {artifact.stage} on this --run-dir first"
+            )
+        reads[artifact.stage] = record.fingerprint
+    return reads
+
+
+def fingerprints_kept(run: RunFolder, previous: StageRecord) -> dict[str, str]:
+    """What `previous` has read: the fingerprints of today, or those of then where a stage's folder was removed."""
+    records = {name: run.record(name) for name in previous.reads}
+    return {
+        name: then if (now := records[name]) is None else now.fingerprint
+        for name, then in previous.reads.items()
+    }
+
+
+def refusal(
+    folder: Path, params: Mapping[str, Any], reads: Mapping[str, str], previous: StageRecord, remedy: str
+) -> str:
+    """Why results cannot stay beside those that a folder holds, in one line.
+
+    Args:
+        folder: of the stage.
+        params: the parameters that count, now.
+        reads: fingerprint of every stage that is read, now.
+        previous: the record of what the folder holds.
+        remedy: what to do.
+    """
+    # Compare as JSON keeps them: tuples come back as lists.
+    now = {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
+    changed = [
+        f"{name} was {previous.params.get(name)}, is now {value}"
+        for name, value in now.items()
+        if previous.params.get(name) != value
+    ]
+    changed += [
+        f"the results of {name} it reads were made anew"
+        for name in reads
+        if previous.reads.get(name) != reads[name]
+    ]
+    why = "; ".join(changed) or "the seed, the class names or the list of images changed"
+    return f"{folder}: holds results made from other things ({why}); {remedy}"

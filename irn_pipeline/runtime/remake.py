@@ -1,0 +1,66 @@
+"""Beginning a stage half-way, from an artifact of its own that was kept, with other parameters."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+from irn_pipeline.errors import ArtifactError
+from irn_pipeline.runtime.declaration import Job, MapStage, Remake
+from irn_pipeline.runtime.provenance import fingerprints_kept, refusal, result_params, stage_fingerprint
+from irn_pipeline.runtime.store import StageRecord
+
+
+def begin_remake(
+    stage: MapStage[Any], remake: Remake[Any], job: Job[Any, Any], previous: StageRecord | None
+) -> dict[str, str]:
+    """Clear the way for other values of the free parameters.
+
+    What the stage made with other values is removed, the kept artifact stays.
+
+    Args:
+        stage: the stage.
+        remake: its declaration of what may change.
+        job: with the new parameters.
+        previous: record of what the stage's folder holds.
+
+    Returns:
+        Fingerprint of every stage that the kept artifact was made from.
+
+    Raises:
+        ArtifactError: the artifact was not kept, or made from other things than the job's.
+    """
+    folder, source = job.run.stage_dir(stage.folder(job.params)), remake.source
+    if previous is None:
+        raise ArtifactError(
+            f"{folder}: {remake.flag} needs the {source.name} of an earlier run, and there is none; "
+            f"run {stage.name} with {remake.keep_flag} first"
+        )
+    reads = fingerprints_kept(job.run, previous)
+    values = {name: previous.params.get(name, getattr(job.params, name)) for name in remake.free}
+    then = replace(job, params=replace(job.params, **values))
+    if stage_fingerprint(stage, then, reads) != previous.fingerprint:
+        remedy = (
+            f"with {remake.flag} only {', '.join(remake.free)} may change; give the others as they were, or "
+            f"--overwrite {remake.keep_flag} without {remake.flag} to build this stage again"
+        )
+        raise ArtifactError(refusal(folder, result_params(then.params), reads, previous, remedy))
+    if stage_fingerprint(stage, job, reads) == previous.fingerprint and not job.execution.overwrite:
+        return reads
+    made = [artifact for artifact in stage.writes if artifact is not source]
+    lost = [
+        item.image_id
+        for item in job.data.items
+        if any(job.run.has(artifact, item.image_id) for artifact in made)
+        and not job.run.has(source, item.image_id)
+    ]
+    if lost:
+        raise ArtifactError(
+            f"{folder}: no {source.name} were kept of {len(lost)} pictures, the first is {lost[0]}; run {stage.name} "
+            f"with {remake.keep_flag} and the parameters of these results first"
+        )
+    # Before the new record is written: an interruption in between leaves gaps, but nothing made otherwise.
+    for artifact in made:
+        shutil.rmtree(job.run.stage_dir(artifact.stage) / artifact.name, ignore_errors=True)
+    return reads

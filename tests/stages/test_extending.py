@@ -1,0 +1,201 @@
+"""The pages on extending and on the run folder, tried out: their code is taken from the page and run."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from irn_pipeline.artifacts import CAM, IR_LABEL, SEMANTIC_LABEL
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.datasets.transforms import to_tensor
+from irn_pipeline.datasets.voc import load_voc
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.stage import Job, run_stage
+from irn_pipeline.runtime.store import RunFolder, StageRecord
+from stages._source import Source, load_source
+from tests.stages.conftest import CONFIG, TinyRun
+
+ROOT = Path(__file__).parents[2]
+EXTENDING = (ROOT / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
+FLAGS = ["--device", "cpu", "--precision", "float32", "--workers", "1", "--quiet"]
+EXECUTION = Execution(device="cpu", precision="float32", workers=1, quiet=True)
+
+
+def block(file: str) -> str:
+    """The code block that begins with the file's name."""
+    (found,) = re.findall(rf"```python\n# {re.escape(file)}\n(.*?)```", EXTENDING, flags=re.DOTALL)
+    return str(found)
+
+
+def module(monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> ModuleType:
+    """A module of that source, found under its name until the test ends."""
+    made = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, made)
+    exec(compile(source, f"<{name}>", "exec"), made.__dict__)
+    return made
+
+
+def apply_diff(source: str, diff: str) -> str:
+    """The source with the lines of a diff that has no line numbers: every old line stands in it exactly once."""
+    lines = source.splitlines()
+    place = 0
+    for line in diff.splitlines():
+        kind, text = line[:1], line[1:]
+        if kind == "+":
+            lines.insert(place, text)
+            place += 1
+        else:
+            assert lines.count(text) == 1, f"stages/_segmenter.py has no such line (or several): {text}"
+            place = lines.index(text) + (kind == " ")
+            if kind == "-":
+                del lines[place]
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def voc_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("extending") / "voc"
+    generate_demo(root, num_images=4, num_heldout=0, min_size=(64, 80), max_size=(80, 96))
+    return root
+
+
+def labelled(run: RunFolder) -> None:
+    """As if stage 5 had run."""
+    run.write_record(StageRecord("synthesize_labels", "0", {}, {}, True, {}, 0.0, {}))
+
+
+def test_data_set(voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = module(monkeypatch, "my_pipeline", block("my_pipeline.py"))
+    records = load_voc(voc_root, class_names=DEMO_CLASSES).images.records
+    for number, (record, name) in enumerate(zip(records, ("cat", "dog", "cat", "dog"), strict=True)):
+        target = tmp_path / "animals" / name / f"{number}{record.path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(record.path.read_bytes())
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    words = ["--class-root", str(tmp_path / "animals"), "--run-dir", str(tmp_path / "run"), *FLAGS]
+    assert mine.main(["1-2", *words, "--config", str(tmp_path / "tiny.yaml")]) == 0
+    run = RunFolder(tmp_path / "run")
+    for image_id, class_id in {"cat/0": 0, "dog/1": 1, "cat/2": 0, "dog/3": 1}.items():
+        assert run.read(CAM, image_id).class_ids.tolist() == [class_id]
+    (tmp_path / "some.txt").write_text("dog/3\n")
+    data = mine.load(mine.ClassFolders(str(tmp_path / "animals"), str(tmp_path / "some.txt")))
+    assert [record.image_id for record in data.items] == ["dog/3"]
+    assert data.identity == ("cat", "dog")
+
+
+def test_data_set_is_missed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = module(monkeypatch, "my_pipeline", block("my_pipeline.py"))
+    assert mine.main(["1", *FLAGS]) == 1
+    assert "give --class-root DIR" in capsys.readouterr().err
+
+
+def test_stage(
+    voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soften = module(monkeypatch, "soften_edges", block("soften_edges.py"))
+    run = RunFolder(tmp_path)
+    labelled(run)
+    label = np.zeros((6, 8), np.uint8)
+    label[:, 4:] = 3
+    records = load_voc(voc_root, class_names=DEMO_CLASSES).images.records
+    for record in records[1:]:
+        run.write(SEMANTIC_LABEL, label, record.image_id)
+    words = ["--voc-root", str(voc_root), "--run-dir", str(tmp_path), *FLAGS]
+    assert soften.main([*words, "--width", "1"]) == 0
+    found = run.read(soften.SOFT_LABEL, records[1].image_id)
+    assert found.tolist() == [[0, 0, 0, 255, 255, 3, 3, 3]] * 6
+    done = run.record("soften_edges")
+    assert done is not None
+    assert done.counts == {"images": 3, "kept": 0, "skipped": 1}
+    assert soften.main([*words, "--width", "3"]) == 1, "results of another width are refused"
+    assert "width was 1, is now 3" in capsys.readouterr().err
+    assert soften.main([*words, "--width", "0"]) == 1
+
+
+def test_model(voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "irn_pipeline/nn/segmenters/pixel_net.py"
+    module(monkeypatch, path.removesuffix(".py").replace("/", "."), block(path))
+    (diff,) = re.findall(r"```diff\n(.*?)```", EXTENDING, flags=re.DOTALL)
+    source = (ROOT / "stages" / "_segmenter.py").read_text(encoding="utf-8")
+    segmenter = module(monkeypatch, "stages._segmenter", apply_diff(source, diff))
+    source = (ROOT / "stages" / "train_segmenter.py").read_text(encoding="utf-8")
+    trainer = module(monkeypatch, "stages.train_segmenter", source)
+
+    run = RunFolder(tmp_path)
+    labelled(run)
+    data = load_source(Source(voc_root=str(voc_root)))
+    params = segmenter.SegmenterParams(
+        model="pixel_net", labels="truth", backbone_weights="none", epochs=3, batch_size=2
+    )
+    torch.manual_seed(0)
+    record = run_stage(trainer.STAGE, Job(run, params, data, EXECUTION))
+    assert record.counts == {"images": 12}
+    model, checkpoint = segmenter.load_segmenter(run, "pixel_net-on-truth", EXECUTION)
+    assert (checkpoint.kind, checkpoint.class_names) == ("pixel_net", data.identity)
+    image = to_tensor(read_image(data.items[0].path)).float() / 255
+    label = model.predict_label(image)
+    assert label.shape == image.shape[1:]
+    for mask, class_id in zip(
+        *(getattr(model.predict(image), name) for name in ("masks", "class_ids")), strict=True
+    ):
+        assert (label[mask] == class_id + 1).all()
+
+
+def test_a_diff_that_no_longer_fits_is_seen() -> None:
+    assert apply_diff("a\nb\nc", "-b\n+x\n+y\n c\n+z") == "a\nx\ny\nc\nz"
+    with pytest.raises(AssertionError, match="no such line"):
+        apply_diff("a\nb", " gone\n+x")
+
+
+def tree(text: str) -> list[str]:
+    """Patterns of the files in the page's tree: ID, NAME and MODEL stand for anything."""
+    (drawn,) = re.findall(r"```\nruns/mine/\n(.*?)```", text, flags=re.DOTALL)
+    patterns: list[str] = []
+    above: list[str] = []
+    for line in drawn.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        above[depth:] = [name]
+        if not name.endswith("/"):
+            patterns.append(re.sub(r"ID|NAME|MODEL", "*", "".join(above)))
+    return patterns
+
+
+def test_every_file_of_a_run_is_in_the_tree(whole_run: TinyRun) -> None:
+    patterns = tree((ROOT / "docs" / "RUN_FOLDER.md").read_text(encoding="utf-8"))
+    assert "make_cam/cam/*.npy" in patterns
+    files = [
+        path.relative_to(whole_run.run_dir).as_posix()
+        for path in whole_run.run_dir.rglob("*")
+        if path.is_file()
+    ]
+    assert [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
+    written = [p for p in patterns if not p.startswith(("export_labels", "predict"))]
+    optional = ("train_cam/resume.pt", "train_segmenter/*/validation.jsonl")
+    unseen = [p for p in written if not fnmatch.filter(files, p)]
+    assert sorted(unseen) == sorted(optional), "what the page tells and a whole run does not write"
+
+
+def test_labels_have_the_formats_that_the_page_tells(whole_run: TinyRun) -> None:
+    run = RunFolder(whole_run.run_dir)
+    path = next((whole_run.run_dir / "make_cam" / "cam").glob("*.npy"))
+    cam = np.load(path, allow_pickle=True).item()
+    height, width = cam["high_res"].shape[1:]
+    assert cam["cam"].shape[1:] == ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
+    assert (cam["keys"].dtype, cam["cam"].dtype) == (np.int64, np.float32)
+    objects = np.load(
+        whole_run.run_dir / "synthesize_labels" / "instance_label" / path.name, allow_pickle=True
+    ).item()
+    assert [objects[key].dtype for key in ("score", "mask", "class")] == [np.float32, np.bool_, np.int64]
+    assert 255 not in run.read(SEMANTIC_LABEL, path.stem)
+    assert set(np.unique(run.read(IR_LABEL, path.stem))) <= {0, 255, *(cam["keys"] + 1)}
+    network = torch.load(whole_run.run_dir / "train_cam" / "network.pt", weights_only=True)
+    assert sorted(network) == ["backbone", "class_names", "kind", "network"]
