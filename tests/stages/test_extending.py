@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -35,11 +36,22 @@ def block(file: str) -> str:
     return str(found)
 
 
-def module(monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> ModuleType:
-    """A module of that source, found under its name until the test ends."""
-    made = ModuleType(name)
-    monkeypatch.setitem(sys.modules, name, made)
-    exec(compile(source, f"<{name}>", "exec"), made.__dict__)
+Load = Callable[[str, str], ModuleType]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Function that makes a module of a name and source, found under that name until the test ends."""
+
+    def made(name: str, source: str) -> ModuleType:
+        path = tmp_path / f"{name}.py"
+        path.write_text(source, encoding="utf-8")
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(source, path, "exec"), module.__dict__)
+        return module
+
     return made
 
 
@@ -72,8 +84,8 @@ def labelled(run: RunFolder) -> None:
     run.write_record(StageRecord("synthesize_labels", "0", {}, {}, True, {}, 0.0, {}))
 
 
-def test_data_set(voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = module(monkeypatch, "my_pipeline", block("my_pipeline.py"))
+def test_data_set(voc_root: Path, tmp_path: Path, load: Load) -> None:
+    mine = load("my_pipeline", block("my_pipeline.py"))
     records = load_voc(voc_root, class_names=DEMO_CLASSES).images.records
     for number, (record, name) in enumerate(zip(records, ("cat", "dog", "cat", "dog"), strict=True)):
         target = tmp_path / "animals" / name / f"{number}{record.path.suffix}"
@@ -91,16 +103,14 @@ def test_data_set(voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert data.identity == ("cat", "dog")
 
 
-def test_data_set_is_missed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = module(monkeypatch, "my_pipeline", block("my_pipeline.py"))
+def test_data_set_is_missed(capsys: pytest.CaptureFixture[str], load: Load) -> None:
+    mine = load("my_pipeline", block("my_pipeline.py"))
     assert mine.main(["1", *FLAGS]) == 1
     assert "give --class-root DIR" in capsys.readouterr().err
 
 
-def test_stage(
-    voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    soften = module(monkeypatch, "soften_edges", block("soften_edges.py"))
+def test_stage(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    soften = load("soften_edges", block("soften_edges.py"))
     run = RunFolder(tmp_path)
     labelled(run)
     label = np.zeros((6, 8), np.uint8)
@@ -120,14 +130,14 @@ def test_stage(
     assert soften.main([*words, "--width", "0"]) == 1
 
 
-def test_model(voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model(voc_root: Path, tmp_path: Path, load: Load) -> None:
     path = "irn_pipeline/nn/segmenters/pixel_net.py"
-    module(monkeypatch, path.removesuffix(".py").replace("/", "."), block(path))
+    load(path.removesuffix(".py").replace("/", "."), block(path))
     (diff,) = re.findall(r"```diff\n(.*?)```", EXTENDING, flags=re.DOTALL)
     source = (ROOT / "stages" / "_segmenter.py").read_text(encoding="utf-8")
-    segmenter = module(monkeypatch, "stages._segmenter", apply_diff(source, diff))
+    segmenter = load("stages._segmenter", apply_diff(source, diff))
     source = (ROOT / "stages" / "train_segmenter.py").read_text(encoding="utf-8")
-    trainer = module(monkeypatch, "stages.train_segmenter", source)
+    trainer = load("stages.train_segmenter", source)
 
     run = RunFolder(tmp_path)
     labelled(run)
@@ -178,8 +188,11 @@ def test_every_file_of_a_run_is_in_the_tree(whole_run: TinyRun) -> None:
         if path.is_file()
     ]
     assert [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
-    written = [p for p in patterns if not p.startswith(("export_labels", "predict"))]
-    optional = ("train_cam/resume.pt", "train_segmenter/*/validation.jsonl")
+    written = [p for p in patterns if not p.startswith(("export_labels", "predict", "sweep/"))]
+    optional = (
+        *("train_cam/resume.pt", "train_segmenter/*/validation.jsonl", "synthesize_labels/scores/*.npz"),
+        *("evaluate/sweep.json", "evaluate/sweep_cam.json"),
+    )
     unseen = [p for p in written if not fnmatch.filter(files, p)]
     assert sorted(unseen) == sorted(optional), "what the page tells and a whole run does not write"
 

@@ -26,7 +26,7 @@ README = Path(__file__).parents[2] / "README.md"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo pictures without VOC's layout: some in a subfolder, tags in one table."""
     root = tmp_path_factory.mktemp("own")
-    generate_demo(root / "voc", num_images=5, num_heldout=0, min_size=(64, 80), max_size=(80, 96))
+    generate_demo(root / "voc", num_images=4, num_heldout=0, min_size=(64, 80), max_size=(80, 96))
     rows = ["image,label"]
     for number, record in enumerate(load_voc(root / "voc", class_names=DEMO_CLASSES).images.records):
         name = f"{'garden/' if number % 2 else ''}my picture {number}{record.path.suffix}"
