@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
+from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import to_tensor
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.runtime.command import Pipeline, RunOptions
@@ -88,7 +89,7 @@ def read_labels(
 def predict_masks(
     run_dir: str | Path,
     model: str,
-    image: LabelArray,
+    image: LabelArray | str | Path,
     *,
     min_score: float = 0.5,
     device: str = "auto",
@@ -102,7 +103,7 @@ def predict_masks(
     Args:
         run_dir: run folder that stage train_segmenter has worked in.
         model: as given to train_segmenter: mask_rcnn, deeplabv3 ...
-        image: (H, W, 3) uint8 RGB, such as `irn_pipeline.datasets.images.read_image` returns.
+        image: path of a picture, or its pixels, (H, W, 3) uint8 RGB.
         min_score: instances below it are left out.
         device: auto, cpu, cuda or cuda:N.
         precision: of the network pass, as for the stages.
@@ -112,8 +113,11 @@ def predict_masks(
 
     Raises:
         ArtifactError: the model is not in the run folder; those that are there are named.
-        ShapeError: `image` is no RGB picture of 8 bits.
+        DataError: the file cannot be read.
+        ShapeError: the array is no RGB picture of 8 bits.
     """
+    if isinstance(image, str | Path):
+        image = read_image(Path(image))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ShapeError(f"a picture must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     execution = Execution(device=device, precision=precision)

@@ -42,11 +42,12 @@ class _Pictures:
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Activation maps of every pending picture."""
     network = _load(job)
-    for pictures in prefetch(_reader(job.params.scales), pending, job.execution.worker_count):
+    read = prefetch(_reader(job.params.scales), pending, job.execution.worker_count)
+    for pictures in job.clock.waiting("read", read):
         if pictures.problem is not None:
             yield Produced(pictures.record.image_id, problem=pictures.problem)
             continue
-        with job.execution.autocast():
+        with job.clock.section("network"), job.execution.autocast():
             value = extract_cam(network, pictures.scaled, pictures.size, pictures.record.class_ids)
         yield Produced(pictures.record.image_id, (value,))
 

@@ -7,13 +7,16 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import stages.__main__ as command_line
-from irn_pipeline.runtime import options
+from irn_pipeline.runtime import command, options
 from irn_pipeline.runtime.command import Pipeline, RunOptions
 from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.options import read_yaml
+from irn_pipeline.runtime.store import StageRecord
 from stages.__main__ import PIPELINE, main, stage_main
 
 ROOT = Path(__file__).parents[1]
@@ -44,12 +47,14 @@ def broken_links(text: str, folder: Path) -> list[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Commands of this package in the code blocks: module or script, then its words."""
+    """Commands of this package in the code blocks: module or script, then its words; sketches are left out."""
     for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith(("./run_all.sh", "python -m stages", "irn-pipeline")):
                 words = shlex.split(line, comments=True)
-                yield words[2:] if words[0] == "python" else words
+                # "[--flag] ..." stands for something, and is no command.
+                if not any(word.startswith(("[", "...")) for word in words):
+                    yield words[2:] if words[0] == "python" else words
 
 
 def known_flags() -> set[str]:
@@ -74,8 +79,14 @@ def flags_told(text: str) -> set[str]:
 
 
 def run(words: list[str]) -> int:
-    module = words[0].removeprefix("stages").removeprefix(".")
-    return stage_main(module, words[1:]) if words[0].startswith("stages.") else main(["run", *words[1:]])
+    if words[0].startswith("stages."):
+        return stage_main(words[0].removeprefix("stages."), words[1:])
+    return main(["run", *words[1:]] if words[0] == "./run_all.sh" else words[1:])
+
+
+def read_yaml_if_ours(path: Path) -> dict[str, Any]:
+    """A bare name is a file of the reader's own."""
+    return read_yaml(path) if path.exists() or path.parent != Path() else {}
 
 
 @pytest.fixture
@@ -83,6 +94,7 @@ def parsed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands stop after all their words were understood; help texts, slow to gather, are left out."""
     monkeypatch.setattr(options, "field_meanings", lambda kind: {})
     monkeypatch.setattr(Pipeline, "_run", lambda self, work, values: None)
+    monkeypatch.setattr(command, "read_yaml", read_yaml_if_ours)
     monkeypatch.setattr(command_line, "_make_demo_set", lambda: None)
     monkeypatch.chdir(ROOT)
 
@@ -109,7 +121,7 @@ def test_every_command_is_understood(capsys: pytest.CaptureFixture[str]) -> None
         "```\n./run_all.sh 1-9 --voc-root x\n```\n",
         "```\n./run_all.sh 2 --voc-root x \\\n  --make_cam.scale 1\n```\n",
         "```\npython -m stages.predict --modell x  # remark\n```\n",
-        "```\n./run_all.sh 2 --voc-root x --config none.yaml\n```\n",
+        "```\n./run_all.sh 2 --voc-root x --config configs/none.yaml\n```\n",
     ],
 )
 def test_a_wrong_command_is_seen(block: str) -> None:
@@ -152,3 +164,9 @@ def test_stages_of_the_run_folder_page_are_the_stages() -> None:
     assert len(told) == len(set(told))
     assert {stage.name for stage in PIPELINE.stages} <= set(told)
     assert set(told) <= {stage.name for stage in PIPELINE.stages + PIPELINE.tools}
+
+
+def test_keys_of_the_stage_record_are_told() -> None:
+    text = (ROOT / "docs" / "RUN_FOLDER.md").read_text(encoding="utf-8")
+    table = text.split("## stage.json")[1].split("## ")[0]
+    assert re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE) == [e.name for e in fields(StageRecord)]

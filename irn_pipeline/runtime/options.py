@@ -155,6 +155,10 @@ def flatten_config(
             flat[key] = value
         elif key in stages and value is None:
             continue
+        elif key in stages:
+            raise ConfigError(
+                f"{source}: section '{key}' must hold 'key: value' lines, found {type(value).__name__} {value!r}"
+            )
         else:
             raise ConfigError(f"{source}: unknown key '{raw}'{nearest(key, [*common, *stages])}")
     return flat

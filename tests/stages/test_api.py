@@ -14,7 +14,7 @@ from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL, 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.voc import load_voc
-from irn_pipeline.errors import ArtifactError, ConfigError, IrnError, ShapeError
+from irn_pipeline.errors import ArtifactError, ConfigError, DataError, IrnError, ShapeError
 from irn_pipeline.runtime.command import Pipeline
 from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import Instances
@@ -36,7 +36,8 @@ def test_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "mine.yaml").write_text(CONFIG)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "cat.jpg").write_bytes((tmp_path / "photos" / "garden.jpg").read_bytes())
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (block,) = (text for text in blocks if "run_stages" in text)
     monkeypatch.chdir(tmp_path)
     found: dict[str, object] = {}
     exec(compile(block, str(README), "exec"), found)
@@ -51,11 +52,9 @@ def test_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(class_names("runs/mine")) == len(
         set(",".join(r.split(",", 1)[1] for r in rows[1:]).split(","))
     )
-    record = RunFolder(Path("runs/mine")).record("synthesize_labels")
-    assert record is not None
-    assert (record.params["exp_times"], record.params["radius"]) == (6, 3), (
-        "the keyword, and the file's value"
-    )
+    done = RunFolder(Path("runs/mine")).record("synthesize_labels")
+    assert done is not None
+    assert (done.params["exp_times"], done.params["radius"]) == (6, 3), "the keyword, and the file's value"
 
     # Again: all is kept; other parameters are an exception, and another model too.
     run_stages(
@@ -70,8 +69,13 @@ def test_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "5", image_dir="photos", label_csv="tags.csv", run_dir="runs/mine", config="mine.yaml",
             synthesize_labels={"beta": 2, "exp_times": 6},
         )  # fmt: skip
+    again = predict_masks("runs/mine", "mask_rcnn", read_image(Path("new/cat.jpg")), min_score=0.0)
+    assert np.array_equal(again.select(again.scores >= 0.5).masks, masks.masks)
+    assert len(again) and again.scores.max() < 1
     with pytest.raises(ArtifactError, match="trained in runs/mine: mask_rcnn"):
-        predict_masks("runs/mine", "deeplabv3", read_image(Path("new/cat.jpg")))
+        predict_masks("runs/mine", "deeplabv3", "new/cat.jpg")
+    with pytest.raises(DataError, match=r"cat\.png"):
+        predict_masks("runs/mine", "mask_rcnn", "new/cat.png")
 
 
 class Seen:
