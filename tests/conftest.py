@@ -10,8 +10,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def logging_as_at_start() -> Iterator[None]:
-    """A command that a test runs sets the package's level; the next test must not inherit it."""
-    logger = logging.getLogger("irn_pipeline")
-    before = logger.level
+    """A command that a test or a shared fixture runs sets the package's level; no test must inherit it."""
+    logging.getLogger("irn_pipeline").setLevel(logging.NOTSET)
     yield
-    logger.setLevel(before)

@@ -29,6 +29,8 @@ class Execution:
     """Seed of every random choice (it is part of what a training stage is made from)."""
     overwrite: bool = False
     """Build again what is already there."""
+    tensorboard: bool = False
+    """Training stages also write TensorBoard event files (needs the extra `tensorboard`)."""
     quiet: bool = False
     """No progress bars; warnings and errors only."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from irn_pipeline.errors import CheckpointError, DataError, IrnError
+from irn_pipeline.runtime.events import TrainingLog
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.optimisation import Schedule, learning_rates, make_optimizer
 from irn_pipeline.runtime.store import atomic_path
@@ -110,7 +109,7 @@ def train(
     state = _State(network, optimizer, learning_rates(optimizer, schedule, steps), averaged)
     first = state.resume(folder)
     step = first * len(loader)  # the bar does not count when it is not shown
-    _drop_losses_after(folder, step)
+    log = TrainingLog(folder, done=step, tensorboard=execution.tensorboard)
     with tqdm(total=steps, initial=step, desc=name, unit="step", disable=execution.quiet) as bar:
         for epoch in range(first, schedule.epochs):
             sampler.epoch = epoch
@@ -136,13 +135,14 @@ def train(
                     averaged.update_parameters(network)
                 bar.update()
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-                _log(folder / "losses.jsonl", step, epoch, values)
+                log.add("losses", step, epoch, values)
             state.save(folder, epoch + 1)
             if after_epoch is not None:
                 judged = (network if averaged is None else averaged.module).eval()
                 found = after_epoch(epoch + 1, judged)
                 if found:
-                    _log(folder / "validation.jsonl", step, epoch, found)
+                    log.add("validation", step, epoch, found)
+    log.close()
     if averaged is not None:
         network.load_state_dict(averaged.module.state_dict())
     network.eval()
@@ -172,23 +172,6 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
         # A worker process puts its traceback before the message.
         kind = type(error)
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
-
-
-def _log(path: Path, step: int, epoch: int, values: Mapping[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def _drop_losses_after(folder: Path, step: int) -> None:
-    # An interrupted epoch is done again: its steps would stand in the record twice.
-    for path in (folder / "losses.jsonl", folder / "validation.jsonl"):
-        if path.is_file():
-            whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            with atomic_path(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 class _State:
