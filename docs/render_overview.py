@@ -1,6 +1,6 @@
-"""Draws docs/overview.png: what each stage of a finished run makes of a few pictures, one row a picture.
+"""Draws docs/overview.jpg: what each stage of a finished run makes of a few pictures, one row a picture.
 
-python docs/render_overview.py --run-dir runs/demo --voc-root data/demo --out docs/overview.png
+python docs/render_overview.py --run-dir runs/demo --voc-root data/demo --out docs/overview.jpg
 """
 
 from __future__ import annotations
@@ -218,8 +218,8 @@ def render(arguments: argparse.Namespace) -> None:
     drawn = compose([drawer.row(chosen) for chosen in records], data.images.class_names)
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), np.ascontiguousarray(drawn[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9]):
-        raise DataError(f"{out}: could not be written; give --out the path of a .png file")
+    if not cv2.imwrite(str(out), np.ascontiguousarray(drawn[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 88]):
+        raise DataError(f"{out}: could not be written; give --out the path of a .jpg or .png file")
 
 
 def main() -> int:
@@ -234,7 +234,7 @@ def main() -> int:
         "--image-ids", nargs="+", default=[], help="pictures; by default evenly over the list"
     )
     parser.add_argument("--rows", type=int, default=4, help="how many pictures without --image-ids")
-    parser.add_argument("--out", default="docs/overview.png", help="the picture to write")
+    parser.add_argument("--out", default="docs/overview.jpg", help="the picture to write")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     arguments = parser.parse_args()
     if arguments.rows < 1:
