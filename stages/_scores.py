@@ -107,8 +107,9 @@ def model_figures(
         count += 1
         image = (to_tensor(read_image(record.path)).float() / 255).to(device)
         with execution.autocast():
-            instances.add(model.predict(image), truth)
-            label.add(model.predict_label(image), truth)
+            found = model.predict(image)
+            instances.add(found, truth)
+            label.add(model.predict_label(image, found), truth)
     if not count:
         raise DataError(f"{pictures.origin}: no picture of the held-out list has true masks")
     return {"pictures": count, **label.report(), **instances.report()}

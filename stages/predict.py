@@ -17,7 +17,7 @@ from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.overlay import overlay_instances
 from irn_pipeline.export.voc_png import object_map
-from irn_pipeline.nn.segmenters.base import Segmenter, paint
+from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.stage import Job, ReduceStage
@@ -141,10 +141,7 @@ def _predict(
     with execution.autocast():
         found = segmenter.predict(tensor)
         found = found.select(found.scores >= min_score)
-        # Models that find instances paint them, which needs no second pass through the network.
-        if type(segmenter).predict_label is Segmenter.predict_label:
-            return found, paint(found)
-        return found, segmenter.predict_label(tensor)
+        return found, segmenter.predict_label(tensor, found, min_score)
 
 
 def _write_pictures(

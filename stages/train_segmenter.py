@@ -27,7 +27,7 @@ from irn_pipeline.ops.targets import training_target
 from irn_pipeline.runtime.optimisation import Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
 from irn_pipeline.runtime.training import finish_training, train
-from irn_pipeline.structures import GroundTruth, ImageRecord
+from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
 from stages._scores import model_figures
 from stages._segmenter import SegmenterParams, build_segmenter, recipe_of, segmenter_artifact, variant_of
 from stages._source import DataSet
@@ -126,17 +126,17 @@ def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> GroundTruth:
 def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     """Pictures with at least one instance of positive score; the others teach nothing."""
     kept: list[ImageRecord] = []
+    seen: set[int] = set()
     missing = empty = 0
     for record in job.data.readable(job.execution).records:
-        if job.params.labels == "truth":
-            truth = job.data.ground_truth(record.image_id)
-            there, count = truth is not None, 0 if truth is None else len(truth.instances)
+        instances = _instances(job, record.image_id)
+        if instances is None:
+            missing += 1
+        elif not len(instances):
+            empty += 1
         else:
-            there = job.run.has(INSTANCE_LABEL, record.image_id)
-            count = int((job.run.read(INSTANCE_LABEL, record.image_id).scores >= 1e-5).sum()) if there else 0
-        if count:
             kept.append(record)
-        missing, empty = missing + (not there), empty + (there and not count)
+            seen.update(instances.class_ids.tolist())
     if missing or empty:
         logger.warning(
             "left out: %d pictures without labels, %d whose labels hold no instance", missing, empty
@@ -147,17 +147,21 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
             f"{where}: not one instance label to train on; run stage {INSTANCE_LABEL.stage} on these pictures "
             "first, or lower its --instance-bg-threshold"
         )
-    _warn_of_missing_classes(job, kept)
-    return tuple(kept)
-
-
-def _warn_of_missing_classes(job: Job[SegmenterParams, DataSet], kept: list[ImageRecord]) -> None:
-    seen: set[int] = set()
-    for record in kept:
-        seen.update(_target(job, record.image_id).instances.class_ids.tolist())
     lacking = [name for index, name in enumerate(job.data.images.class_names) if index not in seen]
     if lacking:
         logger.warning("no instance of %s in the labels: the model cannot learn them", ", ".join(lacking))
+    return tuple(kept)
+
+
+def _instances(job: Job[SegmenterParams, DataSet], image_id: str) -> Instances | None:
+    """The instances to learn from, without fragments; None where the picture has no labels."""
+    if job.params.labels == "truth":
+        truth = job.data.ground_truth(image_id)
+        return None if truth is None else truth.instances
+    if not job.run.has(INSTANCE_LABEL, image_id):
+        return None
+    instances = job.run.read(INSTANCE_LABEL, image_id)
+    return instances.select(instances.scores >= 1e-5)
 
 
 def _validate(

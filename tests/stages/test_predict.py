@@ -49,7 +49,9 @@ class Thresholds(Segmenter):
 class Semantic(Thresholds):
     """A model with a label of its own."""
 
-    def predict_label(self, image: Tensor) -> np.ndarray:
+    def predict_label(
+        self, image: Tensor, found: Instances | None = None, min_score: float = 0.5
+    ) -> np.ndarray:
         return np.full(image.shape[1:], 2, np.uint8)
 
 

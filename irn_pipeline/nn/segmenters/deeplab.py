@@ -101,7 +101,9 @@ class DeepLabV3(Segmenter):
         probabilities = self._probabilities(image)
         return label_components(self._label(image, probabilities), probabilities)
 
-    def predict_label(self, image: Tensor) -> LabelArray:
+    def predict_label(
+        self, image: Tensor, found: Instances | None = None, min_score: float = 0.5
+    ) -> LabelArray:
         """Most probable label of every pixel, after the CRF if there is one: (H, W) uint8."""
         return self._label(image, self._probabilities(image))
 
