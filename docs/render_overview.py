@@ -67,8 +67,7 @@ class Drawer:
         groups = instance_map(
             displacement, threshold=params.center_threshold, iterations=params.centroid_iterations
         )
-        instances = run.read(INSTANCE_LABEL, image_id)
-        kept = instances.select(instances.scores >= 1e-5)
+        kept = run.read(INSTANCE_LABEL, image_id).without_fragments()
         truth = self.job.data.ground_truth(image_id)
         blank = np.full_like(image, 255)
         return [

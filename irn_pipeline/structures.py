@@ -21,6 +21,8 @@ BACKGROUND = 0
 """Label of background pixels; a foreground class has the label `class_id + 1`."""
 IGNORE = 255
 """Label of pixels whose class is unknown or not counted."""
+FRAGMENT_SCORE = 1e-5
+"""Synthesized instances below it are fragments (see `ops.labels`): kept in the files, no predictions."""
 CAM_STRIDE = 4
 """Pixels of the picture per cell of `cam`, `boundary` and `displacement`."""
 
@@ -142,6 +144,10 @@ class Instances:
     def select(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Instances:
         """The instances that a boolean mask or an index array picks, in that order."""
         return Instances(self.scores[keep], self.masks[keep], self.class_ids[keep])
+
+    def without_fragments(self) -> Instances:
+        """Those that count: of score 1e-5 or more."""
+        return self.select(self.scores >= FRAGMENT_SCORE)
 
     @staticmethod
     def empty(size: tuple[int, int]) -> Instances:

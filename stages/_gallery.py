@@ -38,7 +38,6 @@ from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_FRAGMENT_SCORE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Gallery:
         if confident is not None:
             seeds.append(maker.label(confident, "confident label", over=False))
         if instances is not None:
-            kept = instances.select(instances.scores >= _FRAGMENT_SCORE)
+            kept = instances.without_fragments()
             labels.append(maker.masks(kept.masks, "instance labels"))
         if label is not None:
             labels.append(maker.label(label, "semantic label"))
@@ -187,7 +186,7 @@ class Gallery:
         signs: list[str] = []
         quality = Quality()
         if instances is not None:
-            kept = instances.select(instances.scores >= _FRAGMENT_SCORE)
+            kept = instances.without_fragments()
             fragments = len(instances) - len(kept)
             if not len(kept):
                 signs.append("no instance")

@@ -38,7 +38,7 @@ class InstanceTally:
 
     def add(self, predictions: Instances, truth: GroundTruth) -> None:
         """Count one picture; instances of score 0 are fragments and no predictions."""
-        kept = predictions.select(predictions.scores >= 1e-5)
+        kept = predictions.without_fragments()
         self._voc.add(kept, truth, self._ignore_void)
         self._coco.add(kept, truth, self._ignore_void)
         self._counts.add(kept, truth, self._ignore_void)

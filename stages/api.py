@@ -24,8 +24,6 @@ from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import Instances, LabelArray
 from stages._segmenter import load_segmenter, segmenter_artifact, trained_variants
 
-_MIN_SCORE = 1e-5
-
 
 def run_stages(stages: str | Sequence[str], *, run_dir: str | Path, **settings: object) -> Path:
     """Run stages in order, as `./run_all.sh` does; what is done already is kept.
@@ -83,7 +81,7 @@ def read_labels(
     """
     run = RunFolder(Path(run_dir))
     label, instances = run.read(SEMANTIC_LABEL, image_id), run.read(INSTANCE_LABEL, image_id)
-    return label, instances if keep_fragments else instances.select(instances.scores >= _MIN_SCORE)
+    return label, instances if keep_fragments else instances.without_fragments()
 
 
 def predict_masks(

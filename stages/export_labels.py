@@ -23,7 +23,6 @@ from stages._output import output_folder, write_index_png
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
-_MIN_SCORE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def _read(job: Job[Params, DataSet], record: ImageRecord) -> _Labelled:
     image_id = record.image_id
     size = read_image_size(record.path)
     instances, label = job.run.read(INSTANCE_LABEL, image_id), job.run.read(SEMANTIC_LABEL, image_id)
-    kept = instances.select(instances.scores >= _MIN_SCORE)
+    kept = instances.without_fragments()
     for artifact, found in (
         (INSTANCE_LABEL, kept.size if len(kept) else size),
         (SEMANTIC_LABEL, label.shape),

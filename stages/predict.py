@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.picture_folder import PICTURE_SUFFIXES
 from irn_pipeline.datasets.transforms import to_tensor
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
@@ -28,7 +29,6 @@ from stages._segmenter import load_segmenter
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def _find_pictures(source: Path, out: Path) -> list[_Picture]:
     pictures: list[_Picture] = []
     for path in sorted(source.rglob("*")):
         # Files like ._name.jpg are left behind by macOS and hold no picture.
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("._") and path.is_file():
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("._") and path.is_file():
             below = path.relative_to(source)
             if not own.is_relative_to(whole) or not (whole / below).is_relative_to(own):
                 pictures.append(_Picture(path, below.as_posix(), below.with_suffix("").as_posix()))
     if not pictures:
         raise DataError(
-            f"{source}: holds no picture; --images needs files {', '.join(_SUFFIXES)}, at any depth"
+            f"{source}: holds no picture; --images needs files {', '.join(PICTURE_SUFFIXES)}, at any depth"
         )
     named = defaultdict(list)
     for picture in pictures:

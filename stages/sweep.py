@@ -61,7 +61,7 @@ class _Tally:
         self.label.add(label, truth)
         if instances is not None:
             # Fragments have the score 0; they are no predictions.
-            self.instances.add(instances.select(instances.scores >= 1e-5), truth, void)
+            self.instances.add(instances.without_fragments(), truth, void)
 
     def figures(self, *, with_instances: bool) -> dict[str, Any]:
         found = {"threshold": self.threshold, "miou": self.label.report()["miou"]}

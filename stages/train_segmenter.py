@@ -160,8 +160,7 @@ def _instances(job: Job[SegmenterParams, DataSet], image_id: str) -> Instances |
         return None if truth is None else truth.instances
     if not job.run.has(INSTANCE_LABEL, image_id):
         return None
-    instances = job.run.read(INSTANCE_LABEL, image_id)
-    return instances.select(instances.scores >= 1e-5)
+    return job.run.read(INSTANCE_LABEL, image_id).without_fragments()
 
 
 def _validate(

@@ -7,9 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.structures import IGNORE, BoolArray, GroundTruth, Instances, LabelArray
-
-_FRAGMENT = 1e-5
+from irn_pipeline.structures import FRAGMENT_SCORE, IGNORE, BoolArray, GroundTruth, Instances, LabelArray
 
 
 def training_target(instances: Instances, label: LabelArray, *, band: int = 3) -> GroundTruth:
@@ -32,7 +30,7 @@ def training_target(instances: Instances, label: LabelArray, *, band: int = 3) -
     if instances.size != label.shape:
         raise ShapeError(f"instances of size {instances.size} and a label of size {label.shape}")
     ids = instance_ids(instances)
-    kept = [i for i in range(len(instances)) if instances.scores[i] >= _FRAGMENT]
+    kept = [i for i in range(len(instances)) if instances.scores[i] >= FRAGMENT_SCORE]
     masks = np.stack([ids == i + 1 for i in kept]) if kept else np.zeros((0, *label.shape), np.bool_)
     fragments = np.setdiff1d(np.arange(len(instances)), kept)
     ignore = np.isin(ids, fragments + 1) | (label == IGNORE) | edge_band(ids, band)

@@ -75,7 +75,7 @@ class MaskRcnnSegmenter(Segmenter):
         self, images: Sequence[Tensor], targets: Sequence[Target], progress: float = 0.0
     ) -> dict[str, Tensor]:
         """Torchvision's five losses; instances without two pixels of extent both ways have no box and are left out."""
-        return self.model(list(images), [_as_torchvision(target) for target in targets])
+        return self.model(list(images), [as_torchvision(target) for target in targets])
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> Instances:
@@ -104,7 +104,8 @@ def _in_float32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any
     return type(outputs)(_in_float32(module, inputs, part) for part in outputs)
 
 
-def _as_torchvision(target: Target) -> dict[str, Tensor]:
+def as_torchvision(target: Target) -> dict[str, Tensor]:
+    """Torchvision's target; "weights", which it does not read, stay beside their instances."""
     masks = target.masks
     wide = (masks.any(1).sum(1) > 1) & (masks.any(2).sum(1) > 1)
     masks = masks[wide]
@@ -113,4 +114,9 @@ def _as_torchvision(target: Target) -> dict[str, Tensor]:
     else:
         boxes = masks_to_boxes(masks)
         boxes[:, 2:] += 1  # the far edge of the last pixel
-    return {"boxes": boxes, "labels": target.class_ids[wide] + 1, "masks": masks.to(torch.uint8)}
+    return {
+        "boxes": boxes,
+        "labels": target.class_ids[wide] + 1,
+        "weights": target.weights[wide],
+        "masks": masks.to(torch.uint8),
+    }

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
 from irn_pipeline.errors import CheckpointError, ShapeError
 from irn_pipeline.nn.backbone import BackboneName
 from irn_pipeline.nn.segmenters.base import Target
-from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
+from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter, as_torchvision
 from irn_pipeline.nn.segmenters.semiconv_roi_heads import SemiconvRoiHeads
 
 _SHOWN = 3
@@ -139,16 +138,7 @@ def _with_trust(image: Tensor, target: Target) -> dict[str, Tensor]:
             f"{count} masks need as many class_ids and weights, "
             f"got {tuple(target.class_ids.shape)} and {tuple(target.weights.shape)}"
         )
-    wide = (target.masks.any(1).sum(1) > 1) & (target.masks.any(2).sum(1) > 1)
-    masks = target.masks[wide]
-    boxes = masks.new_zeros((0, 4), dtype=torch.float32)
-    if len(masks):
-        boxes = masks_to_boxes(masks)
-        boxes[:, 2:] += 1  # the far edge of the last pixel
-    return {
-        "boxes": boxes,
-        "labels": target.class_ids[wide] + 1,
-        "weights": target.weights[wide],
-        # As the last mask, the ignored region is resized by torchvision exactly as the others are.
-        "masks": torch.cat([masks, target.ignore[None]]).to(torch.uint8),
-    }
+    converted = as_torchvision(target)
+    # As the last mask, the ignored region is resized by torchvision exactly as the others are.
+    ignore = target.ignore[None].to(torch.uint8)
+    return {**converted, "masks": torch.cat([converted["masks"], ignore])}
