@@ -17,7 +17,7 @@ test-newest: PYTHON := 3.13
 test-lowest test-newest: test-%:
 	uv venv --quiet --clear --python $(PYTHON) .venv-$*
 	uv pip install --quiet --python .venv-$*/bin/python --resolution $(BOUND) --editable ".[dev]"
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n auto --dist loadfile $(TESTS)
 
 lint: ## check format and style
 	@python=$$(./setup_env.sh dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check .
