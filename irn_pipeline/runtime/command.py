@@ -22,6 +22,7 @@ from irn_pipeline.runtime.options import (
     parse,
     read_yaml,
 )
+from irn_pipeline.runtime.ranks import OtherProcessFailed, join_ranks
 from irn_pipeline.runtime.stage import Data, Job, Stage, run_stage
 from irn_pipeline.runtime.store import RunFolder
 
@@ -166,12 +167,15 @@ class Pipeline(Generic[S]):
         options = from_namespace(RunOptions, values)
         set_up_logging(quiet=execution.quiet)
         execution.torch_device()
+        ranks, execution = join_ranks(execution)
+        if not ranks.is_first:
+            set_up_logging(quiet=True)
         needs_data = any(stage.needs_data for stage, _ in work)
         source = from_namespace(self.source, values)
         named = source != self.source()
         data = self.load(source) if needs_data or named else self.no_data
         for stage, params in work:
-            run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution))
+            run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution, ranks=ranks))
 
 
 def _flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:
@@ -193,6 +197,8 @@ def run_command(command: Callable[[], None]) -> int:
     """
     try:
         command()
+    except OtherProcessFailed:
+        return 1
     except IrnError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1

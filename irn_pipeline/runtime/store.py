@@ -22,6 +22,7 @@ from irn_pipeline.runtime.faults import write_fault
 
 T = TypeVar("T")
 RECORD_NAME = "stage.json"
+RESUME_NAME = "resume.pt"
 PART_PREFIX = ".part-"
 
 
