@@ -4,7 +4,8 @@ python -m benchmarks.cost [--pictures 10582 118287 10000000] [--tflops 30] [--gp
 
 Operations of the networks are counted, not timed: ResNet-50 on pictures of 375x500, the published protocol. What a
 device really reaches of its peak is for its owner to measure; --tflops takes the sustained rate, and its default is an
-assumption. CRF and label seconds are of one core, measured by `python -m benchmarks --only crf` and by the summary line of `synthesize_labels`.
+assumption. CRF and label seconds are of one core, measured by `python -m benchmarks --only crf` and by the summary line
+of `synthesize_labels`.
 """
 
 from __future__ import annotations
