@@ -154,7 +154,7 @@ def join_ranks(execution: Execution) -> tuple[Ranks, Execution]:
             f"{local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices: give torchrun "
             f"--nproc-per-node {torch.cuda.device_count()}, or use --device cpu"
         )
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Objects and counts travel on the CPU, gradients where they are. Detection heads may leave parameters unused in
     # a step without their class.
     strategy = DDPStrategy(
