@@ -38,6 +38,9 @@ if sys.version_info < (3, 10):
     sys.exit("Python 3.10")
 for line in wanted.split("\n"):
     found = re.match(r"([\w.-]+)[^<>=~]*[~>]=([\d.]+)", line)
+    below = re.search(r'python_version < "3\.(\d+)"', line)
+    if below and sys.version_info >= (3, int(below[1])):
+        continue
     try:
         if found and numbers(importlib.metadata.version(found[1])) < numbers(found[2]):
             sys.exit(line)

@@ -10,11 +10,6 @@ from irn_pipeline.artifacts import SEGMENTER, Checkpoint, restore_network
 from irn_pipeline.errors import ArtifactError, ConfigError
 from irn_pipeline.nn.backbone import BackboneName
 from irn_pipeline.nn.segmenters.base import Segmenter
-from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
-from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
-from irn_pipeline.nn.segmenters.metric_embeddings import MetricEmbeddings
-from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
-from irn_pipeline.nn.segmenters.spatial_embeddings import SpatialEmbeddings
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.optimisation import OptimizerName
 from irn_pipeline.runtime.store import Artifact, RunFolder
@@ -130,6 +125,13 @@ def trained_variants(run: RunFolder) -> tuple[str, ...]:
 
 def build_segmenter(params: SegmenterParams, num_classes: int) -> Segmenter:
     """The model that the parameters describe, untrained."""
+    # Not above: they need torchvision, which takes longer to import than the rest of the program.
+    from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
+    from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
+    from irn_pipeline.nn.segmenters.metric_embeddings import MetricEmbeddings
+    from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
+    from irn_pipeline.nn.segmenters.spatial_embeddings import SpatialEmbeddings
+
     if params.model == "spatial_embeddings":
         return SpatialEmbeddings(
             num_classes=num_classes,

@@ -9,6 +9,7 @@ from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.errors import IrnError
 from irn_pipeline.ops.crf import CrfBackend, CrfParams, confident_label
+from irn_pipeline.ops.reference_crf import require_reference
 from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.parallel import parallel_map
 from irn_pipeline.runtime.stage import Job, MapStage, Produced
@@ -92,6 +93,8 @@ class Miner:
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Confident labels of every pending picture, on all cores."""
+    if job.params.crf_backend == "pydensecrf":
+        require_reference()  # once, and not as the problem of every picture
     cams = CamSource.of(job)
     there, absent = cams.split(pending)
     yield from absent

@@ -22,7 +22,6 @@ from irn_pipeline.datasets.mask_samples import MaskSamples, collate_lists
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
 from irn_pipeline.nn.segmenters.base import Segmenter
-from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
 from irn_pipeline.ops.targets import training_target
 from irn_pipeline.runtime.optimisation import Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
@@ -86,6 +85,9 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
     network = build_segmenter(params, job.data.images.num_classes)
     if params.start_from is not None:
+        # Not above, as in `build_segmenter`.
+        from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
+
         if not isinstance(network, SemiconvMaskRcnn):
             raise ConfigError(
                 f"--start-from is for semiconv_mask_rcnn; {params.model} starts from its backbone"

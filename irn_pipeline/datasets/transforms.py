@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.structures import LabelArray
 
@@ -23,21 +22,25 @@ def to_tensor(image: LabelArray) -> Tensor:
 
 def normalise(image: Tensor) -> Tensor:
     """(3, H, W) uint8 -> float32, scaled to [0, 1], then centred and scaled by ImageNet's mean and deviation."""
-    return TF.normalize(image.float() / 255, list(_MEAN), list(_STD))
+    mean, std = (torch.tensor(values, device=image.device)[:, None, None] for values in (_MEAN, _STD))
+    return (image.float() / 255).sub_(mean).div_(std)
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Bicubic resize with antialiasing of a (3, H, W) uint8 picture to `size` (H', W')."""
     if tuple(image.shape[-2:]) == size:
         return image
+    # torchvision takes longer to import than everything else here, and no help text needs it.
+    from torchvision.transforms.v2 import functional as TF
+
     return TF.resize(image, list(size), interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
 
 
 def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of a (..., H, W) label or stack of masks to `size`."""
+    """Nearest-neighbour resize of a (R, H, W) uint8 stack of labels or masks to `size`."""
     if tuple(label.shape[-2:]) == size:
         return label
-    return TF.resize(label, list(size), interpolation=TF.InterpolationMode.NEAREST_EXACT)
+    return F.interpolate(label[None], size, mode="nearest-exact")[0]
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from irn_pipeline.errors import CheckpointError
+from irn_pipeline.nn.imagenet import imagenet_weights
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 NUM_STAGES = 5
@@ -29,7 +28,10 @@ class Backbone(nn.Module):
 
     def __init__(self, *, name: BackboneName = "resnet50") -> None:
         super().__init__()
-        network: ResNet = getattr(torchvision.models, name)(weights=None)
+        # torchvision takes longer to import than the rest of the program, and no help text needs it.
+        from torchvision.models import get_model
+
+        network = get_model(name, weights=None)
         _keep_last_stride(network.layer4)
         self.name = name
         self.conv1, self.bn1, self.relu, self.maxpool = (
@@ -89,15 +91,13 @@ def fold_batch_norms(backbone: Backbone) -> Backbone:
     Only for inference: the batch norms must be in evaluation mode for good.
     """
     backbone.eval()
-    _fold(backbone, "conv1", "bn1")
-    for block in backbone.modules():
-        if isinstance(block, (BasicBlock, Bottleneck)):
-            _fold(block, "conv1", "bn1")
-            _fold(block, "conv2", "bn2")
-            if isinstance(block, Bottleneck):
-                _fold(block, "conv3", "bn3")
-            if isinstance(block.downsample, nn.Sequential):
-                _fold(block.downsample, "0", "1")
+    for part in backbone.modules():  # the network itself, its stages, their blocks, the blocks' layers
+        for index in (1, 2, 3):
+            if hasattr(part, f"conv{index}"):
+                _fold(part, f"conv{index}", f"bn{index}")
+        shortcut = getattr(part, "downsample", None)
+        if shortcut is not None:
+            _fold(shortcut, "0", "1")
     return backbone
 
 
@@ -106,8 +106,8 @@ def load_backbone_weights(backbone: Backbone, weights: str | Path) -> None:
 
     Args:
         backbone: the network to fill.
-        weights: "imagenet" (torchvision's IMAGENET1K_V1, downloaded once and checked by hash), "none", or the path
-            of a torchvision state dict; a checkpoint of the CAM network works too.
+        weights: "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, its hash checked whenever it is read),
+            "none", or the path of a torchvision state dict; a checkpoint of the CAM network works too.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or of another network; the download failed.
@@ -115,11 +115,9 @@ def load_backbone_weights(backbone: Backbone, weights: str | Path) -> None:
     if weights == "none":
         return
     if weights == "imagenet":
-        state = _download_imagenet(backbone.name)
-        source = "torchvision's ImageNet weights"
-    else:
-        state = read_state_dict(Path(weights))
-        source = str(weights)
+        weights = imagenet_weights(backbone.name)
+    state = read_state_dict(Path(weights))
+    source = str(weights)
     state = {k.removeprefix("backbone."): v for k, v in state.items()}
     own = backbone.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
@@ -167,22 +165,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _download_imagenet(name: str) -> dict[str, Tensor]:
-    enum = torchvision.models.get_model_weights(name)
-    try:
-        return enum["IMAGENET1K_V1"].get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # urllib, socket and hash errors
-        raise CheckpointError(
-            f"{name}: ImageNet weights could not be downloaded ({error}); download them elsewhere and name the file: "
-            "--backbone-weights PATH, or train from scratch: --backbone-weights none"
-        ) from error
-
-
 def _keep_last_stride(layer: nn.Sequential) -> None:
     block: Any = layer[0]
-    strided = block.conv2 if isinstance(block, Bottleneck) else block.conv1
-    strided.stride = (1, 1)
-    block.downsample[0].stride = (1, 1)
+    # Which of the two has the stride depends on the kind of block.
+    for conv in (block.conv1, block.conv2, block.downsample[0]):
+        conv.stride = (1, 1)
 
 
 def _fold(parent: nn.Module, conv: str, norm: str) -> None:

@@ -9,14 +9,11 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydensecrf.densecrf import DenseCRF2D
-from pydensecrf.utils import unary_from_labels
 
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.ops.cam import cam_index, require_one_map_per_class
 from irn_pipeline.ops.masks import label_from_index
-from irn_pipeline.ops.mean_field import mean_field, pairwise_model
-from irn_pipeline.ops.permutohedral import build_lattice
+from irn_pipeline.ops.reference_crf import reference_model
 from irn_pipeline.structures import BACKGROUND, IGNORE, FloatArray, IntArray, LabelArray
 
 CrfBackend: TypeAlias = Literal["lattice", "pydensecrf"]
@@ -84,7 +81,7 @@ def dense_crf(
 
     Raises:
         ShapeError: picture or label have another shape, dtype or value range.
-        ConfigError: the backend is unknown, or a standard deviation too small.
+        ConfigError: the backend is unknown or not installed, or a standard deviation too small.
     """
     return _refine(image, [label], num_labels, crf, backend)[0]
 
@@ -119,7 +116,7 @@ def confident_label(
 
     Raises:
         ShapeError: picture, maps and class ids do not fit together.
-        ConfigError: the backend is unknown, or a standard deviation too small.
+        ConfigError: the backend is unknown or not installed, or a standard deviation too small.
     """
     require_one_map_per_class(high_res_cam, class_ids)
     seeds = [cam_index(high_res_cam, threshold)[0] for threshold in (fg_threshold, bg_threshold)]
@@ -159,6 +156,10 @@ def _refine_with_lattice(
     num_labels: int,
     crf: CrfParams,
 ) -> list[npt.NDArray[np.int64]]:
+    # Each backend imports its own library; numba, which is behind these, takes a second.
+    from irn_pipeline.ops.mean_field import mean_field, pairwise_model
+    from irn_pipeline.ops.permutohedral import build_lattice
+
     height, width = image.shape[:2]
     appearance = np.empty((5, height * width), np.float32)
     appearance[:2] = _positions((height, width), crf.bilateral_sxy)
@@ -187,13 +188,9 @@ def _refine_with_pydensecrf(
     crf: CrfParams,
 ) -> list[npt.NDArray[np.int64]]:
     height, width = image.shape[:2]
-    model = DenseCRF2D(width, height, num_labels)
-    model.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_compat)
-    # The extension takes only contiguous, writable memory.
-    pixels = np.array(image, order="C")
-    model.addPairwiseBilateral(
-        sxy=crf.bilateral_sxy, srgb=crf.bilateral_srgb, rgbim=pixels, compat=crf.bilateral_compat
-    )
+    model = reference_model(image, num_labels, crf)
+    from pydensecrf.utils import unary_from_labels  # where there is a model, there is the library
+
     refined = []
     for label in labels:
         model.setUnaryEnergy(unary_from_labels(label, num_labels, gt_prob=crf.confidence, zero_unsure=False))

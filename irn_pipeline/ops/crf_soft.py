@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydensecrf.densecrf import DenseCRF2D
-from pydensecrf.utils import unary_from_softmax
 
 from irn_pipeline.errors import ShapeError
+from irn_pipeline.ops.reference_crf import reference_model
 from irn_pipeline.structures import FloatArray
 
 
@@ -50,6 +49,7 @@ def dense_crf_probabilities(
 
     Raises:
         ShapeError: picture or probabilities have another shape, dtype or value range.
+        ConfigError: pydensecrf is not installed.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ShapeError(f"the CRF needs an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
@@ -67,14 +67,9 @@ def dense_crf_probabilities(
         )
     if len(probabilities) == 1:
         return np.ones(probabilities.shape, np.float32)
-    model = DenseCRF2D(width, height, len(probabilities))
+    model = reference_model(image, len(probabilities), crf)
+    from pydensecrf.utils import unary_from_softmax  # where there is a model, there is the library
+
     # The extension takes only contiguous, writable memory.
     model.setUnaryEnergy(np.array(unary_from_softmax(probabilities), np.float32, order="C"))
-    model.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_compat)
-    model.addPairwiseBilateral(
-        sxy=crf.bilateral_sxy,
-        srgb=crf.bilateral_srgb,
-        rgbim=np.array(image, order="C"),
-        compat=crf.bilateral_compat,
-    )
     return np.array(model.inference(crf.iterations), np.float32).reshape(probabilities.shape)

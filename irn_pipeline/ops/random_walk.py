@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.ops.affinity import pair_affinity, pair_paths
-from irn_pipeline.ops.stencil import stencil_series
 
 _TAIL = 1e-6
 """Sum of the Chebyshev coefficients that may be left out. All of them sum to 1, so it bounds the error."""
@@ -150,6 +149,9 @@ def _series(values: Tensor, stencil: _Stencil, degree: Tensor, coefficients: lis
 
 def _compiled_series(values: Tensor, stencil: _Stencil, degree: Tensor, coefficients: list[float]) -> Tensor:
     """`_series` in one pass over the cells per order, for a CPU."""
+    # Only this device's way needs numba, which takes a second to import.
+    from irn_pipeline.ops.stencil import stencil_series
+
     size = values.shape[1]
     weights = values.new_zeros(len(stencil), size)
     for row, (shift, weight) in zip(weights, stencil, strict=True):

@@ -41,9 +41,16 @@ def _reconstruct_array(kind: object, shape: object, typecode: bytes) -> object:
 
 
 def _numpy_internal(name: str) -> Callable[..., object]:
-    from numpy._core import multiarray, numeric
-
-    return getattr(multiarray, name, None) or getattr(numeric, name)
+    # Asked of NumPy's own pickling: the modules that these functions are in have moved between its versions.
+    match name:
+        case "_reconstruct":
+            reduced: Any = np.zeros(0).__reduce__()
+        case "scalar":
+            reduced = np.float64(0).__reduce__()
+        case _:
+            reduced = np.zeros(1).__reduce_ex__(5)
+    found: Callable[..., object] = reduced[0]
+    return found
 
 
 def _find_admitted(module: str, name: str) -> object | None:

@@ -241,6 +241,7 @@ def test_scales_average_probabilities(asked):
 
 
 def test_crf_refines_the_networks_probabilities(asked):
+    pytest.importorskip("pydensecrf")
     model = make_model(crf=True).eval()
     image = torch.rand(3, 40, 48)
     image[:, :, 20:] *= 0.1

@@ -1,5 +1,6 @@
 """Dense CRF and confident labels on pictures whose right answer is plain."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +16,9 @@ BACKENDS = ("lattice", "pydensecrf")
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Every test of behaviour holds for both."""
+    """Every test of behaviour holds for both, where both can be installed."""
+    if request.param == "pydensecrf":
+        pytest.importorskip("pydensecrf")
     return request.param
 
 
@@ -164,6 +167,7 @@ def test_confident_label_refuses_other_numbers_of_classes(confident_label, halve
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 1), (2, 3), (45, 61)])
 @pytest.mark.parametrize("num_labels", [2, 3, 4, 6])
 def test_backends_agree(size, num_labels):
+    pytest.importorskip("pydensecrf")
     rng = np.random.default_rng(size[1] + num_labels)
     y, x = np.indices(size)
     scene = np.stack([40 * (y > size[0] / 2), 90 * (x > size[1] / 3), 2 * x], axis=-1)
@@ -176,6 +180,7 @@ def test_backends_agree(size, num_labels):
 
 @pytest.mark.parametrize("colour", [0, 255])
 def test_backends_agree_on_a_flat_picture(colour):
+    pytest.importorskip("pydensecrf")
     image = np.full((40, 50, 3), colour, np.uint8)
     high_res_cam = np.zeros((2, 40, 50), np.float32)
     high_res_cam[0, 5:20, 5:20] = 0.8
@@ -212,3 +217,11 @@ def test_unknown_backend_and_too_small_deviation_are_refused(halves):
         crf_module.dense_crf(halves, label, 2, backend="opencv")
     with pytest.raises(ConfigError, match="larger standard deviation"):
         crf_module.dense_crf(halves, label, 2, CrfParams(bilateral_srgb=0.01))
+
+
+def test_reference_that_is_not_installed_is_told(halves, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    label = np.zeros((24, 32), int)
+    with pytest.raises(ConfigError, match="pydensecrf2, which is not installed; use --crf-backend lattice"):
+        crf_module.dense_crf(halves, label, 2, backend="pydensecrf")
+    assert not crf_module.dense_crf(halves, label, 2).any(), "the other backend does not need it"

@@ -8,6 +8,8 @@ import pytest
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.crf_soft import SoftCrfParams, dense_crf_probabilities
 
+pytest.importorskip("pydensecrf")
+
 
 @pytest.fixture
 def halves():

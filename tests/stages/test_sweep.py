@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from irn_pipeline.artifacts import (
     write_walked_scores,
 )
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
-from irn_pipeline.errors import ArtifactError, DataError, ShapeError
+from irn_pipeline.errors import ArtifactError, ConfigError, DataError, ShapeError
 from irn_pipeline.export.report_records import read_sweep
 from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.nn.irn_network import IrnNetwork
@@ -145,6 +146,7 @@ def test_scores_made_otherwise_are_refused_and_nothing_is_lost(bench: Bench, run
 
 
 def test_the_crf_backend_is_no_part_of_the_result(bench: Bench, run: RunFolder) -> None:
+    pytest.importorskip("pydensecrf")
     prints = [
         run_stage(
             mine_relations.STAGE,
@@ -153,6 +155,15 @@ def test_the_crf_backend_is_no_part_of_the_result(bench: Bench, run: RunFolder) 
         for backend in ("lattice", "pydensecrf")
     ]
     assert prints[0] == prints[1]
+
+
+def test_a_crf_library_that_is_missing_ends_the_stage(
+    bench: Bench, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    job = Job(run, mine_relations.Params(crf_backend="pydensecrf"), bench.data, CPU)
+    with pytest.raises(ConfigError, match="--crf-backend lattice"):
+        run_stage(mine_relations.STAGE, job)
 
 
 def test_sweep_equals_labels_made_and_measured_one_by_one(bench: Bench, run: RunFolder) -> None:

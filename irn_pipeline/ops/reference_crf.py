@@ -1,0 +1,81 @@
+"""pydensecrf, the reference library of the dense CRF, which not every Python can have."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from irn_pipeline.errors import ConfigError
+
+
+class PairwiseTerms(Protocol):
+    """Parameters of the two pairwise terms; `CrfParams` and `SoftCrfParams` have them."""
+
+    @property
+    def gaussian_sxy(self) -> float:
+        """Standard deviation of the smoothness term, in pixels."""
+        ...
+
+    @property
+    def gaussian_compat(self) -> float:
+        """Weight of the smoothness term."""
+        ...
+
+    @property
+    def bilateral_sxy(self) -> float:
+        """Standard deviation of the appearance term, in pixels."""
+        ...
+
+    @property
+    def bilateral_srgb(self) -> float:
+        """Standard deviation of the appearance term, in colour values 0..255."""
+        ...
+
+    @property
+    def bilateral_compat(self) -> float:
+        """Weight of the appearance term."""
+        ...
+
+
+def require_reference() -> None:
+    """Make sure that the library is there.
+
+    Raises:
+        ConfigError: pydensecrf is not installed.
+    """
+    try:
+        import pydensecrf.densecrf  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "the reference CRF needs the package pydensecrf2, which is not installed; use --crf-backend lattice, "
+            "or Python 3.12 or older, where it can be compiled: pip install pydensecrf2"
+        ) from error
+
+
+def reference_model(image: npt.NDArray[np.uint8], num_labels: int, crf: PairwiseTerms) -> Any:
+    """Pydensecrf's model of a picture with both pairwise terms; the caller gives it the unary.
+
+    Args:
+        image: (H, W, 3) uint8 RGB picture.
+        num_labels: number of labels.
+        crf: parameters of the pairwise terms.
+
+    Returns:
+        A `DenseCRF2D`.
+
+    Raises:
+        ConfigError: pydensecrf is not installed.
+    """
+    require_reference()
+    from pydensecrf.densecrf import DenseCRF2D
+
+    model = DenseCRF2D(image.shape[1], image.shape[0], num_labels)
+    model.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_compat)
+    # The extension takes only contiguous, writable memory.
+    pixels = np.array(image, order="C")
+    model.addPairwiseBilateral(
+        sxy=crf.bilateral_sxy, srgb=crf.bilateral_srgb, rgbim=pixels, compat=crf.bilateral_compat
+    )
+    return model
