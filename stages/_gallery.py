@@ -18,7 +18,6 @@ from irn_pipeline.artifacts import (
     IR_LABEL,
     IRN_NETWORK,
     SEMANTIC_LABEL,
-    restore_network,
 )
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
@@ -26,7 +25,6 @@ from irn_pipeline.errors import IrnError
 from irn_pipeline.export.report_pictures import Panel, PanelMaker
 from irn_pipeline.export.report_records import Picture, rank
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
-from irn_pipeline.nn.backbone import fold_batch_norms
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.clustering import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
@@ -34,6 +32,7 @@ from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
+from stages._irn import load_irn
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
@@ -131,11 +130,7 @@ class Gallery:
     def _network(self) -> IrnNetwork | None:
         if not self.options.fields or not self.run.has(IRN_NETWORK):
             return None
-        checkpoint = self.run.read(IRN_NETWORK)
-        build = partial(IrnNetwork, backbone=checkpoint.backbone)  # type: ignore[arg-type]
-        network = restore_network(self.run.path(IRN_NETWORK), checkpoint, "irn", build).eval()
-        fold_batch_norms(network.backbone)
-        return network.to(self.execution.torch_device())
+        return load_irn(self.run, self.execution)
 
     def _fields(self, image: LabelArray | None) -> tuple[Panel, ...]:
         if image is None or self._network is None:
