@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.transforms import to_tensor
+from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.errors import DataError
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.counting import CountingEvaluator
@@ -105,7 +105,7 @@ def model_figures(
         if truth is None:
             continue
         count += 1
-        image = (to_tensor(read_image(record.path)).float() / 255).to(device)
+        image = to_unit_tensor(read_image(record.path)).to(device)
         with execution.autocast():
             found = model.predict(image)
             instances.add(found, truth)

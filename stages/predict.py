@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import PICTURE_SUFFIXES
-from irn_pipeline.datasets.transforms import to_tensor
+from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.overlay import overlay_instances
@@ -137,7 +137,7 @@ def _decode(picture: _Picture) -> LabelArray | DataError:
 def _predict(
     segmenter: Segmenter, image: LabelArray, min_score: float, execution: Execution
 ) -> tuple[Instances, LabelArray]:
-    tensor = (to_tensor(image).float() / 255).to(execution.torch_device())
+    tensor = to_unit_tensor(image).to(execution.torch_device())
     with execution.autocast():
         found = segmenter.predict(tensor)
         found = found.select(found.scores >= min_score)

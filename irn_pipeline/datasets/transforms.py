@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from irn_pipeline.structures import LabelArray
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD, LabelArray
 
 
 def to_tensor(image: LabelArray) -> Tensor:
@@ -21,9 +18,14 @@ def to_tensor(image: LabelArray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
+def to_unit_tensor(image: LabelArray) -> Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) float32 tensor in [0, 1], as segmenters ask for it."""
+    return to_tensor(image).float() / 255
+
+
 def normalise(image: Tensor) -> Tensor:
     """(3, H, W) uint8 -> float32, scaled to [0, 1], then centred and scaled by ImageNet's mean and deviation."""
-    return TF.normalize(image.float() / 255, list(_MEAN), list(_STD))
+    return TF.normalize(image.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
