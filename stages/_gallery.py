@@ -23,7 +23,7 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import IrnError
 from irn_pipeline.export.report_pictures import Panel, PanelMaker
-from irn_pipeline.export.report_records import Picture, rank
+from irn_pipeline.export.report_records import Picture, Quality
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.clustering import instance_map
@@ -47,21 +47,6 @@ class GalleryOptions:
     fields: bool = True
     covering: float = 0.9
     many_fragments: int = 10
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What the labels of one picture are worth; the fields are those of `Picture`."""
-
-    iou: float | None = None
-    score: float | None = None
-    instances: tuple[tuple[str, float], ...] = ()
-    signs: tuple[str, ...] = ()
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Sorts pictures from worst to best."""
-        return rank(self.iou, self.score, len(self.signs))
 
 
 @dataclass(frozen=True)
@@ -109,10 +94,7 @@ class Gallery:
                 tuple(self._name(class_id) for class_id in one.record.class_ids),
                 (*one.seeds, *fields, *one.labels),
                 one.aspect,
-                quality.iou,
-                quality.score,
-                quality.instances,
-                quality.signs,
+                quality,
             )
 
     @cached_property

@@ -25,10 +25,10 @@ from irn_pipeline.export.report_records import (
     Bar,
     Curves,
     Picture,
+    Quality,
     Result,
     Series,
     StageSummary,
-    rank,
     read_curves,
     read_results,
     read_sweep,
@@ -103,10 +103,12 @@ def a_report(count: int = 3, name: str = "run", class_names: tuple[str, ...] = (
             (class_names[number % 2],),
             (photo, label),
             aspect=4 / 3,
-            iou=number / count,
-            score=0.5,
-            instances=((class_names[number % 2], 0.5),),
-            signs=("no instance",) if number == 1 else (),
+            quality=Quality(
+                iou=number / count,
+                score=0.5,
+                instances=((class_names[number % 2], 0.5),),
+                signs=("no instance",) if number == 1 else (),
+            ),
         )
         for number in range(count)
     )
@@ -192,6 +194,9 @@ def test_sweep_is_sorted_and_gaps_are_left_out() -> None:
 
 
 def test_ranks_go_by_truth_then_signs_then_score() -> None:
+    def rank(iou: float | None, score: float, signs: int) -> tuple[float, float]:
+        return Quality(iou, score, signs=("a sign",) * signs).rank
+
     by_iou = [rank(0.2, 0.9, 0), rank(0.3, 0.1, 5)]
     assert by_iou == sorted(by_iou)
     without_truth = [rank(None, 0.9, 2), rank(None, 0.1, 1), rank(None, 0.1, 0), rank(None, 0.2, 0)]
@@ -383,12 +388,16 @@ def test_any_name_comes_back(name: str) -> None:
     assert page.tags.count("script") == 4
 
 
+def without_truth(picture: Picture) -> Picture:
+    return replace(picture, quality=replace(picture.quality, iou=None))
+
+
 def test_pictures_without_truth_are_not_ranked_among_those_with_it() -> None:
     report = a_report(3)
-    first = replace(report.pictures[0], iou=None)
+    first = without_truth(report.pictures[0])
     some = Page(render_report(replace(report, pictures=(first, *report.pictures[1:]))))
     assert some.island("extremes") == {"worst": [1], "best": [2]}
-    none = tuple(replace(picture, iou=None) for picture in report.pictures)  # the second has a sign
+    none = tuple(map(without_truth, report.pictures))  # the second has a sign
     assert Page(render_report(replace(report, pictures=none))).island("extremes")["worst"] == [1, 0]
 
 
