@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from irn_pipeline.artifacts import (
     CAM,
@@ -30,6 +29,7 @@ from irn_pipeline.ops.clustering import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
 from stages._irn import load_irn
@@ -81,12 +81,12 @@ class Gallery:
     def qualities(self, items: Sequence[ImageRecord]) -> list[Quality]:
         """How good each picture's labels are, in order."""
         found = prefetch(self._quality, items, self.execution.worker_count)
-        return list(tqdm(found, "report: labels", len(items), unit="image", disable=self.execution.quiet))
+        return list(progress(found, "report: labels", total=len(items), quiet=self.execution.quiet))
 
     def pictures(self, items: Sequence[ImageRecord], qualities: Sequence[Quality]) -> Iterator[Picture]:
         """Each picture with its panels, in order."""
         drawn = prefetch(self._draw, items, self.execution.worker_count)
-        bar = tqdm(drawn, "report: pictures", len(items), unit="image", disable=self.execution.quiet)
+        bar = progress(drawn, "report: pictures", total=len(items), quiet=self.execution.quiet)
         for one, quality in zip(bar, qualities, strict=True):
             fields = _attempt(one.record, partial(self._fields, one.image)) or ()
             yield Picture(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import PICTURE_SUFFIXES
@@ -21,6 +20,7 @@ from irn_pipeline.export.voc_png import object_map
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import atomic_path
 from irn_pipeline.structures import Instances, LabelArray
@@ -67,7 +67,7 @@ def run(job: Job[Params, DataSet]) -> int:
     segmenter, checkpoint = load_segmenter(job.run, params.model, job.execution)
     output_folder(out)
     decoded = prefetch(_decode, pictures, job.execution.worker_count)
-    bar = tqdm(pictures, desc=STAGE.name, unit="image", disable=job.execution.quiet)
+    bar = progress(pictures, STAGE.name, quiet=job.execution.quiet)
     left_out = 0
     with (
         atomic_path(out / "predictions.json") as temporary,

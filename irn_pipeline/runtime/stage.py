@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from irn_pipeline.errors import ArtifactError, DataError, IrnError
 from irn_pipeline.runtime.clock import Clock, told_shares
 from irn_pipeline.runtime.declaration import (
@@ -27,6 +25,7 @@ from irn_pipeline.runtime.declaration import (
 from irn_pipeline.runtime.execution import seed_everything
 from irn_pipeline.runtime.faults import MemoryExhausted, explained, is_out_of_memory
 from irn_pipeline.runtime.lock import LOCK_NAME, stage_lock
+from irn_pipeline.runtime.progress import progress_bar
 from irn_pipeline.runtime.provenance import (
     OTHER_FOLDER,
     fingerprints_read,
@@ -163,8 +162,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     kept = len(job.data.items) - len(pending)
     problems: list[Produced] = []
     formats: Counter[str] = Counter()
-    bar = tqdm(total=len(pending), desc=stage.name, unit="image", disable=job.execution.quiet)
-    with bar:
+    with progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar:
         for produced in _produce(stage, job, pending):
             for name, seconds in produced.seconds.items():
                 job.clock.add(name, seconds / job.execution.worker_count)
