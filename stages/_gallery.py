@@ -140,7 +140,8 @@ class Gallery:
         if image is not None:
             seeds.append(maker.photo(image))
         if cam is not None:
-            seeds.append(maker.heat(cam.high_res_cam))
+            names = [self._name(class_id) for class_id in cam.class_ids.tolist()]
+            seeds.append(maker.heat(cam.high_res_cam, names=names))
         if confident is not None:
             seeds.append(maker.label(confident, "confident label", over=False))
         if instances is not None:

@@ -216,7 +216,9 @@ def _gallery(report: Report) -> list[dict[str, Any]]:
             "rank": list(picture.quality.rank),
             "instances": [[name, round(score, 3)] for name, score in picture.quality.instances],
             "signs": list(picture.quality.signs),
-            "panels": [[panel.title, panel.uri, panel.over, panel.smooth] for panel in picture.panels],
+            "panels": [
+                [panel.title, panel.uri, panel.over, panel.smooth, panel.choices] for panel in picture.panels
+            ],
         }
         for picture in report.pictures
     ]

@@ -97,11 +97,13 @@ def a_report(count: int = 3, name: str = "run", class_names: tuple[str, ...] = (
     maker = PanelMaker(64)
     photo = maker.photo(noise(30, 40))
     label = maker.label(np.eye(30, 40, dtype=np.uint8), "semantic label")
+    maps = np.stack([np.eye(30, 40, dtype=np.float32), np.zeros((30, 40), np.float32)])
+    cam = maker.heat(maps, names=class_names)
     pictures = tuple(
         Picture(
             f"{name}_{number:04d}",
             (class_names[number % 2],),
-            (photo, label),
+            (photo, label, *((cam,) if number == 0 else ())),
             aspect=4 / 3,
             quality=Quality(
                 iou=number / count,
@@ -328,6 +330,20 @@ def test_nothing_to_draw() -> None:
     assert (decoded(maker.masks(np.zeros((0, 8, 8), bool), "none").uri)[..., 3] == 0).all()
 
 
+def test_maps_of_several_classes_are_choices() -> None:
+    cam = np.zeros((2, 8, 8), np.float32)
+    cam[0, :4], cam[1, 4:] = 1.0, 1.0
+    panel = PanelMaker(32).heat(cam, names=("cat", "dog"))
+    assert [name for name, _ in panel.choices] == ["cat", "dog"]
+    whole, cat, dog = (decoded(uri) for uri in (panel.uri, *(uri for _, uri in panel.choices)))
+    red, blue = [128, 0, 0], [0, 0, 128]
+    assert (whole == red).all()
+    assert (cat == np.where(cam[0, ..., None] > 0, red, blue)).all()
+    assert (dog == np.where(cam[1, ..., None] > 0, red, blue)).all()
+    assert PanelMaker(32).heat(cam[:1], names=("cat",)).choices == ()
+    assert PanelMaker(32).heat(cam).choices == ()
+
+
 def test_bad_pictures_and_sizes() -> None:
     with pytest.raises(ConfigError, match="32"):
         PanelMaker(31)
@@ -458,6 +474,13 @@ DRIVE = """
   key("ArrowRight"); out.right = get("name").textContent;
   key("ArrowDown"); out.down = document.querySelector("#large figcaption").textContent;
   key("ArrowLeft"); out.left = get("name").textContent;
+  key("ArrowDown");
+  const choices = [...document.querySelectorAll("#large .choices button")];
+  const map = document.querySelector("#large .view").lastChild;
+  const panel = JSON.parse(get("pictures").textContent)[0].panels[2];
+  out.choices = choices.map((button) => button.textContent);
+  choices[2].click(); out.own = map.src === panel[4][1][1] && map.src !== panel[1];
+  out.pressed = choices.map((button) => button.getAttribute("aria-pressed"));
   get("close").click(); out.closed = !get("lightbox").open;
   const before = getComputedStyle(document.body).backgroundColor;
   get("theme").click(); out.theme = before !== getComputedStyle(document.body).backgroundColor;
@@ -481,7 +504,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     page.write_text(
         text.replace("<title>", PROBE + "<title>", 1).replace("</body>", DRIVE + "</body>"), encoding="utf-8"
     )
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom")
     path = browser()
     assert path is not None
     done = subprocess.run(
@@ -505,4 +528,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert out["closed"]
     assert (out["shown"], out["right"], out["left"]) == (f"{name}0000", f"{name}0001", f"{name}0000")
     assert out["down"] == "semantic label"
+    assert out["choices"] == ["all", "cat", "dog"]
+    assert out["own"]
+    assert out["pressed"] == ["false", "false", "true"]
     assert out["theme"]
