@@ -51,7 +51,7 @@ class Params:
     max_pictures: int = 1000
     """Pictures in the gallery; of more, the worst quarter, the best quarter, and others evenly over the list."""
     thumbnail: int = 256
-    """Longer side of the small pictures, pixels; at 256 all that is shown of a picture takes at most 60 kB."""
+    """Longer side of the small pictures, pixels; at 256 a picture takes at most 60 kB, and 6 kB per further map."""
     fields: bool = True
     """Run IRNet on the pictures of the gallery to show boundary, displacement and instance map."""
     covering: float = 0.9

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from irn_pipeline.artifacts import CAM_NETWORK, IR_LABEL, IRN_NETWORK, Checkpoint
 from irn_pipeline.datasets.images import read_image
@@ -23,6 +22,7 @@ from irn_pipeline.nn.losses import irn_losses
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.runtime.optimisation import OptimizerName, Schedule
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import FitStage, Job
 from irn_pipeline.runtime.training import train
 from irn_pipeline.structures import ImageRecord
@@ -151,7 +151,7 @@ def _mean_displacement(
     device, side = job.execution.torch_device(), job.params.mean_shift_crop
     means: dict[str, Tensor] = {}
     share = job.ranks.share(records)
-    for record in tqdm(share, desc="mean displacement", unit="image", disable=job.execution.quiet):
+    for record in progress(share, "mean displacement", quiet=job.execution.quiet):
         image = to_tensor(read_image(record.path))[..., :side, :side]
         with job.execution.autocast():
             _, displacement = network(normalise(image.to(device))[None])

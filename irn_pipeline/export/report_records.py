@@ -78,24 +78,16 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the gallery.
+class Quality:
+    """What the labels of one picture are worth.
 
     Attributes:
-        image_id: its id.
-        class_names: classes that its tags name.
-        panels: what is shown of it; the photograph, if there, is the first.
-        aspect: width / height.
         iou: mean IoU of its semantic label, in [0, 1]; None without truth.
         score: mean score of its instances, in [0, 1]; None without instance labels.
         instances: class name and score of each instance, fragments left out.
         signs: what looks suspicious about its labels, one phrase each.
     """
 
-    image_id: str
-    class_names: tuple[str, ...]
-    panels: tuple[Panel, ...]
-    aspect: float = 1.0
     iou: float | None = None
     score: float | None = None
     instances: tuple[tuple[str, float], ...] = ()
@@ -104,14 +96,28 @@ class Picture:
     @property
     def rank(self) -> tuple[float, float]:
         """Sorts from worst to best: by IoU, or without truth by the number of signs, then by score."""
-        return rank(self.iou, self.score, len(self.signs))
+        if self.iou is not None:
+            return (self.iou, 0.0)
+        return (-float(len(self.signs)), self.score or 0.0)
 
 
-def rank(iou: float | None, score: float | None, signs: int) -> tuple[float, float]:
-    """Key that sorts pictures from worst to best: by IoU where there is truth, else by signs, then by score."""
-    if iou is not None:
-        return (iou, 0.0)
-    return (-float(signs), score or 0.0)
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the gallery.
+
+    Attributes:
+        image_id: its id.
+        class_names: classes that its tags name.
+        panels: what is shown of it; the photograph, if there, is the first.
+        aspect: width / height.
+        quality: what its labels are worth.
+    """
+
+    image_id: str
+    class_names: tuple[str, ...]
+    panels: tuple[Panel, ...]
+    aspect: float = 1.0
+    quality: Quality = Quality()
 
 
 def read_curves(text: str, stage: str, *, points: int = 200) -> Curves:

@@ -21,6 +21,7 @@ from irn_pipeline.runtime.options import (
     new_parser,
     parse,
     read_yaml,
+    require_lists,
 )
 from irn_pipeline.runtime.ranks import OtherProcessFailed, join_ranks
 from irn_pipeline.runtime.stage import Data, Job, Stage, run_stage
@@ -151,10 +152,15 @@ class Pipeline(Generic[S]):
         return config if preset is None else {**self._read(self._preset_path(str(preset))), **config}
 
     def _read(self, path: Path) -> dict[str, Any]:
-        common = [f.name for kind in (RunOptions, self.source, Execution) for f in fields(kind)]  # type: ignore[arg-type]
+        kinds: tuple[type[Any], ...] = (RunOptions, self.source, Execution)
+        common = [f.name for kind in kinds for f in fields(kind)]
         known = self.stages + self.tools
         stages = {stage.name: [f.name for f in fields(stage.params)] for stage in known}
-        return flatten_config(read_yaml(path), common, stages, str(path))
+        flat = flatten_config(read_yaml(path), common, stages, str(path))
+        require_lists(
+            flat, [*(("", kind) for kind in kinds), *((s.name, s.params) for s in known)], str(path)
+        )
+        return flat
 
     def _preset_path(self, name: str) -> Path:
         found = {} if self.presets is None else {path.stem: path for path in self.presets.glob("*.yaml")}

@@ -164,6 +164,31 @@ def flatten_config(
     return flat
 
 
+def require_lists(flat: Mapping[str, Any], options: Sequence[tuple[str, type[Any]]], source: str) -> None:
+    """Refuse one value where a list belongs: the parser's own message would name neither file nor key.
+
+    Args:
+        flat: "key" or "stage.key" -> value.
+        options: (stage, or "" for common keys; dataclass with these keys).
+        source: named in the error.
+
+    Raises:
+        ConfigError: a value is no list, but its field is a tuple.
+    """
+    lists = {
+        f"{stage}.{entry.name}".lstrip(".")
+        for stage, kind in options
+        for entry in fields(kind)
+        if isinstance(entry.default, tuple)
+    }
+    for key, value in flat.items():
+        if key in lists and not isinstance(value, list):
+            found = "nothing" if value is None else repr(value)
+            inside = value if isinstance(value, str | int | float) else "A, B"
+            name = key.rsplit(".", 1)[-1]
+            raise ConfigError(f"{source}: {key} must be a list, found {found}; write '{name}: [{inside}]'")
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """'; did you mean X?' with the nearest known name, or the list of all."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

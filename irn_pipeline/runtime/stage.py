@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from irn_pipeline.errors import ArtifactError, DataError, IrnError
 from irn_pipeline.runtime.clock import Clock, told_shares
 from irn_pipeline.runtime.declaration import (
@@ -30,6 +28,7 @@ from irn_pipeline.runtime.declaration import (
 from irn_pipeline.runtime.execution import seed_everything
 from irn_pipeline.runtime.faults import MemoryExhausted, explained, is_out_of_memory
 from irn_pipeline.runtime.lock import LOCK_NAME, stage_lock
+from irn_pipeline.runtime.progress import progress_bar
 from irn_pipeline.runtime.provenance import (
     OTHER_FOLDER,
     fingerprints_read,
@@ -199,8 +198,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     pending = [item for item in share if not all(job.run.has(artifact, item.image_id) for artifact in writes)]
     problems: list[Produced] = []
     formats: Counter[str] = Counter()
-    bar = tqdm(total=len(pending), desc=stage.name, unit="image", disable=job.execution.quiet)
-    with bar:
+    with progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar:
         for produced in _produce(stage, job, pending):
             for name, seconds in produced.seconds.items():
                 job.clock.add(name, seconds / job.execution.worker_count)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError, IrnError
 from irn_pipeline.runtime.events import TrainingLog
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.optimisation import Schedule, learning_rates, make_optimizer
+from irn_pipeline.runtime.progress import progress_bar
 from irn_pipeline.runtime.ranks import ALONE, Ranks
 from irn_pipeline.runtime.store import RESUME_NAME, atomic_path
 
@@ -146,7 +146,7 @@ def train(
     step = first * len(loader)  # the bar does not count when it is not shown
     module, stepper = ranks.parallel(_Step(network, losses_of), optimizer)
     log = TrainingLog(folder, done=step, tensorboard=execution.tensorboard) if ranks.is_first else None
-    with tqdm(total=steps, initial=step, desc=name, unit="step", disable=execution.quiet) as bar:
+    with progress_bar(name, total=steps, done=step, unit="step", quiet=execution.quiet) as bar:
         for epoch in range(first, schedule.epochs):
             sampler.epoch = epoch
             network.train()
