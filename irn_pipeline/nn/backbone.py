@@ -14,6 +14,8 @@ from irn_pipeline.nn.imagenet import imagenet_weights
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 NUM_STAGES = 5
+LARGE_PICTURE = 2**20
+"""Pixels above which pictures go through a network one by one."""
 """conv1..maxpool, then layer1 to layer4."""
 
 
@@ -83,6 +85,14 @@ def freeze_batch_norms(module: nn.Module) -> None:
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
             child.requires_grad_(False)
+
+
+def memory_batches(images: Tensor) -> tuple[Tensor, ...]:
+    """(B, 3, H, W) pictures as one batch; each alone where they are large.
+
+    A large picture fills any device by itself: a common pass would gain nothing and take B times the memory.
+    """
+    return images.split(1 if images.shape[-2] * images.shape[-1] > LARGE_PICTURE else len(images))
 
 
 def fold_batch_norms(backbone: Backbone) -> Backbone:

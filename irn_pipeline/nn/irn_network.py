@@ -8,10 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irn_pipeline.nn.backbone import Backbone, BackboneName
-
-_LARGE = 2**20
-"""Pixels; the two halves of a larger pair are too large to gain from a common pass."""
+from irn_pipeline.nn.backbone import Backbone, BackboneName, memory_batches
 
 
 class MeanShift(nn.Module):
@@ -120,10 +117,9 @@ class IrnNetwork(nn.Module):
         pair = torch.stack([image, image.flip(-1)])
         if pad_to is not None:
             pair = F.pad(pair, (0, pad_to[1] - width, 0, pad_to[0] - height))
-        # Of the mirror only the boundary is wanted. One after the other, large pictures take half the memory.
-        together = pair.split(2 if pair.shape[-2] * pair.shape[-1] <= _LARGE else 1)
+        # Of the mirror only the boundary is wanted.
         logits: list[Tensor] = []
-        for images in together:
+        for images in memory_batches(pair):
             features = self._features(images)
             if not logits:
                 displacement = self._displacement([f[:1] for f in features])[0, :, :h, :w].float()
