@@ -16,12 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from irn_pipeline.cam_files import read_cam_file
-from irn_pipeline.errors import ArtifactError, CheckpointError, ShapeError
-from irn_pipeline.runtime.safe_pickle import load_pickled_npy
+from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, ShapeError
+from irn_pipeline.foreign.files import open_regular, regular_bytes
+from irn_pipeline.foreign.json_text import parse_json
+from irn_pipeline.foreign.npy import load_pickled_npy
+from irn_pipeline.foreign.npz import read_npz
+from irn_pipeline.foreign.torch_file import load_torch
 from irn_pipeline.runtime.store import Artifact
-from irn_pipeline.structures import IGNORE, Cam, Instances, IntArray, LabelArray, strided_size
+from irn_pipeline.structures import IGNORE, MAX_PIXELS, Cam, Instances, IntArray, LabelArray, strided_size
 
 N = TypeVar("N", bound=nn.Module)
+_PNG_GREY_8 = b"\x08\x00"
+"""Bit depth and colour type in a PNG's header."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,13 @@ class WalkedScores:
 
 
 def _as_array(value: object) -> np.ndarray[Any, Any]:
-    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ShapeError(f"an array of numbers is needed, found {array.dtype} of the shape {array.shape}")
+    return array
 
 
-def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[Any, Any]:
     content = load_pickled_npy(path)
     if not isinstance(content, dict):
         raise ArtifactError(
@@ -77,9 +86,9 @@ def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, A
     missing = [key for key in keys if key not in content]
     if missing:
         raise ArtifactError(
-            f"{path}: has no '{missing[0]}'; expected {', '.join(keys)}, found {', '.join(map(str, content))}"
+            f"{path}: has no '{missing[0]}'; expected {', '.join(keys)}, found {', '.join(map(str, content))[:200]}"
         )
-    return {key: _as_array(content[key]) for key in keys}
+    return content
 
 
 def read_cam(path: Path) -> Cam:
@@ -106,11 +115,11 @@ def read_instances(path: Path) -> Instances:
     content = _read_dict(path, ("score", "mask", "class"))
     try:
         return Instances(
-            content["score"].astype(np.float32),
-            content["mask"].astype(np.bool_),
-            content["class"].astype(np.int64),
+            _as_array(content["score"]).astype(np.float32),
+            _as_array(content["mask"]).astype(np.bool_),
+            _as_array(content["class"]).astype(np.int64),
         )
-    except (ShapeError, ValueError) as error:
+    except (ShapeError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: {error}; make it again with stage synthesize_labels") from error
 
 
@@ -126,12 +135,14 @@ def read_walked_scores(path: Path) -> WalkedScores:
         ArtifactError: it is damaged, hostile, or its arrays do not fit one another.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
-            class_ids, maps = content["class_ids"].astype(np.int64), content["maps"]
-            height, width = (int(side) for side in content["size"])
+        with open_regular(path) as stream:
+            ids, maps, size = read_npz(stream, ("class_ids", "maps", "size"))
+        class_ids, (height, width) = ids.astype(np.int64), size.tolist()
         if not np.isfinite(maps).all() or (class_ids < 0).any() or (class_ids >= IGNORE - 1).any():
             raise ShapeError("its maps are not finite, or its class ids no class ids")
         return WalkedScores(class_ids, maps, (height, width))
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy raise many types for damaged and for hostile files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ArtifactError(
@@ -150,11 +161,21 @@ def read_label(path: Path) -> LabelArray:
     """Read a label PNG: (H, W) uint8.
 
     Raises:
-        ArtifactError: the file is no PNG of one 8-bit channel.
+        ArtifactError: the file is missing, is no PNG of one 8-bit channel, or is of more than MAX_PIXELS.
     """
-    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label is None or label.ndim != 2 or label.dtype != np.uint8:
-        raise ArtifactError(f"{path}: expected a PNG of one 8-bit channel; delete it and run its stage again")
+    try:
+        data = regular_bytes(path)
+        height, width = (int.from_bytes(data[place : place + 4], "big") for place in (20, 16))
+        grey = data.startswith(b"\x89PNG") and data[24:26] == _PNG_GREY_8
+        whole = grey and 0 < height * width <= MAX_PIXELS
+        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
+    except (FileNotFoundError, cv2.error):
+        label = None
+    if label is None or label.shape != (height, width) or label.dtype != np.uint8:
+        raise ArtifactError(
+            f"{path}: expected a PNG of one 8-bit channel, of at most {MAX_PIXELS} pixels; delete it and run its "
+            "stage again"
+        )
     return label.astype(np.uint8, copy=False)
 
 
@@ -171,10 +192,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is damaged or was not written by this package.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return Checkpoint(
-            content["kind"], content["backbone"], tuple(content["class_names"]), content["network"]
-        )
+        with open_regular(path) as stream:
+            content = load_torch(stream)
+        kind, backbone, names = content["kind"], content["backbone"], tuple(content["class_names"])
+        state = dict(content["network"])
+        if not all(isinstance(name, str) for name in (kind, backbone, *names, *state)):
+            raise TypeError("a name is no text")
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("a weight is no tensor")
+        return Checkpoint(kind, backbone, names, state)
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
         raise CheckpointError(
             f"{path}: is no checkpoint of this package ({type(error).__name__}); train the network again"
@@ -210,7 +238,7 @@ def restore_network(path: Path, checkpoint: Checkpoint, kind: str, build: Callab
     try:
         network = build()
         network.load_state_dict(checkpoint.state)
-    except (RuntimeError, AttributeError) as error:  # other tensors, or a backbone that there is not
+    except (RuntimeError, AttributeError, ConfigError) as error:  # other tensors, or a backbone that there is not
         raise CheckpointError(
             f"{path}: does not hold the weights of a {checkpoint.backbone}; {remedy}"
         ) from error
@@ -225,7 +253,7 @@ def _save_dict(path: Path, content: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(regular_bytes(path))
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged ({error}); run stage evaluate again") from error
 
