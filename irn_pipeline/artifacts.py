@@ -21,13 +21,14 @@ from irn_pipeline.foreign.files import open_regular, regular_bytes
 from irn_pipeline.foreign.json_text import parse_json
 from irn_pipeline.foreign.npy import load_pickled_npy
 from irn_pipeline.foreign.npz import read_npz
+from irn_pipeline.foreign.png import read_png_header
 from irn_pipeline.foreign.torch_file import load_torch
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import IGNORE, MAX_PIXELS, Cam, Instances, IntArray, LabelArray, strided_size
 
 N = TypeVar("N", bound=nn.Module)
-_PNG_GREY_8 = b"\x08\x00"
-"""Bit depth and colour type in a PNG's header."""
+_GREY_8 = (8, 0)
+"""Depth and colours in a PNG's header."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,12 @@ def read_label(path: Path) -> LabelArray:
     """
     try:
         data = regular_bytes(path)
-        height, width = (int.from_bytes(data[place : place + 4], "big") for place in (20, 16))
-        grey = data.startswith(b"\x89PNG") and data[24:26] == _PNG_GREY_8
-        whole = grey and 0 < height * width <= MAX_PIXELS
-        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
-    except (FileNotFoundError, cv2.error):
+        header = read_png_header(data)
+        grey = (header.depth, header.colour) == _GREY_8 and header.height * header.width <= MAX_PIXELS
+        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if grey else None
+    except (FileNotFoundError, ValueError, cv2.error):
         label = None
-    if label is None or label.shape != (height, width) or label.dtype != np.uint8:
+    if label is None or label.ndim != 2 or label.dtype != np.uint8:
         raise ArtifactError(
             f"{path}: expected a PNG of one 8-bit channel, of at most {MAX_PIXELS} pixels; delete it and run its "
             "stage again"
@@ -205,7 +205,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
         raise CheckpointError(
-            f"{path}: is no checkpoint of this package ({type(error).__name__}); train the network again"
+            f"{path}: is no checkpoint of this package ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]}); train the network again"
         ) from error
 
 
@@ -292,18 +293,9 @@ WALKED_SCORES: Artifact[WalkedScores] = Artifact(
     summary="Walked scores, to make labels again with other thresholds (--keep-scores)",
 )
 SEGMENTER = _network(stage="train_segmenter", summary="Model trained on the labels")
-METRICS: Artifact[Any] = Artifact(
-    "metrics", "evaluate", ".json", _read_json, _write_json, per_image=False, summary="All figures"
+_figures = partial(
+    Artifact[Any], stage="evaluate", suffix=".json", read=_read_json, write=_write_json, per_image=False
 )
-SWEEP: Artifact[Any] = Artifact(
-    "sweep",
-    "evaluate",
-    ".json",
-    _read_json,
-    _write_json,
-    per_image=False,
-    summary="Figures over the threshold",
-)
-CAM_SWEEP: Artifact[Any] = Artifact(
-    "sweep_cam", "evaluate", ".json", _read_json, _write_json, per_image=False, summary="The same of the CAMs"
-)
+METRICS = _figures(name="metrics", summary="All figures")
+SWEEP = _figures(name="sweep", summary="Figures over the threshold")
+CAM_SWEEP = _figures(name="sweep_cam", summary="The same of the CAMs")

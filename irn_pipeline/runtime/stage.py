@@ -35,7 +35,7 @@ from irn_pipeline.runtime.provenance import (
     stage_fingerprint,
 )
 from irn_pipeline.runtime.remake import begin_remake
-from irn_pipeline.runtime.store import StageRecord, clear_folder, remove_parts, versions
+from irn_pipeline.runtime.store import StageRecord, clear_folder, remove_parts, require_own_folder, versions
 
 __all__ = [
     "Data",
@@ -69,7 +69,9 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         fingerprint = stage_fingerprint(stage, job, {})
         counts = {"images": stage.run(job)}
         return StageRecord(stage.name, fingerprint, asdict(job.params), {}, True, counts, 0.0, versions())
-    with stage_lock(job.run.stage_dir(stage.folder(job.params))):
+    place = job.run.stage_dir(stage.folder(job.params))
+    require_own_folder(job.run.root, place)
+    with stage_lock(place):
         return _run_alone(stage, job)
 
 
