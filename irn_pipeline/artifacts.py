@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from irn_pipeline.cam_files import read_cam_file
@@ -21,14 +23,14 @@ from irn_pipeline.foreign.files import open_regular, regular_bytes
 from irn_pipeline.foreign.json_text import parse_json
 from irn_pipeline.foreign.npy import load_pickled_npy
 from irn_pipeline.foreign.npz import read_npz
-from irn_pipeline.foreign.png import read_png_header
+from irn_pipeline.foreign.text import plain_line
 from irn_pipeline.foreign.torch_file import load_torch
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import IGNORE, MAX_PIXELS, Cam, Instances, IntArray, LabelArray, strided_size
 
 N = TypeVar("N", bound=nn.Module)
-_GREY_8 = (8, 0)
-"""Depth and colours in a PNG's header."""
+_GREY_8 = b"\x08\x00"
+"""Bits of a sample, and colours, in a PNG's header."""
 
 
 @dataclass(frozen=True)
@@ -166,17 +168,18 @@ def read_label(path: Path) -> LabelArray:
     """
     try:
         data = regular_bytes(path)
-        header = read_png_header(data)
-        grey = (header.depth, header.colour) == _GREY_8 and header.height * header.width <= MAX_PIXELS
-        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if grey else None
-    except (FileNotFoundError, ValueError, cv2.error):
-        label = None
-    if label is None or label.ndim != 2 or label.dtype != np.uint8:
+        if data[24:26] != _GREY_8:
+            raise ValueError("other colours, or another depth")
+        # Not OpenCV: a PNG of 106 bytes, one of them wrong, keeps it busy for seconds and takes gigabytes.
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            return np.array(picture, np.uint8)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise ArtifactError(
-            f"{path}: expected a PNG of one 8-bit channel, of at most {MAX_PIXELS} pixels; delete it and run its "
-            "stage again"
-        )
-    return label.astype(np.uint8, copy=False)
+            f"{path}: expected a PNG of one 8-bit channel, of at most {MAX_PIXELS} pixels ({plain_line(str(error))}); "
+            "delete it and run its stage again"
+        ) from error
 
 
 def write_label(path: Path, label: LabelArray) -> None:
@@ -239,7 +242,11 @@ def restore_network(path: Path, checkpoint: Checkpoint, kind: str, build: Callab
     try:
         network = build()
         network.load_state_dict(checkpoint.state)
-    except (RuntimeError, AttributeError, ConfigError) as error:  # other tensors, or a backbone that there is not
+    except (
+        RuntimeError,
+        AttributeError,
+        ConfigError,
+    ) as error:  # other tensors, or a backbone that there is not
         raise CheckpointError(
             f"{path}: does not hold the weights of a {checkpoint.backbone}; {remedy}"
         ) from error

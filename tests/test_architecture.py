@@ -62,7 +62,13 @@ def forbidden_imports(source: str, module: str, is_package: bool = False) -> lis
         above = top in (STAGES, "tests", "configs")
         if above or (top == LIBRARY and room_of(name) not in ALLOWED[room]):
             complaints.append(f"{module} imports {name}")
-        elif room in ("foreign", "runtime") and top in ("cv2", "imageio", "torchvision", "pydensecrf", "pycocotools"):
+        elif room in ("foreign", "runtime") and top in (
+            "cv2",
+            "imageio",
+            "torchvision",
+            "pydensecrf",
+            "pycocotools",
+        ):
             complaints.append(f"{module} knows vision: it imports {name}")
     return complaints
 

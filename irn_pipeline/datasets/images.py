@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -156,7 +157,7 @@ def _first_scan(data: bytes) -> tuple[int, int]:
     return len(data), pixel_count
 
 
-def _guarded_open(file: io.BufferedReader | io.BytesIO) -> Image.Image:
+def _guarded_open(file: BinaryIO) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file, formats=_FORMATS)

@@ -68,7 +68,8 @@ def read_npy(stream: BinaryIO) -> object:
     size = size_of(stream)
     if dtype.hasobject:
         content = _Values(size * _COPIES + _SLACK).read(stream)
-        return content.item() if _is_object_array(content) and shape == () else content
+        wrapped = isinstance(content, np.ndarray) and content.dtype.hasobject and shape == ()
+        return content.item() if wrapped else content  # type: ignore[attr-defined]
     _require_shape(shape)
     length = math.prod(shape) * dtype.itemsize
     if dtype.kind not in _NUMBERS + "U" or length != size - stream.tell():
@@ -176,7 +177,7 @@ class _Values:
         elif not isinstance(content, bytes) or len(content) != count * _plain_dtype(dtype).itemsize:
             raise UnpicklingError(f"it holds an array of the shape {shape} that does not have its bytes")
         self._charge(count * dtype.itemsize)
-        array.__setstate__((1, shape, dtype, fortran, content))
+        array.__setstate__((1, shape, dtype, fortran, content))  # type: ignore[arg-type]
 
 
 def _dtype(name: object, align: object = False, copy: object = True) -> np.dtype[Any]:
@@ -246,7 +247,3 @@ def _require_shape(shape: object) -> int:
     if not all(type(side) is int and 0 <= side < 2**48 for side in shape):
         raise UnpicklingError(f"it holds an array of the shape {str(shape)[:80]}")
     return math.prod(shape)
-
-
-def _is_object_array(content: object) -> bool:
-    return isinstance(content, np.ndarray) and content.dtype.hasobject

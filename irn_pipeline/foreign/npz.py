@@ -45,4 +45,3 @@ def _plain(content: object) -> np.ndarray[Any, Any]:
     if not isinstance(content, np.ndarray) or content.dtype.hasobject:
         raise ValueError("it holds pickled objects")
     return content
-

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from irn_pipeline.foreign.files import size_of
 
@@ -58,7 +58,9 @@ class PickleMachine:
         persistent: what a persistent id stands for; None refuses all.
     """
 
-    def __init__(self, admit: Admit, build: Build, persistent: Callable[[object], object] | None = None) -> None:
+    def __init__(
+        self, admit: Admit, build: Build, persistent: Callable[[object], object] | None = None
+    ) -> None:
         self._admit, self._build, self._persistent = admit, build, persistent
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -74,7 +76,9 @@ class PickleMachine:
             ValueError, IndexError, OSError and others: it is damaged.
         """
         size = size_of(stream)
-        for steps, (opcode, argument, _) in enumerate(pickletools.genops(_Bounded(stream, size))):
+        for steps, (opcode, argument, _) in enumerate(
+            pickletools.genops(cast(BinaryIO, _Bounded(stream, size)))
+        ):
             if steps > _MOST_STEPS:
                 raise UnpicklingError(f"it takes more than {_MOST_STEPS} steps")
             if opcode.name == "STOP":
@@ -153,7 +157,9 @@ class PickleMachine:
             raise UnpicklingError("it adds to something that is no dictionary of its own")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not (isinstance(key, str) or (isinstance(key, int) and abs(key) < _LARGEST_KEY)):
-                raise UnpicklingError(f"it has a key of type {type(key).__name__}; names and numbers are admitted")
+                raise UnpicklingError(
+                    f"it has a key of type {type(key).__name__}; names and numbers are admitted"
+                )
             target[key] = value
 
     def _shared_value(self, index: int) -> Any:

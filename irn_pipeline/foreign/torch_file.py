@@ -1,8 +1,8 @@
 """Read `torch.save` files after a look at what they announce.
 
-`torch.load(weights_only=True)` runs no code, but reserves what a file names: a bytearray of any length, a tensor larger
-than its storage, what a compressed archive unpacks to; and it trusts a file on the length of a storage. So the pickle in
-it is read first by a machine that makes nothing.
+`torch.load(weights_only=True)` runs no code, but reserves what a file names: a bytearray of any length, a tensor
+larger than its storage, what a compressed archive unpacks to; and it trusts a file on the length of a storage. So the
+pickle in it is read first by a machine that makes nothing.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ def _check_archive(stream: BinaryIO, size: int) -> None:
         if len(lengths) != len(members):
             raise UnpicklingError("its archive holds a name twice")
         # torch stores; whatever unpacks to more than it takes is no file of torch.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(lengths.values()) > size:
+        if (
+            any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            or sum(lengths.values()) > size
+        ):
             raise UnpicklingError("its archive unpacks to more than the file holds")
         pickles = [name for name in lengths if name.split("/")[-1] == "data.pkl"]
         if len(pickles) != 1:

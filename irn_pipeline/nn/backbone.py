@@ -36,7 +36,9 @@ class Backbone(nn.Module):
         super().__init__()
         # The name may come from a file, and any function of torchvision.models would be called.
         if name not in get_args(BackboneName):
-            raise ConfigError(f"no backbone is called '{name}'; known are {', '.join(get_args(BackboneName))}")
+            raise ConfigError(
+                f"no backbone is called '{name}'; known are {', '.join(get_args(BackboneName))}"
+            )
         network: ResNet = getattr(torchvision.models, name)(weights=None)
         _keep_last_stride(network.layer4)
         self.name = name

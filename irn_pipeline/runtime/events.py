@@ -57,7 +57,9 @@ def _drop_after(path: Path, step: int) -> None:
     # An interrupted epoch is done again: its steps would stand in the record twice.
     lines = regular_bytes(path).decode("utf-8", errors="replace").split("\n")
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines if _is_before(line, step)), encoding="utf-8")
+        temporary.write_text(
+            "".join(f"{line}\n" for line in lines if _is_before(line, step)), encoding="utf-8"
+        )
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -90,7 +90,7 @@ def seed_everything(seed: int) -> None:
 
 
 class _PlainFormatter(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:
         return plain_line(super().formatMessage(record))
 
 

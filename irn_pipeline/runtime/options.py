@@ -134,7 +134,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; give the path of a YAML file to --config") from error
     except MemoryError:
         raise
-    except Exception as error:  # PyYAML lets through what int, datetime and its own tables raise for odd values
+    except (
+        Exception
+    ) as error:  # PyYAML lets through what int, datetime and its own tables raise for odd values
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(f"{path}: cannot be read as YAML: {reason}") from error
     if content is None:
@@ -175,7 +177,8 @@ def flatten_config(
             continue
         elif key in stages:
             raise ConfigError(
-                f"{source}: section '{key}' must hold 'key: value' lines, found {type(value).__name__} {str(value)[:80]!r}"
+                f"{source}: section '{key}' must hold 'key: value' lines, found {type(value).__name__} "
+                f"{str(value)[:80]!r}"
             )
         else:
             raise ConfigError(f"{source}: unknown key '{raw}'{nearest(key, [*common, *stages])}")

@@ -271,7 +271,9 @@ def _checked(record: StageRecord) -> StageRecord:
         (record.sections, int | float),
         ({"seconds": record.seconds}, int | float),
     ):
-        wrong = [name for name, value in mapping.items() if not isinstance(value, wanted) or _is_endless(value)]
+        wrong = [
+            name for name, value in mapping.items() if not isinstance(value, wanted) or _is_endless(value)
+        ]
         if wrong:
             raise ValueError(f"'{wrong[0][:40]}' has an impossible value")
     # Their records are looked for: a name must not lead out of the run folder.

@@ -1,12 +1,15 @@
-"""Little memory and little time for the code of a block: what wants more fails, instead of stopping the machine."""
+"""Little memory and little time for the code of a block, so that what wants more fails; and what wants more."""
 
 from __future__ import annotations
 
 import resource
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+MEBIBYTE = 1 << 20
 
 
 class TooSlow(Exception):
@@ -30,3 +33,11 @@ def little(megabytes: int = 512, seconds: int = 20) -> Iterator[None]:
 
 def _stop(*_: object) -> None:
     raise TooSlow
+
+
+def packed_zeros(count: int, start: bytes = b"", window: int = -15) -> bytes:
+    """A deflate stream of `start` and of `count` MiB of zeros: 1 kB each."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, window)
+    head = packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(MEBIBYTE)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * count + packer.flush()

@@ -3,9 +3,9 @@
 python -m tests.fuzz.harness --target unpickler --runs 400000
 python -m tests.fuzz.harness --target all --runs 20000
 
-Each target runs in a process of its own, which ends at the first input that makes a reader raise anything but an IrnError,
-work for longer than 10 s, or take more than 2 GiB; that input is then in `--out`. One line of JSON a target tells what
-was done. Not part of the tests; needs the extra `fuzz`.
+Each target runs in a process of its own, which ends at the first input that makes a reader raise anything but an
+IrnError, work for longer than 10 s, or take more than 2 GiB; that input is then in `--out`. One line of JSON a target
+tells what was done. Not part of the tests; needs the extra `fuzz`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,28 @@ _SECONDS, _MEGABYTES = 10, 2048
 _READERS = [
     *(f"irn_pipeline.{room}" for room in ("foreign", "runtime", "datasets", "artifacts", "cam_files")),
     *("irn_pipeline.export.report_records", "irn_pipeline.nn.backbone", "pickletools", "zipfile"),
+    *(
+        f"PIL.{kind}"
+        for kind in ("PngImagePlugin", "JpegImagePlugin", "BmpImagePlugin", "WebPImagePlugin", "ImageFile")
+    ),
+    "numpy.lib._format_impl",
 ]
 
 
 def main() -> int:
     """Fuzz the targets that are named; returns 1 when one of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--target", default="all", help="name of a target, several with commas, or all")
     parser.add_argument("--runs", type=int, default=100_000, help="executions of each target")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--corpus", type=Path, help="folder of inputs to start from and to add to, kept; by default none")
-    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()), help="where failing inputs go")
+    parser.add_argument(
+        "--corpus", type=Path, help="folder of inputs to start from and to add to, kept; by default none"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(tempfile.gettempdir()), help="where failing inputs go"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -60,10 +71,21 @@ def main() -> int:
 
 def _run_child(name: str, corpus: Path, options: argparse.Namespace) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "tests.fuzz.harness", "--child", "--target", name, "--runs", str(options.runs)]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.fuzz.harness",
+        "--child",
+        "--target",
+        name,
+        "--runs",
+        str(options.runs),
+    ]
     words += ["--seed", str(options.seed), "--corpus", str(corpus), "--out", str(options.out.resolve())]
     start = time.perf_counter()
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, text=True, errors="replace")
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, text=True, errors="replace"
+    )
     executed = re.findall(r"stat::number_of_executed_units: (\d+)", done.stdout)
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)/", done.stdout)
     peak = re.findall(r"stat::peak_rss_mb:\s*(\d+)", done.stdout)
