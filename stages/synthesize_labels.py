@@ -13,14 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irn_pipeline.artifacts import (
-    CAM,
-    INSTANCE_LABEL,
-    IRN_NETWORK,
-    SEMANTIC_LABEL,
-    WALKED_SCORES,
-    WalkedScores,
-)
+from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import IrnError
@@ -30,6 +23,7 @@ from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.stage import Job, MapStage, Produced, Remake
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import Cam, ImageRecord, IntArray
+from irn_pipeline.walked_scores import WalkedScores
 from stages._cams import CamSource, cams_not_read
 from stages._irn import load_irn
 from stages._source import DataSet

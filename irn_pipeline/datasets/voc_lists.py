@@ -14,12 +14,13 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from irn_pipeline.errors import DataError
+from irn_pipeline.foreign.files import regular_bytes
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _LIST_FOLDERS = ("Segmentation", "Main")
 _DEFAULT_LISTS = ("Segmentation/train_aug.txt", "Segmentation/train.txt", "Main/trainval.txt")
 _LIST_WITH_PATHS = re.compile(r"/?JPEGImages/([^/\\]+?)\.(?:jpe?g|png)(?:\s|$)", re.IGNORECASE)
-_LIST_WITH_LABELS = re.compile(r"(.+?)\s+(?:-1|0|1)")
+_LIST_LABELS = ("-1", "0", "1")
 
 
 def find_pictures(voc_root: Path, warnings: list[str]) -> dict[str, Path]:
@@ -109,8 +110,9 @@ def _parse_line(line: str, pictures: dict[str, Path], path: Path) -> str:
         return stem
     if match := _LIST_WITH_PATHS.match(line):
         return match[1]
-    if match := _LIST_WITH_LABELS.fullmatch(line):
-        line = match[1]
+    words = line.rsplit(None, 1)
+    if len(words) == 2 and words[1] in _LIST_LABELS:
+        line = words[0]
     require_plain_id(line, path)
     return line
 
@@ -118,7 +120,7 @@ def _parse_line(line: str, pictures: dict[str, Path], path: Path) -> str:
 def read_text(path: Path) -> str:
     """Text of a UTF-8 file, with or without a byte order mark; DataError when it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return regular_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the folder and the spelling") from None
     except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from irn_pipeline.errors import ConfigError, IrnError
+from irn_pipeline.foreign.text import plain_line
 from irn_pipeline.runtime.execution import Execution, set_up_logging
 from irn_pipeline.runtime.options import (
     OptionParser,
@@ -206,7 +207,7 @@ def run_command(command: Callable[[], None]) -> int:
     except OtherProcessFailed:
         return 1
     except IrnError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {plain_line(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: what is finished is kept; the same command goes on from there\n")

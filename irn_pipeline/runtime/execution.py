@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.foreign.text import plain_line
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class _PlainFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain_line(super().formatMessage(record))
+
+
 def set_up_logging(*, quiet: bool) -> None:
     """Send the package's messages to standard error, plain."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING if quiet else logging.INFO, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING if quiet else logging.INFO, force=True)
     logging.getLogger("irn_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)

@@ -38,7 +38,14 @@ from irn_pipeline.runtime.provenance import (
 )
 from irn_pipeline.runtime.ranks import ALONE
 from irn_pipeline.runtime.remake import begin_remake
-from irn_pipeline.runtime.store import RESUME_NAME, StageRecord, clear_folder, remove_parts, versions
+from irn_pipeline.runtime.store import (
+    RESUME_NAME,
+    StageRecord,
+    clear_folder,
+    remove_parts,
+    require_own_folder,
+    versions,
+)
 
 __all__ = [
     "Data",
@@ -110,6 +117,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> _Begun:
     """Lock the folder for as long as `held` is, and make it ready."""
     folder = stage.folder(job.params)
     place = job.run.stage_dir(folder)
+    require_own_folder(job.run.root, place)
     held.enter_context(stage_lock(place))
     previous = job.run.record(folder)
     if isinstance(stage, MapStage) and stage.remake is not None and stage.remake.chosen(job.params):

@@ -164,7 +164,7 @@ def _epochs(place: Path, record: StageRecord) -> str:
     try:
         lines = (place / "losses.jsonl").read_text(encoding="utf-8").splitlines()
         epoch = int(json.loads(lines[-1])["epoch"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError):
         return "no step of the training is done"
     of = f" of {epochs}" if epochs else ""
     kept = "the epochs before it are kept" if (place / RESUME_NAME).is_file() else "no epoch is finished yet"

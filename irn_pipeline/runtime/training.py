@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError, IrnError
+from irn_pipeline.foreign.files import open_regular
+from irn_pipeline.foreign.torch_file import load_torch
 from irn_pipeline.runtime.events import TrainingLog
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.optimisation import Schedule, learning_rates, make_optimizer
@@ -239,7 +241,8 @@ class _State:
         if not path.is_file():
             return 0
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular(path) as stream:
+                state = load_torch(stream)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.decay.load_state_dict(state["decay"])
@@ -248,10 +251,11 @@ class _State:
                 torch.cuda.set_rng_state_all(state["random_cuda"])
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["averaged"])
+            epoch = int(state["epoch"])
         except Exception as error:
             raise CheckpointError(
                 f"{path}: damaged or of another network ({type(error).__name__}); delete it to train from the "
                 "beginning"
             ) from error
-        logger.info("%s: going on after epoch %d", folder.name, state["epoch"])
-        return int(state["epoch"])
+        logger.info("%s: going on after epoch %d", folder.name, epoch)
+        return epoch
