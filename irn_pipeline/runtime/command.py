@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from irn_pipeline.errors import ConfigError, IrnError
+from irn_pipeline.runtime.cluster import require_dask
 from irn_pipeline.runtime.execution import Execution, set_up_logging
 from irn_pipeline.runtime.options import (
     OptionParser,
@@ -166,6 +167,8 @@ class Pipeline(Generic[S]):
         options = from_namespace(RunOptions, values)
         set_up_logging(quiet=execution.quiet)
         execution.torch_device()
+        if execution.backend == "dask":
+            require_dask()
         needs_data = any(stage.needs_data for stage, _ in work)
         source = from_namespace(self.source, values)
         named = source != self.source()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -163,11 +163,12 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     kept = len(job.data.items) - len(pending)
     problems: list[Produced] = []
     formats: Counter[str] = Counter()
+    elsewhere: Counter[str] = Counter()
+    waited = Clock()
     bar = tqdm(total=len(pending), desc=stage.name, unit="image", disable=job.execution.quiet)
     with bar:
-        for produced in _produce(stage, job, pending):
-            for name, seconds in produced.seconds.items():
-                job.clock.add(name, seconds / job.execution.worker_count)
+        for produced in waited.waiting("results", _produce(stage, job, pending)):
+            elsewhere.update(produced.seconds)
             if produced.problem is not None:
                 problems.append(produced)
                 if not produced.common:
@@ -178,6 +179,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
                     with job.clock.section("write"):
                         job.run.write(artifact, value, produced.image_id)
             bar.update()
+    _add_workers_time(job, elsewhere, waited.seconds.get("results", 0.0))
     _log_counted(stage, problems, formats)
     skipped = len(problems)
     if pending and skipped == len(pending):
@@ -211,6 +213,16 @@ def _produce(stage: MapStage[Any], job: Job[Any, Any], pending: Sequence[Item]) 
         yield Produced(
             image_id, problem="not enough memory for it; give it more, or make the picture smaller"
         )
+
+
+def _add_workers_time(job: Job[Any, Any], spent: Mapping[str, float], waited: float) -> None:
+    """Count what the worker processes spent, as seconds of the wall clock."""
+    at_once: float = job.execution.worker_count
+    if job.execution.backend == "dask" and waited > 0:
+        # Workers come and go: as many as were busy, in the mean, while this process waited for them.
+        at_once = max(sum(spent.values()) / waited, 1.0)
+    for name, seconds in spent.items():
+        job.clock.add(name, seconds / at_once)
 
 
 def _log_counted(stage: Stage[Any], problems: Sequence[Produced], formats: Counter[str]) -> None:
