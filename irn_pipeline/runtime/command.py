@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from irn_pipeline.errors import ConfigError, IrnError
 from irn_pipeline.foreign.text import plain_line
+from irn_pipeline.runtime.cluster import require_dask
 from irn_pipeline.runtime.execution import Execution, set_up_logging
 from irn_pipeline.runtime.options import (
     OptionParser,
@@ -174,6 +175,8 @@ class Pipeline(Generic[S]):
         options = from_namespace(RunOptions, values)
         set_up_logging(quiet=execution.quiet)
         execution.torch_device()
+        if execution.backend == "dask":
+            require_dask()
         ranks, execution = join_ranks(execution)
         if not ranks.is_first:
             set_up_logging(quiet=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from irn_pipeline.errors import ArtifactError, DataError, IrnError
-from irn_pipeline.runtime.clock import Clock, told_shares
+from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.declaration import (
     Data,
     FitStage,
@@ -46,6 +46,7 @@ from irn_pipeline.runtime.store import (
     require_own_folder,
     versions,
 )
+from irn_pipeline.runtime.summary import add_workers_time, log_counted, log_summary
 
 __all__ = [
     "Data",
@@ -178,7 +179,7 @@ def _go_on(stage: Stage[Any], job: Job[Any, Any], begun: _Begun) -> StageRecord:
     )
     if job.ranks.is_first:
         job.run.write_record(done)
-        _log_summary(stage, job, counts, seconds)
+        log_summary(stage, job, counts, seconds)
     if isinstance(stage, FitStage):
         _forget_training(job, place)
     return done
@@ -206,10 +207,11 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     pending = [item for item in share if not all(job.run.has(artifact, item.image_id) for artifact in writes)]
     problems: list[Produced] = []
     formats: Counter[str] = Counter()
+    elsewhere: Counter[str] = Counter()
+    waited = Clock()
     with progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar:
-        for produced in _produce(stage, job, pending):
-            for name, seconds in produced.seconds.items():
-                job.clock.add(name, seconds / job.execution.worker_count)
+        for produced in waited.waiting("results", _produce(stage, job, pending)):
+            elsewhere.update(produced.seconds)
             if produced.problem is not None:
                 problems.append(produced)
                 if not produced.common:
@@ -220,7 +222,8 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
                     with job.clock.section("write"):
                         job.run.write(artifact, value, produced.image_id)
             bar.update()
-    _log_counted(stage, problems, formats)
+    add_workers_time(job, elsewhere, waited.seconds.get("results", 0.0))
+    log_counted(stage, problems, formats)
     skipped = len(problems)
     counts = {"images": len(pending) - skipped, "kept": len(share) - len(pending), "skipped": skipped}
     return job.ranks.from_first(partial(_checked, stage, job.ranks.total(counts)))
@@ -258,40 +261,3 @@ def _produce(stage: MapStage[Any], job: Job[Any, Any], pending: Sequence[Item]) 
         yield Produced(
             image_id, problem="not enough memory for it; give it more, or make the picture smaller"
         )
-
-
-def _log_counted(stage: Stage[Any], problems: Sequence[Produced], formats: Counter[str]) -> None:
-    common = [produced for produced in problems if produced.common]
-    if common:
-        first = common[0]
-        logger.warning(
-            "%s: %d images skipped, the first is %s: %s",
-            stage.name,
-            len(common),
-            first.image_id,
-            first.problem,
-        )
-    if formats:
-        told = ", ".join(f"{count} files: {name}" for name, count in formats.most_common())
-        logger.info("%s: %s", stage.name, told)
-
-
-def _log_summary(stage: Stage[Any], job: Job[Any, Any], counts: dict[str, int], seconds: float) -> None:
-    images = counts.get("images", 0)
-    rate = f", {images / seconds:.2f} images/s" if seconds > 0 and images else ""
-    extra = "".join(
-        f", {counts[k]} {text}"
-        for k, text in (("kept", "already there"), ("skipped", "skipped"))
-        if counts.get(k)
-    )
-    shares = told_shares(job.clock.seconds, seconds)
-    logger.info(
-        "%s: %d images in %.1f s%s%s%s -> %s",
-        stage.name,
-        images,
-        seconds,
-        rate,
-        f" ({shares})" if shares else "",
-        extra,
-        job.run.stage_dir(stage.folder(job.params)),
-    )
