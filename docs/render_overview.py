@@ -21,6 +21,7 @@ from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IR_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import ArtifactError, DataError
+from irn_pipeline.export.report_pictures import UNSURE, hues, label_colours, wheel
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.clustering import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
@@ -28,9 +29,9 @@ from irn_pipeline.runtime.command import run_command
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.stage import Job
 from irn_pipeline.runtime.store import RunFolder
-from irn_pipeline.structures import BoolArray, FloatArray, ImageRecord, IntArray, LabelArray
+from irn_pipeline.structures import BoolArray, FloatArray, ImageRecord, LabelArray
+from stages._irn import load_irn
 from stages._source import DataSet, Source, load_source
-from stages.synthesize_labels import load_irn
 
 TITLES = (
     *("photograph", "CAM", "confident label", "boundary", "displacement", "instance map"),
@@ -38,9 +39,6 @@ TITLES = (
 )
 CELL, GAP, HEADER = 192, 6, 32
 """Width of a panel, space between panels, height of the line of titles; pixels."""
-UNSURE = (128, 128, 128)
-GOLDEN_ANGLE = 137.5
-"""Degrees; multiples of it are far apart on the colour wheel, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -87,36 +85,6 @@ def heat(values: FloatArray) -> LabelArray:
     """(H, W) in [0, 1] -> (H, W, 3) RGB from blue over green to red."""
     levels = (255 * values.clip(0, 1)).astype(np.uint8)
     return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1], np.uint8)
-
-
-def wheel(displacement: FloatArray) -> LabelArray:
-    """(2, h, w) field, dy then dx -> (h, w, 3) RGB: the hue is the direction, the brightness the length."""
-    dy, dx = displacement
-    length = np.hypot(dy, dx)
-    hsv = np.empty((*length.shape, 3), np.uint8)
-    hsv[..., 0] = (np.degrees(np.arctan2(dy, dx)) % 360 / 2).astype(np.uint8) % 180
-    hsv[..., 1] = 255
-    # A few very long arrows must not leave all others black.
-    hsv[..., 2] = (255 * (length / max(float(np.quantile(length, 0.95)), 1e-6)).clip(0, 1)).astype(np.uint8)
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
-
-
-def hues(numbers: IntArray) -> LabelArray:
-    """Any array of whole numbers >= 0 -> one RGB colour each, in a new last axis."""
-    flat = numbers.astype(np.int64).reshape(1, -1)
-    hsv = np.empty((*flat.shape, 3), np.uint8)
-    hsv[..., 0] = (GOLDEN_ANGLE * flat % 360 / 2).astype(np.uint8) % 180
-    hsv[..., 1] = np.array([200, 130, 255], np.uint8)[flat % 3]
-    hsv[..., 2] = np.array([255, 210, 170], np.uint8)[flat // 3 % 3]
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8).reshape(*numbers.shape, 3)
-
-
-def label_colours(label: LabelArray) -> LabelArray:
-    """(H, W) label -> (H, W, 3) RGB: background black, unsure grey, a colour for each class."""
-    table = np.zeros((256, 3), np.uint8)
-    table[1:255] = hues(np.arange(254))
-    table[255] = UNSURE
-    return table[label]
 
 
 def over_picture(image: LabelArray, colours: LabelArray, opacity: float) -> LabelArray:
@@ -213,7 +181,7 @@ def render(arguments: argparse.Namespace) -> None:
     made_with = record.params if record is not None else {}
     params = SynthesisParams(**{name: value for name, value in made_with.items() if name in known})
     job = Job(run, params, data, Execution(device=arguments.device))
-    drawer = Drawer(job, load_irn(job))
+    drawer = Drawer(job, load_irn(run, job.execution))
     drawn = compose([drawer.row(chosen) for chosen in records], data.images.class_names)
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,17 +12,24 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from irn_pipeline.cam_files import read_cam_file
-from irn_pipeline.errors import ArtifactError, CheckpointError, ShapeError
-from irn_pipeline.runtime.safe_pickle import load_pickled_npy
+from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, ShapeError
+from irn_pipeline.foreign.files import open_regular, regular_bytes
+from irn_pipeline.foreign.json_text import parse_json
+from irn_pipeline.foreign.npy import load_pickled_npy
+from irn_pipeline.foreign.text import plain_line
+from irn_pipeline.foreign.torch_file import load_torch
 from irn_pipeline.runtime.store import Artifact
-from irn_pipeline.structures import IGNORE, Cam, Instances, IntArray, LabelArray, strided_size
+from irn_pipeline.structures import MAX_PIXELS, Cam, Instances, LabelArray
+from irn_pipeline.walked_scores import WalkedScores, read_walked_scores, write_walked_scores
 
 N = TypeVar("N", bound=nn.Module)
+_GREY_8 = b"\x08\x00"
+"""Bits of a sample, and colours, in a PNG's header."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +49,14 @@ class Checkpoint:
     state: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class WalkedScores:
-    """Walked activation maps of one picture's instances, from which labels can be made with any threshold.
-
-    Attributes:
-        class_ids: (M,) int64 class of each map, 0..C-1.
-        maps: (M, h, w) float16 at stride 4, divided by the largest value of them all.
-        size: (H, W) of the picture in pixels.
-    """
-
-    class_ids: IntArray
-    maps: npt.NDArray[np.float16]
-    size: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        count, grid = len(self.class_ids), strided_size(self.size)
-        if self.class_ids.ndim != 1 or self.maps.dtype != np.float16 or self.maps.shape != (count, *grid):
-            raise ShapeError(
-                f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} picture must be "
-                f"{(count, *grid)} float16, got {self.maps.shape} {self.maps.dtype}"
-            )
-
-
 def _as_array(value: object) -> np.ndarray[Any, Any]:
-    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ShapeError(f"an array of numbers is needed, found {array.dtype} of the shape {array.shape}")
+    return array
 
 
-def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[Any, Any]:
     content = load_pickled_npy(path)
     if not isinstance(content, dict):
         raise ArtifactError(
@@ -77,9 +65,9 @@ def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, A
     missing = [key for key in keys if key not in content]
     if missing:
         raise ArtifactError(
-            f"{path}: has no '{missing[0]}'; expected {', '.join(keys)}, found {', '.join(map(str, content))}"
+            f"{path}: has no '{missing[0]}'; expected {', '.join(keys)}, found {', '.join(map(str, content))[:200]}"
         )
-    return {key: _as_array(content[key]) for key in keys}
+    return content
 
 
 def read_cam(path: Path) -> Cam:
@@ -106,11 +94,11 @@ def read_instances(path: Path) -> Instances:
     content = _read_dict(path, ("score", "mask", "class"))
     try:
         return Instances(
-            content["score"].astype(np.float32),
-            content["mask"].astype(np.bool_),
-            content["class"].astype(np.int64),
+            _as_array(content["score"]).astype(np.float32),
+            _as_array(content["mask"]).astype(np.bool_),
+            _as_array(content["class"]).astype(np.int64),
         )
-    except (ShapeError, ValueError) as error:
+    except (ShapeError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: {error}; make it again with stage synthesize_labels") from error
 
 
@@ -119,43 +107,26 @@ def write_instances(path: Path, instances: Instances) -> None:
     _save_dict(path, {"score": instances.scores, "mask": instances.masks, "class": instances.class_ids})
 
 
-def read_walked_scores(path: Path) -> WalkedScores:
-    """Read walked scores; nothing the file holds is run.
-
-    Raises:
-        ArtifactError: it is damaged, hostile, or its arrays do not fit one another.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            class_ids, maps = content["class_ids"].astype(np.int64), content["maps"]
-            height, width = (int(side) for side in content["size"])
-        if not np.isfinite(maps).all() or (class_ids < 0).any() or (class_ids >= IGNORE - 1).any():
-            raise ShapeError("its maps are not finite, or its class ids no class ids")
-        return WalkedScores(class_ids, maps, (height, width))
-    except Exception as error:  # zipfile, zlib and numpy raise many types for damaged and for hostile files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ArtifactError(
-            f"{path}: holds no walked scores ({reason}); delete it and run stage synthesize_labels "
-            "with --keep-scores again"
-        ) from error
-
-
-def write_walked_scores(path: Path, scores: WalkedScores) -> None:
-    """Write walked scores as an .npz file of three arrays: class_ids, maps, size."""
-    with path.open("wb") as stream:
-        np.savez_compressed(stream, class_ids=scores.class_ids, maps=scores.maps, size=np.array(scores.size))
-
-
 def read_label(path: Path) -> LabelArray:
     """Read a label PNG: (H, W) uint8.
 
     Raises:
-        ArtifactError: the file is no PNG of one 8-bit channel.
+        ArtifactError: the file is missing, is no PNG of one 8-bit channel, or is of more than MAX_PIXELS.
     """
-    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label is None or label.ndim != 2 or label.dtype != np.uint8:
-        raise ArtifactError(f"{path}: expected a PNG of one 8-bit channel; delete it and run its stage again")
-    return label.astype(np.uint8, copy=False)
+    try:
+        data = regular_bytes(path)
+        if data[24:26] != _GREY_8:
+            raise ValueError("other colours, or another depth")
+        # Not OpenCV: a PNG of 106 bytes, one of them wrong, keeps it busy for seconds and takes gigabytes.
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            return np.array(picture, np.uint8)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything for damaged files
+        raise ArtifactError(
+            f"{path}: expected a PNG of one 8-bit channel, of at most {MAX_PIXELS} pixels ({plain_line(str(error))}); "
+            "delete it and run its stage again"
+        ) from error
 
 
 def write_label(path: Path, label: LabelArray) -> None:
@@ -171,13 +142,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is damaged or was not written by this package.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return Checkpoint(
-            content["kind"], content["backbone"], tuple(content["class_names"]), content["network"]
-        )
+        with open_regular(path) as stream:
+            content = load_torch(stream)
+        kind, backbone, names = content["kind"], content["backbone"], tuple(content["class_names"])
+        state = dict(content["network"])
+        if not all(isinstance(name, str) for name in (kind, backbone, *names, *state)):
+            raise TypeError("a name is no text")
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("a weight is no tensor")
+        return Checkpoint(kind, backbone, names, state)
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
         raise CheckpointError(
-            f"{path}: is no checkpoint of this package ({type(error).__name__}); train the network again"
+            f"{path}: is no checkpoint of this package ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]}); train the network again"
         ) from error
 
 
@@ -210,7 +189,11 @@ def restore_network(path: Path, checkpoint: Checkpoint, kind: str, build: Callab
     try:
         network = build()
         network.load_state_dict(checkpoint.state)
-    except (RuntimeError, AttributeError) as error:  # other tensors, or a backbone that there is not
+    except (
+        RuntimeError,
+        AttributeError,
+        ConfigError,
+    ) as error:  # other tensors, or a backbone that there is not
         raise CheckpointError(
             f"{path}: does not hold the weights of a {checkpoint.backbone}; {remedy}"
         ) from error
@@ -225,7 +208,7 @@ def _save_dict(path: Path, content: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(regular_bytes(path))
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged ({error}); run stage evaluate again") from error
 
@@ -264,18 +247,9 @@ WALKED_SCORES: Artifact[WalkedScores] = Artifact(
     summary="Walked scores, to make labels again with other thresholds (--keep-scores)",
 )
 SEGMENTER = _network(stage="train_segmenter", summary="Model trained on the labels")
-METRICS: Artifact[Any] = Artifact(
-    "metrics", "evaluate", ".json", _read_json, _write_json, per_image=False, summary="All figures"
+_figures = partial(
+    Artifact[Any], stage="evaluate", suffix=".json", read=_read_json, write=_write_json, per_image=False
 )
-SWEEP: Artifact[Any] = Artifact(
-    "sweep",
-    "evaluate",
-    ".json",
-    _read_json,
-    _write_json,
-    per_image=False,
-    summary="Figures over the threshold",
-)
-CAM_SWEEP: Artifact[Any] = Artifact(
-    "sweep_cam", "evaluate", ".json", _read_json, _write_json, per_image=False, summary="The same of the CAMs"
-)
+METRICS = _figures(name="metrics", summary="All figures")
+SWEEP = _figures(name="sweep", summary="Figures over the threshold")
+CAM_SWEEP = _figures(name="sweep_cam", summary="The same of the CAMs")

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from irn_pipeline.errors import ArtifactError, ShapeError
-from irn_pipeline.runtime.safe_pickle import load_pickled_npy
+from irn_pipeline.foreign.npy import load_pickled_npy
 from irn_pipeline.structures import Cam, FloatArray, IntArray, strided_size
 
 _EXPECTED = "expected 'keys' with 'high_res' and 'cam' (irn, AdvCAM, RIB, ReCAM, AMN) or with 'attn_highres' (CLIP-ES)"

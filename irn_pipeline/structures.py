@@ -23,8 +23,15 @@ IGNORE = 255
 """Label of pixels whose class is unknown or not counted."""
 FRAGMENT_SCORE = 1e-5
 """Synthesized instances below it are fragments (see `ops.labels`): kept in the files, no predictions."""
+MAX_PIXELS = 178_956_970
+"""Pictures and labels of more are refused before they are decoded: a file of a few kB can unpack to so many.
+
+Pillow's own limit, so that every decoder has the same.
+"""
 CAM_STRIDE = 4
 """Pixels of the picture per cell of `cam`, `boundary` and `displacement`."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Red, green and blue in [0, 1], as the backbones' ImageNet weights expect pictures to be normalised."""
 
 
 def strided_size(size: tuple[int, int], stride: int = CAM_STRIDE) -> tuple[int, int]:

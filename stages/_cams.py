@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +44,11 @@ class CamSource:
         """Those that a job's `cam_dir` names."""
         folder = job.params.cam_dir
         return CamSource(job.run, None if folder is None else Path(folder), job.data.images.class_names)
+
+    def absolute(self) -> CamSource:
+        """The same maps for processes with other working folders."""
+        folder = None if self.folder is None else self.folder.absolute()
+        return replace(self, run=RunFolder(self.run.root.absolute()), folder=folder)
 
     def path(self, image_id: str) -> Path:
         """Where the maps of a picture lie."""

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from irn_pipeline.artifacts import (
     CAM,
@@ -18,22 +17,22 @@ from irn_pipeline.artifacts import (
     IR_LABEL,
     IRN_NETWORK,
     SEMANTIC_LABEL,
-    restore_network,
 )
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import IrnError
 from irn_pipeline.export.report_pictures import Panel, PanelMaker
-from irn_pipeline.export.report_records import Picture, rank
+from irn_pipeline.export.report_records import Picture, Quality
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
-from irn_pipeline.nn.backbone import fold_batch_norms
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.clustering import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
+from stages._irn import load_irn
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
@@ -48,21 +47,6 @@ class GalleryOptions:
     fields: bool = True
     covering: float = 0.9
     many_fragments: int = 10
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What the labels of one picture are worth; the fields are those of `Picture`."""
-
-    iou: float | None = None
-    score: float | None = None
-    instances: tuple[tuple[str, float], ...] = ()
-    signs: tuple[str, ...] = ()
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Sorts pictures from worst to best."""
-        return rank(self.iou, self.score, len(self.signs))
 
 
 @dataclass(frozen=True)
@@ -97,12 +81,12 @@ class Gallery:
     def qualities(self, items: Sequence[ImageRecord]) -> list[Quality]:
         """How good each picture's labels are, in order."""
         found = prefetch(self._quality, items, self.execution.worker_count)
-        return list(tqdm(found, "report: labels", len(items), unit="image", disable=self.execution.quiet))
+        return list(progress(found, "report: labels", total=len(items), quiet=self.execution.quiet))
 
     def pictures(self, items: Sequence[ImageRecord], qualities: Sequence[Quality]) -> Iterator[Picture]:
         """Each picture with its panels, in order."""
         drawn = prefetch(self._draw, items, self.execution.worker_count)
-        bar = tqdm(drawn, "report: pictures", len(items), unit="image", disable=self.execution.quiet)
+        bar = progress(drawn, "report: pictures", total=len(items), quiet=self.execution.quiet)
         for one, quality in zip(bar, qualities, strict=True):
             fields = _attempt(one.record, partial(self._fields, one.image)) or ()
             yield Picture(
@@ -110,10 +94,7 @@ class Gallery:
                 tuple(self._name(class_id) for class_id in one.record.class_ids),
                 (*one.seeds, *fields, *one.labels),
                 one.aspect,
-                quality.iou,
-                quality.score,
-                quality.instances,
-                quality.signs,
+                quality,
             )
 
     @cached_property
@@ -131,11 +112,7 @@ class Gallery:
     def _network(self) -> IrnNetwork | None:
         if not self.options.fields or not self.run.has(IRN_NETWORK):
             return None
-        checkpoint = self.run.read(IRN_NETWORK)
-        build = partial(IrnNetwork, backbone=checkpoint.backbone)  # type: ignore[arg-type]
-        network = restore_network(self.run.path(IRN_NETWORK), checkpoint, "irn", build).eval()
-        fold_batch_norms(network.backbone)
-        return network.to(self.execution.torch_device())
+        return load_irn(self.run, self.execution)
 
     def _fields(self, image: LabelArray | None) -> tuple[Panel, ...]:
         if image is None or self._network is None:
@@ -163,7 +140,8 @@ class Gallery:
         if image is not None:
             seeds.append(maker.photo(image))
         if cam is not None:
-            seeds.append(maker.heat(cam.high_res_cam))
+            names = [self._name(class_id) for class_id in cam.class_ids.tolist()]
+            seeds.append(maker.heat(cam.high_res_cam, names=names))
         if confident is not None:
             seeds.append(maker.label(confident, "confident label", over=False))
         if instances is not None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tqdm import tqdm
-
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.transforms import to_tensor
+from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.errors import DataError
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.counting import CountingEvaluator
@@ -16,6 +14,7 @@ from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.structures import GroundTruth, Instances, LabelArray
 from stages._source import DataSet
 
@@ -100,12 +99,12 @@ def model_figures(
     instances = InstanceTally(names, ignore_void=ignore_void, count_from=0.5)
     label = SemanticTally(names)
     device, count = execution.torch_device(), 0
-    for record in tqdm(pictures.items, desc="held-out pictures", unit="image", disable=execution.quiet):
+    for record in progress(pictures.items, "held-out pictures", quiet=execution.quiet):
         truth = pictures.ground_truth(record.image_id)
         if truth is None:
             continue
         count += 1
-        image = (to_tensor(read_image(record.path)).float() / 255).to(device)
+        image = to_unit_tensor(read_image(record.path)).to(device)
         with execution.autocast():
             found = model.predict(image)
             instances.add(found, truth)

@@ -15,7 +15,7 @@ import yaml
 
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.transforms import to_tensor
+from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.runtime.command import Pipeline, RunOptions
 from irn_pipeline.runtime.execution import Execution
@@ -120,7 +120,7 @@ def predict_masks(
         raise ShapeError(f"a picture must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     execution = Execution(device=device, precision=precision)
     segmenter, _ = load_segmenter(RunFolder(Path(run_dir)), model, execution)
-    pixels = (to_tensor(image).float() / 255).to(execution.torch_device())
+    pixels = to_unit_tensor(image).to(execution.torch_device())
     with execution.autocast():
         found = segmenter.predict(pixels)
     return found.select(found.scores >= min_score)

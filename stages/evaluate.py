@@ -6,11 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from irn_pipeline.artifacts import INSTANCE_LABEL, METRICS, SEMANTIC_LABEL
 from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, DataError, ShapeError
 from irn_pipeline.ops.cam import cam_components, cam_label
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from stages._cams import CamSource, cams_not_read
 from stages._scores import InstanceTally, SemanticTally, model_figures, table
@@ -72,7 +71,7 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
     seen: set[str] = set()
     cams = CamSource.of(job)
     count = 0
-    for record in tqdm(data.items, desc=STAGE.name, unit="image", disable=job.execution.quiet):
+    for record in progress(data.items, STAGE.name, quiet=job.execution.quiet):
         image_id = record.image_id
         truth = data.ground_truth(image_id)
         if truth is None:

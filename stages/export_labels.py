@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from tqdm import tqdm
-
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.voc_png import object_map
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import atomic_path
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
@@ -103,7 +102,7 @@ def _write_voc(job: Job[Params, DataSet], folder: Path) -> int:
 def _labelled(job: Job[Params, DataSet]) -> Iterator[_Labelled]:
     """Pictures of the data set with their labels; what cannot be exported is logged and counted."""
     missing = bad = good = 0
-    for record in tqdm(job.data.items, desc=STAGE.name, unit="image", disable=job.execution.quiet):
+    for record in progress(job.data.items, STAGE.name, quiet=job.execution.quiet):
         if not all(job.run.has(artifact, record.image_id) for artifact in (INSTANCE_LABEL, SEMANTIC_LABEL)):
             missing += 1
             continue

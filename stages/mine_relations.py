@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.datasets.images import read_image
@@ -64,14 +65,22 @@ class Params:
 
 @dataclass(frozen=True)
 class Miner:
-    """Work on one picture; travels to the worker processes."""
+    """Work on one picture; travels to the worker processes, which may be those of another machine.
+
+    Attributes:
+        cams: the activation maps.
+        params: of the stage.
+        base: folder that relative paths of pictures start from.
+    """
 
     cams: CamSource
     params: Params
+    base: Path
 
     def __call__(self, record: ImageRecord) -> Produced:
         """The confident label of a picture, or why there is none."""
         clock = Clock()
+        record = replace(record, path=self.base / record.path)
         try:
             with clock.section("read"):
                 image = read_image(record.path)
@@ -98,7 +107,10 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
     cams = CamSource.of(job)
     there, absent = cams.split(pending)
     yield from absent
-    yield from parallel_map(Miner(cams, job.params), there, job.execution.worker_count)
+    if there:
+        miner = Miner(cams.absolute(), job.params, Path.cwd())
+        shared = (miner.cams.path(there[0].image_id).parent, (miner.base / there[0].path).parent)
+        yield from parallel_map(miner, there, job.execution, shared=shared)
 
 
 STAGE: MapStage[Params] = MapStage(

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import PICTURE_SUFFIXES
-from irn_pipeline.datasets.transforms import to_tensor
+from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.overlay import overlay_instances
@@ -21,6 +20,7 @@ from irn_pipeline.export.voc_png import object_map
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import atomic_path
 from irn_pipeline.structures import Instances, LabelArray
@@ -67,7 +67,7 @@ def run(job: Job[Params, DataSet]) -> int:
     segmenter, checkpoint = load_segmenter(job.run, params.model, job.execution)
     output_folder(out)
     decoded = prefetch(_decode, pictures, job.execution.worker_count)
-    bar = tqdm(pictures, desc=STAGE.name, unit="image", disable=job.execution.quiet)
+    bar = progress(pictures, STAGE.name, quiet=job.execution.quiet)
     left_out = 0
     with (
         atomic_path(out / "predictions.json") as temporary,
@@ -137,7 +137,7 @@ def _decode(picture: _Picture) -> LabelArray | DataError:
 def _predict(
     segmenter: Segmenter, image: LabelArray, min_score: float, execution: Execution
 ) -> tuple[Instances, LabelArray]:
-    tensor = (to_tensor(image).float() / 255).to(execution.torch_device())
+    tensor = to_unit_tensor(image).to(execution.torch_device())
     with execution.autocast():
         found = segmenter.predict(tensor)
         found = found.select(found.scores >= min_score)

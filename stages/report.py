@@ -31,6 +31,8 @@ from irn_pipeline.export.report_records import (
     read_results,
     read_sweep,
 )
+from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.foreign.json_text import parse_json
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import RunFolder, StageRecord, atomic_path
 from irn_pipeline.structures import ImageRecord
@@ -51,7 +53,7 @@ class Params:
     max_pictures: int = 1000
     """Pictures in the gallery; of more, the worst quarter, the best quarter, and others evenly over the list."""
     thumbnail: int = 256
-    """Longer side of the small pictures, pixels; at 256 all that is shown of a picture takes at most 60 kB."""
+    """Longer side of the small pictures, pixels; at 256 a picture takes at most 60 kB, and 6 kB per further map."""
     fields: bool = True
     """Run IRNet on the pictures of the gallery to show boundary, displacement and instance map."""
     covering: float = 0.9
@@ -146,7 +148,7 @@ def _sweep(run: RunFolder) -> tuple[Series, ...]:
     if not path.is_file():
         return ()
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = parse_json(regular_bytes(path))
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged ({error}); delete it or run stage evaluate again") from error
     return read_sweep(value, str(path))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from irn_pipeline.artifacts import CAM, CAM_SWEEP, SWEEP, WALKED_SCORES
 from irn_pipeline.errors import ArtifactError, DataError, ShapeError
@@ -18,6 +17,7 @@ from irn_pipeline.ops.cam import cam_index
 from irn_pipeline.ops.label_params import LabelParams
 from irn_pipeline.ops.labels import labels_over_thresholds
 from irn_pipeline.ops.masks import label_from_index
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances, LabelArray
@@ -79,7 +79,7 @@ def run(job: Job[Params, DataSet]) -> int:
     ]
     labels = _CamLabels(job) if params.cam else _ScoreLabels(job)
     count = without_truth = 0
-    for record in tqdm(data.items, desc=STAGE.name, unit="image", disable=job.execution.quiet):
+    for record in progress(data.items, STAGE.name, quiet=job.execution.quiet):
         if not labels.has(record.image_id):
             continue
         truth = data.ground_truth(record.image_id)

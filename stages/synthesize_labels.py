@@ -8,33 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from irn_pipeline.artifacts import (
-    CAM,
-    INSTANCE_LABEL,
-    IRN_NETWORK,
-    SEMANTIC_LABEL,
-    WALKED_SCORES,
-    WalkedScores,
-    restore_network,
-)
+from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import IrnError
-from irn_pipeline.nn.backbone import fold_batch_norms
-from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.ops.labels import labels_from_scores, walk_scores
 from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.stage import Job, MapStage, Produced, Remake
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import Cam, ImageRecord, IntArray
+from irn_pipeline.walked_scores import WalkedScores
 from stages._cams import CamSource, cams_not_read
+from stages._irn import load_irn
 from stages._source import DataSet
 
 
@@ -65,7 +56,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
-    network = load_irn(job)
+    network = load_irn(job.run, job.execution)
     device, clock = job.execution.torch_device(), job.clock
     cams = CamSource.of(job)
     there, absent = cams.split(pending)
@@ -145,16 +136,6 @@ def _unread(params: Params) -> tuple[Artifact[Any], ...]:
 
 def _unwritten(params: Params) -> tuple[Artifact[Any], ...]:
     return () if params.keep_scores and not params.from_scores else (WALKED_SCORES,)
-
-
-def load_irn(job: Job[Any, DataSet]) -> IrnNetwork:
-    """IRNet as train_irn left it, ready for inference."""
-    checkpoint = job.run.read(IRN_NETWORK)
-    build = partial(IrnNetwork, backbone=checkpoint.backbone)  # type: ignore[arg-type]
-    network = restore_network(job.run.path(IRN_NETWORK), checkpoint, "irn", build)
-    network.eval()
-    fold_batch_norms(network.backbone)
-    return network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 STAGE: MapStage[Params] = MapStage(

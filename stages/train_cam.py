@@ -17,7 +17,7 @@ from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.runtime.optimisation import OptimizerName, Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import finish_training, train
+from irn_pipeline.runtime.training import train
 from irn_pipeline.structures import ImageSet
 from stages._source import DataSet
 
@@ -74,8 +74,7 @@ def fit(job: Job[Params, DataSet]) -> int:
     else:
         seen = _train(job, network, images)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.run.write(CAM_NETWORK, Checkpoint("cam", params.backbone, images.class_names, state))
-    finish_training(job.run.stage_dir(STAGE.name))
+    job.write(CAM_NETWORK, Checkpoint("cam", params.backbone, images.class_names, state))
     return seen
 
 
@@ -107,6 +106,7 @@ def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet) -> 
             optimizer=params.optimizer,
         ),
         execution=execution,
+        ranks=job.ranks,
         folder=job.run.stage_dir(STAGE.name),
         name=STAGE.name,
     )  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from irn_pipeline.artifacts import CAM_NETWORK, IR_LABEL, IRN_NETWORK, Checkpoint
 from irn_pipeline.datasets.images import read_image
@@ -23,8 +22,9 @@ from irn_pipeline.nn.losses import irn_losses
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.runtime.optimisation import OptimizerName, Schedule
+from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import finish_training, train
+from irn_pipeline.runtime.training import train
 from irn_pipeline.structures import ImageRecord
 from stages._source import DataSet
 
@@ -83,8 +83,7 @@ def fit(job: Job[Params, DataSet]) -> int:
     else:
         seen = _train(job, network)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.run.write(IRN_NETWORK, Checkpoint("irn", params.backbone, (), state))
-    finish_training(job.run.stage_dir(STAGE.name))
+    job.write(IRN_NETWORK, Checkpoint("irn", params.backbone, (), state))
     return seen
 
 
@@ -108,7 +107,9 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
         pictures, labels = (part.to(device, non_blocking=True) for part in batch)
         with execution.autocast():
             logits, displacement = network(pictures.to(memory_format=torch.channels_last))
-        losses = irn_losses(torch.sigmoid(logits.float()), displacement.float(), labels, paths)
+        losses = irn_losses(
+            torch.sigmoid(logits.float()), displacement.float(), labels, paths, common_counts=job.ranks.mean
+        )
         return {
             "boundary": losses.boundary,
             "foreground_displacement": losses.foreground_displacement / 2,
@@ -132,6 +133,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
             optimizer=params.optimizer,
         ),
         execution=execution,
+        ranks=job.ranks,
         folder=job.run.stage_dir(STAGE.name),
         name=STAGE.name,
     )  # fmt: skip
@@ -147,13 +149,16 @@ def _mean_displacement(
     network.eval()
     network.mean_shift.running_mean.zero_()
     device, side = job.execution.torch_device(), job.params.mean_shift_crop
-    means: list[Tensor] = []
-    for record in tqdm(records, desc="mean displacement", unit="image", disable=job.execution.quiet):
+    means: dict[str, Tensor] = {}
+    share = job.ranks.share(records)
+    for record in progress(share, "mean displacement", quiet=job.execution.quiet):
         image = to_tensor(read_image(record.path))[..., :side, :side]
         with job.execution.autocast():
             _, displacement = network(normalise(image.to(device))[None])
-        means.append(displacement.float().mean(dim=(0, 2, 3)))
-    return torch.stack(means).mean(dim=0)
+        means[record.image_id] = displacement.float().mean(dim=(0, 2, 3)).cpu()
+    # In the order of the pictures, whoever has worked on which: the sum is the same to the last bit.
+    found = {image_id: mean for part in job.ranks.gather(means) for image_id, mean in part.items()}
+    return torch.stack([found[record.image_id] for record in records]).mean(dim=0)
 
 
 def _weights(job: Job[Params, DataSet]) -> str:

@@ -25,7 +25,7 @@ from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.ops.targets import training_target
 from irn_pipeline.runtime.optimisation import Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
-from irn_pipeline.runtime.training import finish_training, train
+from irn_pipeline.runtime.training import train
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
 from stages._scores import model_figures
 from stages._segmenter import SegmenterParams, build_segmenter, recipe_of, segmenter_artifact, variant_of
@@ -70,6 +70,7 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
             ema_decay=params.ema_decay,
         ),
         execution=execution,
+        ranks=job.ranks,
         folder=folder,
         name=f"{STAGE.name} {variant_of(params)}",
         collate=collate_lists,
@@ -77,8 +78,7 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
         after_epoch=partial(_validate, job) if params.validate_list else None,
     )  # fmt: skip
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.run.write(artifact, Checkpoint(params.model, params.backbone, job.data.images.class_names, state))
-    finish_training(folder)
+    job.write(artifact, Checkpoint(params.model, params.backbone, job.data.images.class_names, state))
     return seen
 
 

@@ -50,8 +50,12 @@ def commands(text: str) -> Iterator[list[str]]:
     """Commands of this package in the code blocks: module or script, then its words; sketches are left out."""
     for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith(("./run_all.sh", "python -m stages", "irn-pipeline")):
-                words = shlex.split(line, comments=True)
+            if line.startswith(
+                ("./run_all.sh", "python -m stages", "irn-pipeline", "torchrun", "srun torchrun")
+            ):
+                words = shlex.split(line.partition("torchrun ")[2] or line, comments=True)
+                if "torchrun" in line:
+                    words = ["python", *words[words.index("-m") :]]
                 # "[--flag] ..." stands for something, and is no command.
                 if not any(word.startswith(("[", "...")) for word in words):
                     yield words[2:] if words[0] == "python" else words

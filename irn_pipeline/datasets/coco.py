@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture
+from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture, told
 from irn_pipeline.datasets.picture_folder import TagTable, build_set, has_control_character, picture_id
 from irn_pipeline.datasets.voc import LoadedSet
 from irn_pipeline.datasets.voc_lists import some
 from irn_pipeline.errors import DataError
-
-MAX_PIXELS = 2**28
-"""Pictures said to be larger than this are refused: their masks would not fit into memory."""
+from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.structures import MAX_PIXELS
 
 # Number lists are nine tenths of a large file and are needed for evaluation only: they stay on the disk.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*(\[[\[\]\d\s.,eE+-]*\])')
@@ -72,7 +71,7 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
         picture = pictures.get(image_id) if isinstance(image_id, int | str) else None
         place = place_of.get(category_id) if isinstance(category_id, int) else None
         if picture is None or place is None:
-            strangers.append(str(entry.get("id")))
+            strangers.append(told(entry.get("id")))
             continue
         segmentation = _segmentation(entry)
         maskless += segmentation is None
@@ -110,7 +109,7 @@ class _Picture:
 def _read(path: Path) -> dict[str, Any]:
     """Content of the file; a polygon list is replaced by where it starts and ends in the file, in bytes."""
     try:
-        data = path.read_bytes()
+        data = regular_bytes(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the folder and the spelling") from None
     except OSError as error:
@@ -157,11 +156,11 @@ def _categories(content: dict[str, Any], path: Path) -> tuple[tuple[int, ...], t
         category_id, name = entry.get("id"), entry.get("name")
         where = f"{path}: categories[{place}]"
         if isinstance(category_id, bool) or not isinstance(category_id, int) or category_id < 0:
-            raise DataError(f"{where}: id {str(category_id)[:40]!r} is no whole number from 0")
+            raise DataError(f"{where}: id {told(category_id)!r} is no whole number from 0")
         if category_id in found:
             raise DataError(f"{where}: id {category_id} is used twice; category ids must differ")
         if not isinstance(name, str) or not name.strip() or has_control_character(name):
-            raise DataError(f"{where}: name {str(name)[:40]!r} is no class name; expected a text")
+            raise DataError(f"{where}: name {told(name)!r} is no class name; expected a text")
         found[category_id] = name.strip()
     if not found:
         raise DataError(f"{path}: has no categories; the class names come from there")
@@ -176,7 +175,7 @@ def _pictures(content: dict[str, Any], path: Path) -> dict[int | str, _Picture]:
         where = f"{path}: images[{place}]"
         key, name = entry.get("id"), entry.get("file_name")
         if not isinstance(key, int | str) or key in found:
-            raise DataError(f"{where}: id {str(key)[:40]!r} is missing or used twice; image ids must differ")
+            raise DataError(f"{where}: id {told(key)!r} is missing or used twice; image ids must differ")
         if not isinstance(name, str):
             raise DataError(f"{where}: has no file_name; expected the picture's path below --image-dir")
         image_id = picture_id(name, where)
@@ -197,7 +196,7 @@ def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
     wrong = not isinstance(height, int) or not isinstance(width, int)
     if wrong or min(height, width) < 1 or height * width > MAX_PIXELS:
         raise DataError(
-            f"{where}: height {str(height)[:20]} and width {str(width)[:20]} are impossible; "
+            f"{where}: height {told(height)} and width {told(width)} are impossible; "
             f"expected whole pixels, at most {MAX_PIXELS} in all"
         )
     return height, width

@@ -13,9 +13,19 @@ from pycocotools import mask as rle
 
 from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import DataError
+from irn_pipeline.foreign.files import open_regular, size_of
 from irn_pipeline.structures import BACKGROUND, IGNORE, BoolArray, GroundTruth, Instances, LabelArray
 
 _LONGEST_RUN = 2**32
+_MOST_MASK_BYTES = 2**32
+"""Of all masks of one picture, one byte a pixel and object."""
+_LONGEST_OUTLINE = 2**22
+"""Pixels along all polygons of an object: pycocotools reserves about 100 bytes for each."""
+
+
+def told(value: object) -> str:
+    """A value of the file for a message: short, and not looked into, however deep it is."""
+    return str(value)[:40] if isinstance(value, int | float | str | None) else type(value).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +96,16 @@ class CocoTruths:
                 f"{picture.path}: {size[0]}x{size[1]} pixels (height x width), but {self.coco_json} says "
                 f"{picture.size}; the masks must belong to the picture as it is stored"
             )
+        if len(objects) * size[0] * size[1] > _MOST_MASK_BYTES:
+            raise DataError(
+                f"{self.coco_json}: {len(objects)} objects in {picture.path}, {size[0]}x{size[1]} pixels, whose masks "
+                f"would take more than {_MOST_MASK_BYTES >> 30} GiB; cut the picture, or remove annotations"
+            )
         unsure = np.zeros(size, np.bool_)
         masks: list[BoolArray] = []
         class_ids: list[int] = []
         for entry in objects:
-            where = f"{self.coco_json}: annotation {str(entry.annotation_id)[:40]}"
+            where = f"{self.coco_json}: annotation {told(entry.annotation_id)}"
             mask = self._mask(entry, size, where)
             if mask is None or entry.crowd:
                 unsure |= _box(entry.box, size) if mask is None else mask
@@ -125,7 +140,9 @@ class CocoTruths:
         if isinstance(segmentation, tuple):
             start, end = segmentation
             try:
-                with self.coco_json.open("rb") as file:
+                with open_regular(self.coco_json) as file:
+                    if not 0 <= start < end <= size_of(file):
+                        raise ValueError("its place is not in the file")
                     file.seek(start)
                     polygons = json.loads(file.read(end - start))
             except (OSError, ValueError, RecursionError):
@@ -137,6 +154,11 @@ class CocoTruths:
                 f"{where}: no polygons of a {size[0]}x{size[1]} picture; expected [[x, y, x, y, x, y, ...], ...] "
                 f"in pixels, or run lengths"
             )
+        if sum(map(_outline, polygons)) > _LONGEST_OUTLINE:
+            raise DataError(
+                f"{where}: its polygons have an outline of more than {_LONGEST_OUTLINE} pixels; expected the outline "
+                "of an object, or run lengths"
+            )
         return [points for points in polygons if len(points) >= 6]
 
 
@@ -144,10 +166,18 @@ def _is_polygon(points: Any, size: tuple[int, int]) -> bool:
     """Whether these are x, y pairs at most one picture's length outside; tools round, but do not go further."""
     if not isinstance(points, list) or len(points) % 2:
         return False
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in points):
+    if not all(isinstance(value, int | float) for value in points):
         return False
     limits = size[1], size[0]
+    # NaN fails every comparison.
     return all(-limits[place % 2] <= value <= 2 * limits[place % 2] for place, value in enumerate(points))
+
+
+def _outline(points: list[float]) -> float:
+    """Pixels along a closed polygon, in whichever direction is longer, and one for each corner."""
+    xs, ys = points[::2], points[1::2]
+    steps = zip(xs, ys, [*xs[1:], *xs[:1]], [*ys[1:], *ys[:1]], strict=True)
+    return sum(max(abs(x - u), abs(y - v)) + 1 for x, y, u, v in steps)
 
 
 def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
@@ -190,7 +220,8 @@ def _box(box: Any, size: tuple[int, int]) -> BoolArray:
     """(H, W) bool pixels that a box touches; none where there is no usable box."""
     covered = np.zeros(size, np.bool_)
     if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
-        x, y, width, height = (min(max(float(value), 0.0), 1e9) for value in box)
+        # Compared before it becomes a float, which a whole number of 400 digits cannot.
+        x, y, width, height = (float(min(max(value, 0), 10**9)) for value in box)
         if math.isfinite(x + y + width + height):
             covered[int(y) : math.ceil(y + height), int(x) : math.ceil(x + width)] = True
     return covered

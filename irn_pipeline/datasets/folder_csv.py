@@ -234,11 +234,14 @@ def _json_labels(value: object, where: str) -> list[str]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     for label in values:
         if isinstance(label, bool) or not isinstance(label, str | int):
-            raise DataError(f"{where}: {str(label)[:40]!r} is no label; expected a text or a list of texts")
+            found = str(label)[:40] if isinstance(label, bool | float) else type(label).__name__
+            raise DataError(f"{where}: {found!r} is no label; expected a text or a list of texts")
     return [text for text in (str(label).strip() for label in values) if text]
 
 
 def _json_mark(value: object) -> str:
+    if isinstance(value, list | dict):
+        return type(value).__name__
     return "" if value is None else str(int(value) if isinstance(value, bool) else value)
 
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from irn_pipeline.errors import DataError
-from irn_pipeline.structures import LabelArray
+from irn_pipeline.foreign.files import open_regular, regular_bytes
+from irn_pipeline.structures import MAX_PIXELS, LabelArray
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _SCAN_MARKER = 0xDA
+_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _REPLACE = "copy the file again from its source, or remove it from the data set"
 
@@ -38,7 +41,8 @@ def read_image(path: Path) -> LabelArray:
         (H, W, 3) uint8 RGB, as stored (no EXIF rotation).
 
     Raises:
-        DataError: the file is missing, unreadable, cut off or not a picture.
+        DataError: the file is missing, unreadable, cut off, not a picture, or of more than MAX_PIXELS.
+        MemoryError: there is not enough for its pixels.
     """
     data = _read_bytes(path)
     if data.startswith(_JPEG_START):
@@ -94,17 +98,19 @@ def read_image_size(path: Path) -> tuple[int, int]:
         DataError: the file is missing, unreadable or not a picture (a cut-off one is not noticed here).
     """
     try:
-        with path.open("rb") as file, _guarded_open(file) as picture:
+        with open_regular(path) as file, _guarded_open(file) as picture:
             return picture.height, picture.width
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise DataError(f"{path}: not a readable picture ({_first_line(error)}); {_REPLACE}") from None
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = regular_bytes(path)
     except FileNotFoundError:
         raise _missing(path) from None
     except OSError as error:
@@ -117,7 +123,10 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decode_jpeg(data: bytes, path: Path) -> LabelArray:
-    if data.find(_JPEG_END, _first_scan(data)) < 0:
+    scan, pixel_count = _first_scan(data)
+    if pixel_count > MAX_PIXELS:
+        raise DataError(f"{path}: the JPEG has {pixel_count} pixels, above {MAX_PIXELS}; make it smaller")
+    if data.find(_JPEG_END, scan) < 0:
         raise DataError(f"{path}: the JPEG is cut off (it has no end marker); {_REPLACE}")
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -129,20 +138,26 @@ def _decode_jpeg(data: bytes, path: Path) -> LabelArray:
     return np.asarray(pixels, np.uint8)
 
 
-def _first_scan(data: bytes) -> int:
-    """Offset of the first scan, or the end of the data; a preview in the header has an end marker too."""
-    position = 2
+def _first_scan(data: bytes) -> tuple[int, int]:
+    """Offset of the first scan, or the end of the data; a preview in the header has an end marker too.
+
+    Also the number of pixels that the header announces.
+    """
+    position, pixel_count = 2, 0
     while position + 4 <= len(data) and data[position] == 0xFF:
         if data[position + 1] == _SCAN_MARKER:
-            return position
+            return position, pixel_count
         if data[position + 1] == 0xFF:
             position += 1
             continue
+        if data[position + 1] in _FRAME_MARKERS:
+            sides = data[position + 5 : position + 7], data[position + 7 : position + 9]
+            pixel_count = int.from_bytes(sides[0], "big") * int.from_bytes(sides[1], "big")
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return len(data)
+    return len(data), pixel_count
 
 
-def _guarded_open(file: io.BufferedReader | io.BytesIO) -> Image.Image:
+def _guarded_open(file: BinaryIO) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file, formats=_FORMATS)
@@ -153,14 +168,18 @@ def _open(data: bytes, path: Path) -> Image.Image:
         return _guarded_open(io.BytesIO(data))
     except Image.UnidentifiedImageError:
         raise DataError(f"{path}: not a JPEG, PNG, WebP or BMP picture; {_REPLACE}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise DataError(f"{path}: not a readable picture ({_first_line(error)}); {_REPLACE}") from None
 
 
 def _load(picture: Image.Image, path: Path) -> Image.Image:
     try:
         picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything for damaged files
         raise DataError(
             f"{path}: the picture is cut off or damaged ({_first_line(error)}); {_REPLACE}"
         ) from None

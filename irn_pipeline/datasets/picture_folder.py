@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from irn_pipeline.datasets.voc import LoadedSet, check_class_names
-from irn_pipeline.datasets.voc_lists import read_text, some
+from irn_pipeline.datasets.voc_lists import listed_ids, read_text, some
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.structures import ImageRecord, ImageSet
 
@@ -216,14 +216,7 @@ def restrict(whole: LoadedSet, source: Path, image_list: str | Path | None) -> L
             entries.append(line)
         elif line and not line.startswith("#"):
             entries.append(_without_suffix(unicodedata.normalize("NFC", line.removeprefix("./"))))
-    if not entries:
-        raise DataError(f"{path}: lists no picture; write one image id a line")
-    image_ids = tuple(dict.fromkeys(entries))
-    absent = [image_id for image_id in image_ids if image_id not in known]
-    if absent:
-        raise DataError(
-            f"{path}: not in {source}: {some(absent)} of {len(image_ids)}; does the list belong to this data set?"
-        )
+    image_ids = listed_ids(entries, known, path, source)
     chosen = tuple(records[image_id] for image_id in image_ids if image_id in records)
     skipped = tuple(image_id for image_id in image_ids if image_id not in records)
     if not chosen:

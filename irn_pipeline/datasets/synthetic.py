@@ -18,6 +18,7 @@ from PIL import Image
 from irn_pipeline.datasets.synthetic_scenes import cast_shadow, make_scene, photograph
 from irn_pipeline.datasets.synthetic_shapes import PAINTERS, Sprite
 from irn_pipeline.errors import DataError
+from irn_pipeline.ops.palette import voc_palette
 from irn_pipeline.structures import BACKGROUND, BoolArray, FloatArray, LabelArray
 
 Pixels = TypeVar("Pixels", BoolArray, FloatArray)
@@ -192,7 +193,7 @@ def _write_picture(root: Path, image_id: str, picture: DemoPicture) -> None:
     (root / "JPEGImages" / f"{image_id}.jpg").write_bytes(encoded.tobytes())
     for folder, label in (("SegmentationClass", picture.label), ("SegmentationObject", picture.object_label)):
         stored = Image.fromarray(label).convert("P")
-        stored.putpalette(_voc_palette())
+        stored.putpalette(voc_palette().tobytes())
         stored.save(root / folder / f"{image_id}.png")
     objects = [f"  <object><name>{DEMO_CLASSES[class_id]}</name></object>" for class_id in picture.class_ids]
     height, width = picture.object_label.shape
@@ -208,9 +209,3 @@ def _write_picture(root: Path, image_id: str, picture: DemoPicture) -> None:
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
-
-
-def _voc_palette() -> bytes:
-    """VOC's 256 RGB colours: the bits of an index go to red, green and blue in turn, high bits first."""
-    bits = (np.arange(256)[:, None] >> np.arange(9)) & 1
-    return (bits.reshape(256, 3, 3).transpose(0, 2, 1) @ [128, 64, 32]).astype(np.uint8).tobytes()

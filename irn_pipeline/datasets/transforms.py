@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irn_pipeline.structures import LabelArray
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD, LabelArray
 
 
 def to_tensor(image: LabelArray) -> Tensor:
@@ -20,9 +17,16 @@ def to_tensor(image: LabelArray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
+def to_unit_tensor(image: LabelArray) -> Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) float32 tensor in [0, 1], as segmenters ask for it."""
+    return to_tensor(image).float() / 255
+
+
 def normalise(image: Tensor) -> Tensor:
     """(3, H, W) uint8 -> float32, scaled to [0, 1], then centred and scaled by ImageNet's mean and deviation."""
-    mean, std = (torch.tensor(values, device=image.device)[:, None, None] for values in (_MEAN, _STD))
+    mean, std = (
+        torch.tensor(values, device=image.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (image.float() / 255).sub_(mean).div_(std)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from irn_pipeline.datasets.images import read_label
 from irn_pipeline.datasets.voc_lists import choose_images, find_pictures, read_text, require_plain_id, some
 from irn_pipeline.errors import DataError
+from irn_pipeline.foreign.files import regular_bytes
 from irn_pipeline.structures import IGNORE, GroundTruth, ImageRecord, ImageSet, Instances
 
 VOC_CLASSES: tuple[str, ...] = (
@@ -162,17 +164,20 @@ def load_ground_truth(
 
 def _read_tags(path: Path, known: dict[str, int]) -> tuple[int, ...]:
     """Sorted class ids of the objects (not of their parts, which have names too) in one XML file."""
-    names: list[str] = []
+    names: list[list[str]] = []
     open_tags: list[str] = []
+
+    def inside_name() -> bool:
+        return len(open_tags) == 3 and open_tags[1:] == ["object", "name"]
 
     def start(tag: str, _: object) -> None:
         open_tags.append(tag)
-        if open_tags[1:] == ["object", "name"]:
-            names.append("")
+        if inside_name():
+            names.append([])
 
     def text(data: str) -> None:
-        if open_tags[1:] == ["object", "name"]:
-            names[-1] += data
+        if inside_name():
+            names[-1].append(data)
 
     def refuse(*_: object) -> None:
         raise DataError(
@@ -185,14 +190,14 @@ def _read_tags(path: Path, known: dict[str, int]) -> tuple[int, ...]:
     parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(regular_bytes(path), True)
     except (expat.ExpatError, OSError, LookupError, ValueError) as error:
         raise DataError(f"{path}: not a readable XML file ({error}); copy or write it again") from None
-    stripped = {name.strip() for name in names}
+    stripped = {"".join(parts).strip() for parts in names}
     for name in sorted(stripped - known.keys()):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.0)
         raise DataError(
-            f"{path}: unknown class {name!r} (nearest known: {near[0]!r}); "
+            f"{path}: unknown class {name[:80]!r} (nearest known: {near[0]!r}); "
             f"correct it, or name the data set's classes with --class-names FILE"
         )
     return tuple(sorted(known[name] for name in stripped))
@@ -206,8 +211,8 @@ def check_class_names(names: Sequence[str], source: str) -> None:
     """Raise DataError, naming `source`, unless there are 1 to 254 names and all differ."""
     if not names:
         raise DataError(f"{source}: names no class; write one class name a line")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise DataError(f"{source}: the class {twice[0]!r} is named twice; class names must differ")
+        raise DataError(f"{source}: the class {twice[0][:80]!r} is named twice; class names must differ")
     if len(names) >= IGNORE:
         raise DataError(f"{source}: names {len(names)} classes; 254 at most fit into an 8-bit label")

@@ -10,16 +10,17 @@ start with `#` are passed over.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from irn_pipeline.errors import DataError
+from irn_pipeline.foreign.files import regular_bytes
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _LIST_FOLDERS = ("Segmentation", "Main")
 _DEFAULT_LISTS = ("Segmentation/train_aug.txt", "Segmentation/train.txt", "Main/trainval.txt")
 _LIST_WITH_PATHS = re.compile(r"/?JPEGImages/([^/\\]+?)\.(?:jpe?g|png)(?:\s|$)", re.IGNORECASE)
-_LIST_WITH_LABELS = re.compile(r"(.+?)\s+(?:-1|0|1)")
+_LIST_LABELS = ("-1", "0", "1")
 
 
 def find_pictures(voc_root: Path, warnings: list[str]) -> dict[str, Path]:
@@ -80,15 +81,7 @@ def choose_images(
         return tuple(sorted(pictures)), str(voc_root / "JPEGImages")
     lines = [line.strip() for line in read_text(path).splitlines()]
     entries = [_parse_line(line, pictures, path) for line in lines if line and not line.startswith("#")]
-    if not entries:
-        raise DataError(f"{path}: lists no picture; write one image id a line")
-    image_ids = tuple(dict.fromkeys(entries))
-    absent = [i for i in image_ids if i not in pictures]
-    if absent:
-        raise DataError(
-            f"{path}: not in {voc_root / 'JPEGImages'}: {some(absent)} of {len(image_ids)}; "
-            f"does the list belong to this data set?"
-        )
+    image_ids = listed_ids(entries, pictures, path, voc_root / "JPEGImages")
     if len(image_ids) < len(entries):
         warnings.append(f"{path}: {len(entries) - len(image_ids)} repeated lines were dropped")
     return image_ids, str(path)
@@ -117,8 +110,9 @@ def _parse_line(line: str, pictures: dict[str, Path], path: Path) -> str:
         return stem
     if match := _LIST_WITH_PATHS.match(line):
         return match[1]
-    if match := _LIST_WITH_LABELS.fullmatch(line):
-        line = match[1]
+    words = line.rsplit(None, 1)
+    if len(words) == 2 and words[1] in _LIST_LABELS:
+        line = words[0]
     require_plain_id(line, path)
     return line
 
@@ -126,7 +120,7 @@ def _parse_line(line: str, pictures: dict[str, Path], path: Path) -> str:
 def read_text(path: Path) -> str:
     """Text of a UTF-8 file, with or without a byte order mark; DataError when it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return regular_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the folder and the spelling") from None
     except OSError as error:
@@ -139,6 +133,31 @@ def require_plain_id(image_id: str, source: Path) -> None:
     """Raise DataError, naming `source`, when an id could lead out of the data set's folders."""
     if not image_id or image_id == ".." or any(mark in image_id for mark in "/\\\0"):
         raise DataError(f"{source}: {image_id!r} is not an image id; write file stems, without a folder")
+
+
+def listed_ids(
+    entries: Sequence[str], known: Container[str], path: Path, source: str | Path
+) -> tuple[str, ...]:
+    """The entries of an image list without repeats.
+
+    Args:
+        entries: image ids in the list's order.
+        known: those of the data set.
+        path: the list, for messages.
+        source: what the data set was read from, for messages.
+
+    Raises:
+        DataError: there is no entry, or one is not known.
+    """
+    if not entries:
+        raise DataError(f"{path}: lists no picture; write one image id a line")
+    image_ids = tuple(dict.fromkeys(entries))
+    absent = [image_id for image_id in image_ids if image_id not in known]
+    if absent:
+        raise DataError(
+            f"{path}: not in {source}: {some(absent)} of {len(image_ids)}; does the list belong to this data set?"
+        )
+    return image_ids
 
 
 def some(image_ids: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.export.voc_png import voc_palette
+from irn_pipeline.ops.palette import voc_palette
 from irn_pipeline.structures import IGNORE, BoolArray, Instances, LabelArray
 
 _OUTLINE = 255

@@ -65,10 +65,12 @@ def render_report(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["seconds"] = seconds_text
-    by_truth = any(picture.iou is not None for picture in report.pictures)
+    by_truth = any(picture.quality.iou is not None for picture in report.pictures)
     # Where some have truth, the others cannot be compared with them.
-    ranked = [p for p, picture in enumerate(report.pictures) if picture.iou is not None or not by_truth]
-    order = sorted(ranked, key=lambda place: report.pictures[place].rank)
+    ranked = [
+        p for p, picture in enumerate(report.pictures) if picture.quality.iou is not None or not by_truth
+    ]
+    order = sorted(ranked, key=lambda place: report.pictures[place].quality.rank)
     extremes = min(SHOWN_EXTREMES, -(-len(order) // 2))
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -209,12 +211,14 @@ def _gallery(report: Report) -> list[dict[str, Any]]:
             "id": picture.image_id,
             "classes": list(picture.class_names),
             "aspect": round(picture.aspect, 4),
-            "iou": picture.iou,
-            "score": picture.score,
-            "rank": list(picture.rank),
-            "instances": [[name, round(score, 3)] for name, score in picture.instances],
-            "signs": list(picture.signs),
-            "panels": [[panel.title, panel.uri, panel.over, panel.smooth] for panel in picture.panels],
+            "iou": picture.quality.iou,
+            "score": picture.quality.score,
+            "rank": list(picture.quality.rank),
+            "instances": [[name, round(score, 3)] for name, score in picture.quality.instances],
+            "signs": list(picture.quality.signs),
+            "panels": [
+                [panel.title, panel.uri, panel.over, panel.smooth, panel.choices] for panel in picture.panels
+            ],
         }
         for picture in report.pictures
     ]

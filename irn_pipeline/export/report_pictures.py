@@ -7,7 +7,7 @@ once, and a label map costs a few hundred bytes.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -38,12 +38,14 @@ class Panel:
         uri: `data:` address of a JPEG or WebP file.
         over: how opaque it is laid over the photograph, in (0, 1]; None where it stands alone.
         smooth: whether a browser may blur it when it is enlarged; label maps keep hard edges.
+        choices: name and address of others that may be shown in its place.
     """
 
     title: str
     uri: str
     over: float | None = None
     smooth: bool = True
+    choices: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,15 @@ class PanelMaker:
             raise ShapeError(f"a picture must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
         return Panel(title, self._fitted(self._reduced(image), _PHOTO_SHARE))
 
-    def heat(self, cam: FloatArray, title: str = "CAM") -> Panel:
-        """(K, H, W) maps in [0, 1] -> their largest value at each pixel from blue over green to red."""
+    def heat(self, cam: FloatArray, title: str = "CAM", names: Sequence[str] = ()) -> Panel:
+        """(K, H, W) maps in [0, 1] -> their largest value at each pixel from blue over green to red.
+
+        With the K `names` of several maps, each map is a choice of its own.
+        """
         values = cam.max(axis=0) if len(cam) else np.zeros(cam.shape[1:], np.float32)
-        levels = (255 * self._reduced(np.ascontiguousarray(values, np.float32)).clip(0, 1)).astype(np.uint8)
-        colours = np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1], np.uint8)
-        return Panel(title, self._fitted(colours, _MAP_SHARE), over=0.55)
+        own = zip(names, cam, strict=True) if len(names) > 1 else ()
+        choices = tuple((name, self._heat(one)) for name, one in own)
+        return Panel(title, self._heat(values), over=0.55, choices=choices)
 
     def label(self, label: LabelArray, title: str, *, over: bool = True) -> Panel:
         """(H, W) uint8 label -> a colour for each class, unsure pixels grey, background clear."""
@@ -126,6 +131,11 @@ class PanelMaker:
         return Panel(
             title, self._fitted(hues(self._nearest(instance_map.astype(np.int32))), _MAP_SHARE), smooth=False
         )
+
+    def _heat(self, values: FloatArray) -> str:
+        levels = (255 * self._reduced(np.ascontiguousarray(values, np.float32)).clip(0, 1)).astype(np.uint8)
+        colours = np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1], np.uint8)
+        return self._fitted(colours, _MAP_SHARE)
 
     def _limit(self, share: int) -> int:
         return max(self.thumbnail**2 // share, _LEAST_BYTES)

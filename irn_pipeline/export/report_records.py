@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from typing import Any
 
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.export.report_pictures import Panel
+from irn_pipeline.foreign.json_text import parse_json
 
 _NOT_LOSSES = ("step", "epoch", "time")
 _PER_CLASS = "_per_class"
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,16 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the gallery.
+class Quality:
+    """What the labels of one picture are worth.
 
     Attributes:
-        image_id: its id.
-        class_names: classes that its tags name.
-        panels: what is shown of it; the photograph, if there, is the first.
-        aspect: width / height.
         iou: mean IoU of its semantic label, in [0, 1]; None without truth.
         score: mean score of its instances, in [0, 1]; None without instance labels.
         instances: class name and score of each instance, fragments left out.
         signs: what looks suspicious about its labels, one phrase each.
     """
 
-    image_id: str
-    class_names: tuple[str, ...]
-    panels: tuple[Panel, ...]
-    aspect: float = 1.0
     iou: float | None = None
     score: float | None = None
     instances: tuple[tuple[str, float], ...] = ()
@@ -104,14 +97,28 @@ class Picture:
     @property
     def rank(self) -> tuple[float, float]:
         """Sorts from worst to best: by IoU, or without truth by the number of signs, then by score."""
-        return rank(self.iou, self.score, len(self.signs))
+        if self.iou is not None:
+            return (self.iou, 0.0)
+        return (-float(len(self.signs)), self.score or 0.0)
 
 
-def rank(iou: float | None, score: float | None, signs: int) -> tuple[float, float]:
-    """Key that sorts pictures from worst to best: by IoU where there is truth, else by signs, then by score."""
-    if iou is not None:
-        return (iou, 0.0)
-    return (-float(signs), score or 0.0)
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the gallery.
+
+    Attributes:
+        image_id: its id.
+        class_names: classes that its tags name.
+        panels: what is shown of it; the photograph, if there, is the first.
+        aspect: width / height.
+        quality: what its labels are worth.
+    """
+
+    image_id: str
+    class_names: tuple[str, ...]
+    panels: tuple[Panel, ...]
+    aspect: float = 1.0
+    quality: Quality = Quality()
 
 
 def read_curves(text: str, stage: str, *, points: int = 200) -> Curves:
@@ -127,15 +134,16 @@ def read_curves(text: str, stage: str, *, points: int = 200) -> Curves:
     found: dict[str, list[tuple[float, float]]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if not isinstance(entry, dict):
             continue
-        step = entry.get("step", number)
-        for name, value in _numbers(entry):
-            if name not in _NOT_LOSSES and value is not None and isinstance(step, int | float):
-                found.setdefault(name, []).append((float(step), value))
+        numbers = dict(_numbers(entry))
+        step = numbers.get("step", float(number)) if "step" in entry else float(number)
+        for name, value in numbers.items():
+            if name not in _NOT_LOSSES and value is not None and step is not None:
+                found.setdefault(name, []).append((step, value))
     return Curves(stage, tuple(Series(name, thinned(values, points)) for name, values in found.items()))
 
 
@@ -205,7 +213,7 @@ def read_sweep(value: object, source: str) -> tuple[Series, ...]:
         ArtifactError: it is no such list.
     """
     if not isinstance(value, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("threshold"), int | float) for entry in value
+        isinstance(entry, dict) and dict(_numbers(entry)).get("threshold") is not None for entry in value
     ):
         raise ArtifactError(
             f'{source}: expected a list of {{"threshold", "miou", "ap50"}}; delete it or run stage evaluate again'
@@ -225,4 +233,5 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
         if value is None:
             yield key, None
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield key, float(value) if math.isfinite(value) else None
+            # A whole number of 400 digits is no float.
+            yield key, float(value) if abs(value) < _LARGEST else None

@@ -9,26 +9,11 @@ import numpy as np
 from PIL import Image
 
 from irn_pipeline.errors import ShapeError
+from irn_pipeline.ops.palette import voc_palette
 from irn_pipeline.structures import IGNORE, Instances, IntArray, LabelArray
 
 MAX_OBJECTS = IGNORE - 1
 """Objects that fit into an 8-bit map: 0 is background, and 255 stands for "unknown" in VOC's readers."""
-
-
-def voc_palette() -> LabelArray:
-    """Colours of the 256 indices, as the VOC devkit's `VOClabelcolormap` makes them.
-
-    The bits of the index go to red, green and blue in turn, the lowest to the highest bit of each.
-
-    Returns:
-        (256, 3) uint8 RGB.
-
-    Example:
-        >>> voc_palette()[[0, 1, 2, 15, 255]].tolist()
-        [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [224, 224, 192]]
-    """
-    bits = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)
-    return (bits * np.array([128, 64, 32])[:, None]).sum(1).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from irn_pipeline.errors import CheckpointError
+from irn_pipeline.errors import CheckpointError, ConfigError
+from irn_pipeline.foreign.files import open_regular
+from irn_pipeline.foreign.torch_file import load_torch
 from irn_pipeline.nn.imagenet import imagenet_weights
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 NUM_STAGES = 5
+LARGE_PICTURE = 2**20
+"""Pixels above which pictures go through a network one by one."""
 """conv1..maxpool, then layer1 to layer4."""
 
 
@@ -24,10 +28,18 @@ class Backbone(nn.Module):
 
     Args:
         name: which ResNet.
+
+    Raises:
+        ConfigError: it is none of those.
     """
 
     def __init__(self, *, name: BackboneName = "resnet50") -> None:
         super().__init__()
+        # The name may come from a file, and any function of torchvision.models would be called.
+        if name not in get_args(BackboneName):
+            raise ConfigError(
+                f"no backbone is called '{name}'; known are {', '.join(get_args(BackboneName))}"
+            )
         # torchvision takes longer to import than the rest of the program, and no help text needs it.
         from torchvision.models import get_model
 
@@ -83,6 +95,14 @@ def freeze_batch_norms(module: nn.Module) -> None:
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
             child.requires_grad_(False)
+
+
+def memory_batches(images: Tensor) -> tuple[Tensor, ...]:
+    """(B, 3, H, W) pictures as one batch; each alone where they are large.
+
+    A large picture fills any device by itself: a common pass would gain nothing and take B times the memory.
+    """
+    return images.split(1 if images.shape[-2] * images.shape[-1] > LARGE_PICTURE else len(images))
 
 
 def fold_batch_norms(backbone: Backbone) -> Backbone:
@@ -146,10 +166,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of a torch state dict (.pth)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as stream:
+            content = load_torch(stream)
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
         raise CheckpointError(
-            f"{path}: is no readable file of weights ({str(error).splitlines()[0][:120]}); "
+            f"{path}: is no readable file of weights ({' '.join(str(error).split())[:120]}); "
             "expected a torch state dict of plain tensors"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("network"), dict):

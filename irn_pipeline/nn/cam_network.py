@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms
+from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms, memory_batches
 
 
 class CamNetwork(nn.Module):
@@ -52,7 +52,8 @@ class CamNetwork(nn.Module):
         Returns:
             (C, ceil(H / 16), ceil(W / 16)) maps >= 0.
         """
-        maps = self.activation_maps(torch.stack([image, image.flip(-1)]))
+        pair = memory_batches(torch.stack([image, image.flip(-1)]))
+        maps = torch.cat([self.activation_maps(images) for images in pair])
         return maps[0] + maps[1].flip(-1)
 
     def train(self, mode: bool = True) -> CamNetwork:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irn_pipeline.nn.backbone import Backbone, BackboneName
+from irn_pipeline.nn.backbone import Backbone, BackboneName, memory_batches
 
 
 class MeanShift(nn.Module):
@@ -77,17 +79,25 @@ class IrnNetwork(nn.Module):
             logits: (B, h, w) class boundary logits at stride 4.
             displacement: (B, 2, h, w), dy then dx, in stride-4 pixels.
         """
-        with torch.no_grad():
-            features = self.backbone(images, frozen_stages=5)
+        features = self._features(images)
+        return self._boundary_logits(features), self._displacement(features)
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> list[Tensor]:
+        return list(self.backbone(images, frozen_stages=5))
+
+    def _boundary_logits(self, features: Sequence[Tensor]) -> Tensor:
         h, w = features[0].shape[-2:]
         edges = [branch(f)[..., :h, :w] for branch, f in zip(self.boundary, features, strict=True)]
-        logits = self.boundary_head(torch.cat(edges, dim=1))[:, 0]
+        return self.boundary_head(torch.cat(edges, dim=1))[:, 0]
 
+    def _displacement(self, features: Sequence[Tensor]) -> Tensor:
+        h, w = features[0].shape[-2:]
         low1, low2, mid, *high = [branch(f) for branch, f in zip(self.displacement, features, strict=True)]
         mid_h, mid_w = mid.shape[-2:]
         merged = self.displacement_merge(torch.cat([mid, *(x[..., :mid_h, :mid_w] for x in high)], dim=1))
         top = self.displacement_top(torch.cat([low1, low2, merged[..., :h, :w]], dim=1))
-        return logits, self.mean_shift(self.displacement_head(top))
+        return self.mean_shift(self.displacement_head(top))
 
     @torch.no_grad()
     def predict(self, image: Tensor, *, pad_to: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
@@ -107,10 +117,16 @@ class IrnNetwork(nn.Module):
         pair = torch.stack([image, image.flip(-1)])
         if pad_to is not None:
             pair = F.pad(pair, (0, pad_to[1] - width, 0, pad_to[0] - height))
-        logits, displacement = self(pair)
-        logits = logits[:, :h, :w].float()
+        # Of the mirror only the boundary is wanted.
+        logits: list[Tensor] = []
+        for images in memory_batches(pair):
+            features = self._features(images)
+            if not logits:
+                displacement = self._displacement([f[:1] for f in features])[0, :, :h, :w].float()
+            logits.extend(self._boundary_logits(features)[:, :h, :w].float())
+            del features
         boundary = torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2)
-        return boundary, displacement[0, :, :h, :w].float()
+        return boundary, displacement
 
     def train(self, mode: bool = True) -> IrnNetwork:
         """Training mode of the branches; the backbone stays in evaluation mode."""

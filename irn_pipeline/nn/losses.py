@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,15 @@ class PairLabels:
     foreground_positive: Tensor
     negative: Tensor
 
+    def counts(self) -> Tensor:
+        """(3,) int64, the number of pairs of each kind, in the order of the attributes."""
+        return torch.stack([mask.sum() for mask in self.masks])
+
+    @property
+    def masks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three, in the order of the attributes."""
+        return self.background_positive, self.foreground_positive, self.negative
+
 
 @dataclass(frozen=True)
 class IrnLosses:
@@ -58,7 +68,14 @@ class IrnLosses:
         return self.boundary + self.displacement
 
 
-def irn_losses(boundary: Tensor, displacement: Tensor, label: Tensor, paths: PairPaths) -> IrnLosses:
+def irn_losses(
+    boundary: Tensor,
+    displacement: Tensor,
+    label: Tensor,
+    paths: PairPaths,
+    *,
+    common_counts: Callable[[Tensor], Tensor] | None = None,
+) -> IrnLosses:
     """All losses of a batch, in float32 also under autocast.
 
     Args:
@@ -66,6 +83,8 @@ def irn_losses(boundary: Tensor, displacement: Tensor, label: Tensor, paths: Pai
         displacement: (B, 2, h, w), dy then dx, in cells.
         label: (B, h, w) uint8 confident label at stride 4, 255 where unsure.
         paths: the pairs; radius 10 in the paper.
+        common_counts: makes of this batch's numbers of pairs, (3,), their mean over the parts of a larger batch. The
+            mean of the parts' losses is then the loss of the larger batch. None: this is the whole batch.
 
     Returns:
         Scalar losses; finite for any boundary in [0, 1] and for crops without a pair.
@@ -85,14 +104,15 @@ def irn_losses(boundary: Tensor, displacement: Tensor, label: Tensor, paths: Pai
     with torch.autocast(boundary.device.type, enabled=False):
         displacement = displacement.float()
         pairs = pair_labels(label, paths)
+        counts = pairs.counts() if common_counts is None else common_counts(pairs.counts())
         affinity = pair_affinity(boundary.float(), paths)
-        background, foreground, negative = boundary_losses(affinity, pairs)
+        background, foreground, negative = boundary_losses(affinity, pairs, counts)
         return IrnLosses(
             background_positive=background,
             foreground_positive=foreground,
             negative=negative,
-            foreground_displacement=foreground_displacement_loss(displacement, pairs, paths),
-            background_displacement=background_displacement_loss(displacement, pairs, paths),
+            foreground_displacement=foreground_displacement_loss(displacement, pairs, paths, counts),
+            background_displacement=background_displacement_loss(displacement, pairs, paths, counts),
         )
 
 
@@ -119,7 +139,9 @@ def pair_labels(label: Tensor, paths: PairPaths) -> PairLabels:
     )
 
 
-def boundary_losses(affinity: Tensor, pairs: PairLabels) -> tuple[Tensor, Tensor, Tensor]:
+def boundary_losses(
+    affinity: Tensor, pairs: PairLabels, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy of the affinity over background-positive, foreground-positive and negative pairs.
 
     -log(a + 1e-5) for positive pairs, -log(1 + 1e-5 - a) for negative ones; a mean is sum / (count + 1e-5).
@@ -127,19 +149,20 @@ def boundary_losses(affinity: Tensor, pairs: PairLabels) -> tuple[Tensor, Tensor
     Args:
         affinity: (B, P, N) in [0, 1].
         pairs: labels of the same pairs.
+        counts: what the sums are divided by, as `PairLabels.counts`, which they are when None.
 
     Returns:
         Three scalars, in that order.
     """
-    chosen = (pairs.background_positive, pairs.foreground_positive, pairs.negative)
-    sums: Tensor = _CrossEntropySums.apply(affinity, *chosen)
-    background, foreground, negative = (
-        total / (mask.sum() + _EPSILON) for total, mask in zip(sums, chosen, strict=True)
-    )
+    sums: Tensor = _CrossEntropySums.apply(affinity, *pairs.masks)
+    counts = pairs.counts() if counts is None else counts
+    background, foreground, negative = sums / (counts + _EPSILON)
     return background, foreground, negative
 
 
-def foreground_displacement_loss(displacement: Tensor, pairs: PairLabels, paths: PairPaths) -> Tensor:
+def foreground_displacement_loss(
+    displacement: Tensor, pairs: PairLabels, paths: PairPaths, counts: Tensor | None = None
+) -> Tensor:
     """L1 distance of D(source) - D(destination) from the pair's offset, over foreground-positive pairs.
 
     Two cells that point to the same centroid differ by their offset; the mean is over cells and components.
@@ -148,18 +171,21 @@ def foreground_displacement_loss(displacement: Tensor, pairs: PairLabels, paths:
         displacement: (B, 2, h, w) float32, dy then dx, in cells.
         pairs: labels of the pairs.
         paths: the pairs.
+        counts: as in `boundary_losses`.
 
     Returns:
         Scalar, in cells.
     """
-    chosen = pairs.foreground_positive
-    return _PairDistance.apply(displacement, chosen, paths, 1) / (2 * chosen.sum() + _EPSILON)
+    count = (pairs.counts() if counts is None else counts)[1]
+    return _PairDistance.apply(displacement, pairs.foreground_positive, paths, 1) / (2 * count + _EPSILON)
 
 
-def background_displacement_loss(displacement: Tensor, pairs: PairLabels, paths: PairPaths) -> Tensor:
+def background_displacement_loss(
+    displacement: Tensor, pairs: PairLabels, paths: PairPaths, counts: Tensor | None = None
+) -> Tensor:
     """L1 norm of D(source) - D(destination) over background-positive pairs, as the foreground's loss."""
-    chosen = pairs.background_positive
-    return _PairDistance.apply(displacement, chosen, paths, 0) / (2 * chosen.sum() + _EPSILON)
+    count = (pairs.counts() if counts is None else counts)[0]
+    return _PairDistance.apply(displacement, pairs.background_positive, paths, 0) / (2 * count + _EPSILON)
 
 
 class _CrossEntropySums(torch.autograd.Function):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from irn_pipeline.errors import ConfigError, IrnError
+from irn_pipeline.foreign.text import plain_line
+from irn_pipeline.runtime.cluster import require_dask
 from irn_pipeline.runtime.execution import Execution, set_up_logging
 from irn_pipeline.runtime.options import (
     OptionParser,
@@ -21,7 +23,9 @@ from irn_pipeline.runtime.options import (
     new_parser,
     parse,
     read_yaml,
+    require_lists,
 )
+from irn_pipeline.runtime.ranks import OtherProcessFailed, join_ranks
 from irn_pipeline.runtime.stage import Data, Job, Stage, run_stage
 from irn_pipeline.runtime.store import RunFolder
 
@@ -150,10 +154,15 @@ class Pipeline(Generic[S]):
         return config if preset is None else {**self._read(self._preset_path(str(preset))), **config}
 
     def _read(self, path: Path) -> dict[str, Any]:
-        common = [f.name for kind in (RunOptions, self.source, Execution) for f in fields(kind)]  # type: ignore[arg-type]
+        kinds: tuple[type[Any], ...] = (RunOptions, self.source, Execution)
+        common = [f.name for kind in kinds for f in fields(kind)]
         known = self.stages + self.tools
         stages = {stage.name: [f.name for f in fields(stage.params)] for stage in known}
-        return flatten_config(read_yaml(path), common, stages, str(path))
+        flat = flatten_config(read_yaml(path), common, stages, str(path))
+        require_lists(
+            flat, [*(("", kind) for kind in kinds), *((s.name, s.params) for s in known)], str(path)
+        )
+        return flat
 
     def _preset_path(self, name: str) -> Path:
         found = {} if self.presets is None else {path.stem: path for path in self.presets.glob("*.yaml")}
@@ -166,12 +175,17 @@ class Pipeline(Generic[S]):
         options = from_namespace(RunOptions, values)
         set_up_logging(quiet=execution.quiet)
         execution.torch_device()
+        if execution.backend == "dask":
+            require_dask()
+        ranks, execution = join_ranks(execution)
+        if not ranks.is_first:
+            set_up_logging(quiet=True)
         needs_data = any(stage.needs_data for stage, _ in work)
         source = from_namespace(self.source, values)
         named = source != self.source()
         data = self.load(source) if needs_data or named else self.no_data
         for stage, params in work:
-            run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution))
+            run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution, ranks=ranks))
 
 
 def _flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:
@@ -193,8 +207,10 @@ def run_command(command: Callable[[], None]) -> int:
     """
     try:
         command()
+    except OtherProcessFailed:
+        return 1
     except IrnError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {plain_line(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: what is finished is kept; the same command goes on from there\n")

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.ranks import ALONE, Ranks
 from irn_pipeline.runtime.store import Artifact, RunFolder
 
 
@@ -35,12 +36,13 @@ class Data(Protocol):
 
 
 P = TypeVar("P")
+T = TypeVar("T")
 D = TypeVar("D", bound=Data)
 
 
 @dataclass(frozen=True)
 class Job(Generic[P, D]):
-    """Everything a stage's work gets: where to write, with which parameters, on what data, how.
+    """Everything a stage's work gets: where to write, with which parameters, on what data, how, beside whom.
 
     The clock is a new one for every stage that is run; the work says in it where its time goes.
     """
@@ -50,6 +52,16 @@ class Job(Generic[P, D]):
     data: D
     execution: Execution
     clock: Clock = field(default_factory=Clock, compare=False)
+    ranks: Ranks = field(default=ALONE, compare=False)
+
+    def write(self, artifact: Artifact[T], value: T) -> None:
+        """Write an artifact of the whole stage; of several processes, the first does.
+
+        Raises:
+            ArtifactError: the system refused the write.
+        """
+        if self.ranks.is_first:
+            self.run.write(artifact, value)
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,8 @@ class FitStage(Stage[P]):
 class MapStage(Stage[P]):
     """One image -> its artifacts. `run` yields one `Produced` for each item it is given, in any order.
 
+    Of several processes, each is given its share of the items.
+
     With a `remake` it may begin half-way; what it wrote with other parameters before is then replaced.
     """
 
@@ -159,6 +173,8 @@ class MapStage(Stage[P]):
 @dataclass(frozen=True)
 class ReduceStage(Stage[P]):
     """All artifacts -> files of its own; always done anew. `run` returns the number of pictures it covered.
+
+    Of several processes, the first does it alone.
 
     One that only looks writes nothing at all, no record either.
     """

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.foreign.json_text import parse_json
 from irn_pipeline.runtime.store import atomic_path
 
 
@@ -26,8 +28,12 @@ class TrainingLog:
 
     def __init__(self, folder: Path, *, done: int, tensorboard: bool = False) -> None:
         self._folder = folder
-        for path in (folder / "losses.jsonl", folder / "validation.jsonl"):
-            _drop_after(path, done)
+        for path in (folder / "losses.jsonl", folder / "validation.jsonl", folder / "tensorboard"):
+            # What is behind a link is not this training's, and would be written to.
+            if path.is_symlink():
+                path.unlink()
+            elif path.is_file():
+                _drop_after(path, done)
         self._events = _event_writer(folder / "tensorboard", done) if tensorboard else None
 
     def add(self, kind: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -49,11 +55,18 @@ class TrainingLog:
 
 def _drop_after(path: Path, step: int) -> None:
     # An interrupted epoch is done again: its steps would stand in the record twice.
-    if path.is_file():
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    lines = regular_bytes(path).decode("utf-8", errors="replace").split("\n")
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            "".join(f"{line}\n" for line in lines if _is_before(line, step)), encoding="utf-8"
+        )
+
+
+def _is_before(line: str, step: int) -> bool:
+    try:
+        return bool(parse_json(line)["step"] <= step)
+    except (ValueError, TypeError, KeyError):
+        return False  # cut off, or no line of this program
 
 
 def _event_writer(folder: Path, done: int) -> Any:

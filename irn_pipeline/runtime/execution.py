@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.foreign.text import plain_line
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Execution:
     """Of network passes: auto takes bf16 where the hardware has it; losses, walk and CRF stay float32."""
     workers: int = 0
     """Processes for decoding and the CRF; 0 takes every core there is."""
+    backend: Literal["loky", "dask"] = "loky"
+    """Whose processes compute the CRF: loky (joblib's, on this machine) or dask (needs the extra `dask`)."""
+    scheduler: str | None = None
+    """Address of a Dask cluster's scheduler, tcp://HOST:8786; without it --backend dask starts --workers processes."""
     seed: int = 0
     """Seed of every random choice (it is part of what a training stage is made from)."""
     overwrite: bool = False
@@ -33,6 +38,10 @@ class Execution:
     """Training stages also write TensorBoard event files (needs the extra `tensorboard`)."""
     quiet: bool = False
     """No progress bars; warnings and errors only."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler is not None and self.backend != "dask":
+            raise ConfigError(f"--scheduler {self.scheduler} goes with --backend dask; give both, or neither")
 
     @property
     def worker_count(self) -> int:
@@ -88,7 +97,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class _PlainFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain_line(super().formatMessage(record))
+
+
 def set_up_logging(*, quiet: bool) -> None:
     """Send the package's messages to standard error, plain."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING if quiet else logging.INFO, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING if quiet else logging.INFO, force=True)
     logging.getLogger("irn_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)

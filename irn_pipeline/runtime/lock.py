@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.foreign.json_text import parse_json
+from irn_pipeline.foreign.text import plain_line
 from irn_pipeline.runtime.faults import write_fault
 
 try:
@@ -29,6 +32,9 @@ except ImportError:  # not on Windows
 logger = logging.getLogger(__name__)
 LOCK_NAME = ".lock"
 _HELD = (errno.EACCES, errno.EAGAIN)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_LONGEST = 1 << 16
+_HIGHEST_PID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ def stage_lock(folder: Path) -> Iterator[None]:
     try:
         descriptor = _take(path)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ArtifactError(
+                f"{path}: is a link, and what it leads to would be overwritten; remove it"
+            ) from error
         raise write_fault(path, error) or ArtifactError(
             f"{path}: cannot be made ({error.strerror})"
         ) from error
@@ -112,9 +122,16 @@ def stage_lock(folder: Path) -> Iterator[None]:
 def holder_of(folder: Path) -> Holder | None:
     """Who works in a stage's folder now, as far as can be told; None where nobody does."""
     try:
-        holder = _parse((folder / LOCK_NAME).read_bytes())
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | _NO_LINK)
     except OSError:
         return None
+    try:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        holder = _parse(os.read(descriptor, _LONGEST)) if regular else None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
     return holder if holder is not None and (not holder.is_local or holder.is_alive) else None
 
 
@@ -122,12 +139,13 @@ def _take(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
         except FileNotFoundError:  # another one has just removed the folder it had made
             continue
         try:
+            _require_own_file(descriptor, path)
             free = _lock(descriptor)
-            previous = _parse(os.pread(descriptor, 1 << 16, 0))
+            previous = _parse(os.pread(descriptor, _LONGEST, 0))
             if not free or (previous is not None and (not previous.is_local or previous.is_alive)):
                 raise ArtifactError(_refusal(path, previous))
             if not _is_in_place(descriptor, path):
@@ -142,6 +160,13 @@ def _take(path: Path) -> int:
             os.close(descriptor)
             raise
         return descriptor
+
+
+def _require_own_file(descriptor: int, path: Path) -> None:
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        what = "has a second name (a hard link)" if stat.S_ISREG(found.st_mode) else "is no regular file"
+        raise ArtifactError(f"{path}: {what}, so it is no lock of this program; remove it")
 
 
 def _lock(descriptor: int) -> bool:
@@ -164,16 +189,16 @@ def _is_in_place(descriptor: int, path: Path) -> bool:
 
 def _parse(content: bytes) -> Holder | None:
     try:
-        found = json.loads(content)
-        return Holder(
-            str(found["host"]),
-            int(found["pid"]),
-            found["started"],
-            str(found["since"]),
-            str(found["command"]),
-        )
+        found = parse_json(content)
+        host, pid, started, since, command = (found[entry.name] for entry in fields(Holder))
     except (ValueError, TypeError, KeyError):
         return None  # its holder died while it wrote this, or is about to write it
+    if not all(isinstance(text, str) for text in (host, since, command)):
+        return None
+    # Signals to 0 and below go to groups of processes.
+    if type(pid) is not int or not 0 < pid <= _HIGHEST_PID or type(started) not in (int, type(None)):
+        return None
+    return Holder(plain_line(host[:200]), pid, started, plain_line(since[:40]), plain_line(command[:500]))
 
 
 def _refusal(path: Path, holder: Holder | None) -> str:

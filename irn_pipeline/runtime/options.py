@@ -13,8 +13,20 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.foreign.files import regular_bytes
 
 T = TypeVar("T")
+_LONGEST = 1 << 20
+"""Bytes of a configuration file."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Values only: an alias may stand for a billion values, which a message about it would write out."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not admitted; write the value out")
+        return super().compose_node(parent, index)
 
 
 class OptionParser(ArgumentParser):
@@ -114,11 +126,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, no YAML, or no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        data = regular_bytes(path)
+        if len(data) > _LONGEST:
+            raise ValueError(f"it has {len(data)} bytes; expected at most {_LONGEST}")
+        content = yaml.load(data.decode("utf-8-sig"), _PlainLoader)  # a SafeLoader
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; give the path of a YAML file to --config") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # PyYAML lets through what int, datetime and its own tables raise for odd values
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"{path}: cannot be read as YAML: {reason}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -157,11 +177,37 @@ def flatten_config(
             continue
         elif key in stages:
             raise ConfigError(
-                f"{source}: section '{key}' must hold 'key: value' lines, found {type(value).__name__} {value!r}"
+                f"{source}: section '{key}' must hold 'key: value' lines, found {type(value).__name__} "
+                f"{str(value)[:80]!r}"
             )
         else:
             raise ConfigError(f"{source}: unknown key '{raw}'{nearest(key, [*common, *stages])}")
     return flat
+
+
+def require_lists(flat: Mapping[str, Any], options: Sequence[tuple[str, type[Any]]], source: str) -> None:
+    """Refuse one value where a list belongs: the parser's own message would name neither file nor key.
+
+    Args:
+        flat: "key" or "stage.key" -> value.
+        options: (stage, or "" for common keys; dataclass with these keys).
+        source: named in the error.
+
+    Raises:
+        ConfigError: a value is no list, but its field is a tuple.
+    """
+    lists = {
+        f"{stage}.{entry.name}".lstrip(".")
+        for stage, kind in options
+        for entry in fields(kind)
+        if isinstance(entry.default, tuple)
+    }
+    for key, value in flat.items():
+        if key in lists and not isinstance(value, list):
+            found = "nothing" if value is None else repr(value)
+            inside = value if isinstance(value, str | int | float) else "A, B"
+            name = key.rsplit(".", 1)[-1]
+            raise ConfigError(f"{source}: {key} must be a list, found {found}; write '{name}: [{inside}]'")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from joblib import Parallel, delayed
 
+from irn_pipeline.runtime.cluster import cluster_map
 from irn_pipeline.runtime.faults import MemoryExhausted, WorkerDied, is_out_of_memory
+
+if (
+    TYPE_CHECKING
+):  # worker processes need this module, and torch, which that one imports, only where their work does
+    from irn_pipeline.runtime.execution import Execution
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -30,19 +37,28 @@ class _Named(Generic[A, B]):
             raise MemoryExhausted(f"not enough memory: {error}", getattr(item, "image_id", None)) from error
 
 
-def parallel_map(function: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
+def parallel_map(
+    function: Callable[[A], B], items: Sequence[A], execution: Execution, *, shared: Sequence[Path] = ()
+) -> Iterator[B]:
     """Results of `function` on every item as they come, in any order.
 
     Args:
-        function: picklable, as are its items and results.
+        function: picklable, as are its items and results. On a Dask cluster it runs in other working folders: the
+            paths in it and in the items are absolute.
         items: the work.
-        workers: processes (joblib's loky); 1 works in this process.
+        execution: the backend, and the number of its processes; 1 of loky works in this process.
+        shared: folders that the work reads; a worker of another machine that does not see them is refused.
 
     Raises:
+        ConfigError: there is no such cluster, or its workers cannot do the work.
         MemoryExhausted: an item needs more memory than there is; the error names it.
-        WorkerDied: a worker process was killed; results that came before are whole.
+        WorkerDied: a worker process was killed; results that came before are whole. On a Dask cluster its items go
+            to others first, as often as the cluster allows.
     """
-    named = _Named(function)
+    named, workers = _Named(function), execution.worker_count
+    if execution.backend == "dask":
+        yield from cluster_map(named, items, scheduler=execution.scheduler, workers=workers, shared=shared)
+        return
     if workers <= 1:
         yield from map(named, items)
         return

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from typing import Any
 
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.runtime.declaration import Job, MapStage, Remake
 from irn_pipeline.runtime.provenance import fingerprints_kept, refusal, result_params, stage_fingerprint
-from irn_pipeline.runtime.store import StageRecord
+from irn_pipeline.runtime.store import StageRecord, remove
 
 
 def begin_remake(
@@ -62,5 +61,5 @@ def begin_remake(
         )
     # Before the new record is written: an interruption in between leaves gaps, but nothing made otherwise.
     for artifact in made:
-        shutil.rmtree(job.run.stage_dir(artifact.stage) / artifact.name, ignore_errors=True)
+        remove(job.run.stage_dir(artifact.stage) / artifact.name)
     return reads

@@ -6,13 +6,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from irn_pipeline.errors import ArtifactError, DataError, IrnError
-from irn_pipeline.runtime.clock import Clock, told_shares
+from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.declaration import (
     Data,
     FitStage,
@@ -27,6 +28,7 @@ from irn_pipeline.runtime.declaration import (
 from irn_pipeline.runtime.execution import seed_everything
 from irn_pipeline.runtime.faults import MemoryExhausted, explained, is_out_of_memory
 from irn_pipeline.runtime.lock import LOCK_NAME, stage_lock
+from irn_pipeline.runtime.progress import progress_bar
 from irn_pipeline.runtime.provenance import (
     OTHER_FOLDER,
     fingerprints_read,
@@ -34,8 +36,17 @@ from irn_pipeline.runtime.provenance import (
     result_params,
     stage_fingerprint,
 )
+from irn_pipeline.runtime.ranks import ALONE
 from irn_pipeline.runtime.remake import begin_remake
-from irn_pipeline.runtime.store import StageRecord, clear_folder, remove_parts, versions
+from irn_pipeline.runtime.store import (
+    RESUME_NAME,
+    StageRecord,
+    clear_folder,
+    remove_parts,
+    require_own_folder,
+    versions,
+)
+from irn_pipeline.runtime.summary import add_workers_time, log_counted, log_summary
 
 __all__ = [
     "Data",
@@ -65,12 +76,32 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         IrnError: whatever its work raises.
     """
     job = replace(job, clock=Clock())
-    if isinstance(stage, ReduceStage) and stage.only_looks:
-        fingerprint = stage_fingerprint(stage, job, {})
-        counts = {"images": stage.run(job)}
-        return StageRecord(stage.name, fingerprint, asdict(job.params), {}, True, counts, 0.0, versions())
-    with stage_lock(job.run.stage_dir(stage.folder(job.params))):
-        return _run_alone(stage, job)
+    with ExitStack() as held:
+        if isinstance(stage, ReduceStage):
+            return job.ranks.from_first(partial(_reduce, stage, job, held))
+        begun = job.ranks.from_first(partial(_begin, stage, job, held))
+        if isinstance(stage, FitStage) and begun.previous is not None and begun.previous.complete:
+            place = job.run.stage_dir(begun.record.stage)
+            _forget_training(job, place)
+            logger.info("%s: already done in %s", stage.name, place)
+            return begun.previous
+        return _go_on(stage, job, begun)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A stage whose folder is ready for it: its record so far, and the one that was found."""
+
+    record: StageRecord
+    previous: StageRecord | None
+
+
+def _reduce(stage: ReduceStage[Any], job: Job[Any, Any], held: ExitStack) -> StageRecord:
+    if not stage.only_looks:
+        return _go_on(stage, replace(job, ranks=ALONE), _begin(stage, job, held))
+    fingerprint = stage_fingerprint(stage, job, {})
+    counts = {"images": stage.run(job)}
+    return StageRecord(stage.name, fingerprint, asdict(job.params), {}, True, counts, 0.0, versions())
 
 
 def _reads(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
@@ -83,9 +114,12 @@ def _reads(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
     return reads
 
 
-def _run_alone(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
+def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> _Begun:
+    """Lock the folder for as long as `held` is, and make it ready."""
     folder = stage.folder(job.params)
     place = job.run.stage_dir(folder)
+    require_own_folder(job.run.root, place)
+    held.enter_context(stage_lock(place))
     previous = job.run.record(folder)
     if isinstance(stage, MapStage) and stage.remake is not None and stage.remake.chosen(job.params):
         reads = begin_remake(stage, stage.remake, job, previous)
@@ -103,7 +137,6 @@ def _run_alone(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         ):
             now = result_params(job.params)
             raise ArtifactError(refusal(place, now, reads, previous, OTHER_FOLDER))
-    seed_everything(job.execution.seed)
     record = StageRecord(
         stage=folder,
         fingerprint=fingerprint,
@@ -115,11 +148,17 @@ def _run_alone(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         versions=versions(),
     )
     if isinstance(stage, FitStage) and previous is not None and previous.complete:
-        logger.info("%s: already done in %s", stage.name, place)
-        return previous
+        return _Begun(record, previous)
     if previous is None or not previous.complete:
         remove_parts(place)
     job.run.write_record(record)
+    return _Begun(record, previous)
+
+
+def _go_on(stage: Stage[Any], job: Job[Any, Any], begun: _Begun) -> StageRecord:
+    record, previous = begun.record, begun.previous
+    place = job.run.stage_dir(record.stage)
+    seed_everything(job.execution.seed)
     start = time.perf_counter()
     try:
         counts = _work(stage, job)
@@ -138,9 +177,18 @@ def _run_alone(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         seconds=record.seconds + seconds,
         sections={name: round(spent, 6) for name, spent in sections.items()},
     )
-    job.run.write_record(done)
-    _log_summary(stage, job, counts, seconds)
+    if job.ranks.is_first:
+        job.run.write_record(done)
+        log_summary(stage, job, counts, seconds)
+    if isinstance(stage, FitStage):
+        _forget_training(job, place)
     return done
+
+
+def _forget_training(job: Job[Any, Any], place: Path) -> None:
+    # Only once the record says that the stage is done: a kill before that goes on from the last epoch.
+    if job.ranks.is_first:
+        (place / RESUME_NAME).unlink(missing_ok=True)
 
 
 def _work(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, int]:
@@ -155,19 +203,15 @@ def _work(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, int]:
 
 def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     writes = stage.written(job.params)
-    pending = [
-        item
-        for item in job.data.items
-        if not all(job.run.has(artifact, item.image_id) for artifact in writes)
-    ]
-    kept = len(job.data.items) - len(pending)
+    share = job.ranks.share(job.data.items)
+    pending = [item for item in share if not all(job.run.has(artifact, item.image_id) for artifact in writes)]
     problems: list[Produced] = []
     formats: Counter[str] = Counter()
-    bar = tqdm(total=len(pending), desc=stage.name, unit="image", disable=job.execution.quiet)
-    with bar:
-        for produced in _produce(stage, job, pending):
-            for name, seconds in produced.seconds.items():
-                job.clock.add(name, seconds / job.execution.worker_count)
+    elsewhere: Counter[str] = Counter()
+    waited = Clock()
+    with progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar:
+        for produced in waited.waiting("results", _produce(stage, job, pending)):
+            elsewhere.update(produced.seconds)
             if produced.problem is not None:
                 problems.append(produced)
                 if not produced.common:
@@ -178,13 +222,19 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
                     with job.clock.section("write"):
                         job.run.write(artifact, value, produced.image_id)
             bar.update()
-    _log_counted(stage, problems, formats)
+    add_workers_time(job, elsewhere, waited.seconds.get("results", 0.0))
+    log_counted(stage, problems, formats)
     skipped = len(problems)
-    if pending and skipped == len(pending):
+    counts = {"images": len(pending) - skipped, "kept": len(share) - len(pending), "skipped": skipped}
+    return job.ranks.from_first(partial(_checked, stage, job.ranks.total(counts)))
+
+
+def _checked(stage: Stage[Any], counts: dict[str, int]) -> dict[str, int]:
+    if counts["skipped"] and not counts["images"]:
         raise DataError(
-            f"{stage.name}: every one of the {skipped} pictures was skipped; see the messages above"
+            f"{stage.name}: every one of the {counts['skipped']} pictures was skipped; see the messages above"
         )
-    return {"images": len(pending) - skipped, "kept": kept, "skipped": skipped}
+    return counts
 
 
 def _produce(stage: MapStage[Any], job: Job[Any, Any], pending: Sequence[Item]) -> Iterator[Produced]:
@@ -211,40 +261,3 @@ def _produce(stage: MapStage[Any], job: Job[Any, Any], pending: Sequence[Item]) 
         yield Produced(
             image_id, problem="not enough memory for it; give it more, or make the picture smaller"
         )
-
-
-def _log_counted(stage: Stage[Any], problems: Sequence[Produced], formats: Counter[str]) -> None:
-    common = [produced for produced in problems if produced.common]
-    if common:
-        first = common[0]
-        logger.warning(
-            "%s: %d images skipped, the first is %s: %s",
-            stage.name,
-            len(common),
-            first.image_id,
-            first.problem,
-        )
-    if formats:
-        told = ", ".join(f"{count} files: {name}" for name, count in formats.most_common())
-        logger.info("%s: %s", stage.name, told)
-
-
-def _log_summary(stage: Stage[Any], job: Job[Any, Any], counts: dict[str, int], seconds: float) -> None:
-    images = counts.get("images", 0)
-    rate = f", {images / seconds:.2f} images/s" if seconds > 0 and images else ""
-    extra = "".join(
-        f", {counts[k]} {text}"
-        for k, text in (("kept", "already there"), ("skipped", "skipped"))
-        if counts.get(k)
-    )
-    shares = told_shares(job.clock.seconds, seconds)
-    logger.info(
-        "%s: %d images in %.1f s%s%s%s -> %s",
-        stage.name,
-        images,
-        seconds,
-        rate,
-        f" ({shares})" if shares else "",
-        extra,
-        job.run.stage_dir(stage.folder(job.params)),
-    )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.runtime.declaration import FitStage, MapStage, ReduceStage, Stage
 from irn_pipeline.runtime.lock import holder_of
-from irn_pipeline.runtime.store import PART_PREFIX, Artifact, RunFolder, StageRecord
+from irn_pipeline.runtime.store import PART_PREFIX, RESUME_NAME, Artifact, RunFolder, StageRecord
 
 State = Literal["done", "running", "partial", "stale", "missing", "damaged"]
 
@@ -164,10 +164,10 @@ def _epochs(place: Path, record: StageRecord) -> str:
     try:
         lines = (place / "losses.jsonl").read_text(encoding="utf-8").splitlines()
         epoch = int(json.loads(lines[-1])["epoch"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError):
         return "no step of the training is done"
     of = f" of {epochs}" if epochs else ""
-    kept = "the epochs before it are kept" if (place / "resume.pt").is_file() else "no epoch is finished yet"
+    kept = "the epochs before it are kept" if (place / RESUME_NAME).is_file() else "no epoch is finished yet"
     return f"in epoch {epoch + 1}{of}; {kept}"
 
 

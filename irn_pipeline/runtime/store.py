@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,10 +19,13 @@ from typing import Any, Generic, TypeVar
 
 from irn_pipeline import __version__
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.foreign.json_text import parse_json
 from irn_pipeline.runtime.faults import write_fault
 
 T = TypeVar("T")
 RECORD_NAME = "stage.json"
+RESUME_NAME = "resume.pt"
 PART_PREFIX = ".part-"
 
 
@@ -103,12 +107,36 @@ def clear_folder(folder: Path, keep: str) -> None:
     Without its record, what an interruption leaves would later be taken for the results of other parameters.
     """
     for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD_NAME):
-        if path.name == keep:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name != keep:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all it holds, or a link, but nothing behind a link; what is not there is gone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def require_own_folder(root: Path, folder: Path) -> None:
+    """Refuse to write to or remove from a folder of a run that is a link, or lies behind one.
+
+    Args:
+        root: the run folder, which may be a link itself: its user named it.
+        folder: the folder, below it.
+
+    Raises:
+        ArtifactError: on its way is a link.
+    """
+    for place in (folder, *folder.parents):
+        if place == root:
+            return
+        if place.is_symlink():
+            raise ArtifactError(
+                f"{place}: is a link, and nothing is written to or removed from what it leads to; remove the link "
+                "(to read results of another run, link them in a --run-dir whose stages are not run again)"
+            )
 
 
 def remove_parts(folder: Path) -> int:
@@ -197,7 +225,9 @@ class RunFolder:
         Raises:
             ArtifactError: the system refused the write; the message says why and what to do.
         """
-        with atomic_path(self.path(artifact, image_id)) as temporary:
+        path = self.path(artifact, image_id)
+        require_own_folder(self.root, path.parent)
+        with atomic_path(path) as temporary:
             artifact.write(temporary, value)
 
     def record(self, stage: str) -> StageRecord | None:
@@ -210,8 +240,8 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            return _checked(StageRecord(**parse_json(regular_bytes(path))))
+        except (ValueError, TypeError, OSError) as error:
             raise ArtifactError(f"{path}: damaged ({error}); delete it to run the stage again") from error
 
     def folders(self) -> list[str]:
@@ -222,6 +252,39 @@ class RunFolder:
     def write_record(self, record: StageRecord) -> None:
         """Write a stage's `stage.json`."""
         write_json(self.stage_dir(record.stage) / RECORD_NAME, asdict(record))
+
+
+_STAGE_NAME = re.compile(r"\w+(/\w[\w.-]*)?")
+
+
+def _checked(record: StageRecord) -> StageRecord:
+    kinds: dict[str, type] = {
+        "stage": str, "fingerprint": str, "params": dict, "reads": dict, "complete": bool, "counts": dict,
+        "versions": dict, "sections": dict,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(getattr(record, name), kind):
+            raise ValueError(f"'{name}' is no {kind.__name__}")
+    for mapping, wanted in (
+        (record.reads, str),
+        (record.counts, int),
+        (record.versions, str),
+        (record.sections, int | float),
+        ({"seconds": record.seconds}, int | float),
+    ):
+        wrong = [
+            name for name, value in mapping.items() if not isinstance(value, wanted) or _is_endless(value)
+        ]
+        if wrong:
+            raise ValueError(f"'{wrong[0][:40]}' has an impossible value")
+    # Their records are looked for: a name must not lead out of the run folder.
+    if not all(_STAGE_NAME.fullmatch(name) for name in record.reads):
+        raise ValueError("'reads' names something that is no stage")
+    return record
+
+
+def _is_endless(value: object) -> bool:
+    return isinstance(value, int | float) and not abs(value) < 1e18
 
 
 def versions() -> dict[str, str]:

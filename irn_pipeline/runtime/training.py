@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
-from irn_pipeline.errors import CheckpointError, DataError, IrnError
+from irn_pipeline.errors import CheckpointError, ConfigError, DataError, IrnError
+from irn_pipeline.foreign.files import open_regular
+from irn_pipeline.foreign.torch_file import load_torch
 from irn_pipeline.runtime.events import TrainingLog
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.optimisation import Schedule, learning_rates, make_optimizer
-from irn_pipeline.runtime.store import atomic_path
+from irn_pipeline.runtime.progress import progress_bar
+from irn_pipeline.runtime.ranks import ALONE, Ranks
+from irn_pipeline.runtime.store import RESUME_NAME, atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +38,49 @@ class EpochSampler(Sampler[SampleKey]):
     """Every index at most once an epoch, shuffled from (seed, epoch), in whole batches.
 
     What is left over at the end of an epoch is dropped, as the original does; a set smaller than one batch is repeated
-    until it fills one.
+    until it fills one. Of several processes, each gets its part of every batch: together they see the batches that
+    one would see.
+
+    Args:
+        count: indices.
+        batch_size: of all processes together.
+        seed: of the order.
+        ranks: the processes.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(self, count: int, batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
+        self.count, self.batch_size, self.seed, self.ranks = count, batch_size, seed, ranks
         self.epoch = 0
 
     def __len__(self) -> int:
+        return self._wanted() // self.ranks.count
+
+    def _wanted(self) -> int:
         return max(self.count // self.batch_size, 1) * self.batch_size
 
     def __iter__(self) -> Iterator[SampleKey]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
-        wanted = len(self)
+        wanted, part = self._wanted(), self.batch_size // self.ranks.count
         while len(order) < wanted:
             order += order[: wanted - len(order)]
-        return iter([(self.epoch, index) for index in order[:wanted]])
+        mine = range(self.ranks.rank * part, wanted, self.batch_size)
+        return iter([(self.epoch, index) for start in mine for index in order[start : start + part]])
 
 
 LossFunction = Callable[[Any, float], dict[str, Tensor]]
 """(batch, fraction of the training that is done) -> named losses."""
+
+
+class _Step(nn.Module):
+    """Losses as the output of a module that holds the network: what averages gradients over processes wants one."""
+
+    def __init__(self, network: nn.Module, losses_of: LossFunction) -> None:
+        super().__init__()
+        self.network, self.losses_of = network, losses_of
+
+    def forward(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        return self.losses_of(batch, progress)
 
 
 def train(
@@ -71,8 +96,12 @@ def train(
     collate: Callable[[list[Any]], Any] | None = None,
     picture_names: Callable[[Any], Sequence[str]] | None = None,
     after_epoch: Callable[[int, nn.Module], Mapping[str, float]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Train a network in place; with an averaging schedule it ends with the averaged weights.
+
+    Several processes divide each batch among them and average their gradients. The result is that of one process
+    where the losses are means over pictures, or over counts that `Ranks.mean` makes common.
 
     Args:
         network: put in training mode here; already on its device.
@@ -81,26 +110,34 @@ def train(
         losses_of: batch and progress -> named losses; their sum is minimised.
         schedule: epochs, batch size, optimiser, decay.
         execution: workers, seed, progress.
-        folder: gets `resume.pt` after every epoch (see `finish_training`) and `losses.jsonl`.
+        folder: gets `losses.jsonl`, and after every epoch `resume.pt`, which the engine removes once the stage is
+            recorded as done.
         name: shown by the progress bar.
         collate: how samples become a batch; torch's default when None.
         picture_names: ids of a batch's pictures, for messages.
         after_epoch: called with the number of finished epochs and the network (the averaged one where there is one);
-            what it returns goes to `validation.jsonl`.
+            what it returns goes to `validation.jsonl`. Of several processes, the first does it.
+        ranks: the processes that train together.
 
     Returns:
-        Number of pictures seen.
+        Number of pictures seen, by all processes together.
 
     Raises:
+        ConfigError: the batch cannot be divided among the processes.
         TrainingDiverged: a loss is not finite; the message names the step and the pictures. The last epoch's state
             is kept.
     """
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
         raise DataError(f"{name}: no picture to train on")
-    sampler = EpochSampler(count, schedule.batch_size, execution.seed)
+    if schedule.batch_size % ranks.count:
+        raise ConfigError(
+            f"{name}: a batch of {schedule.batch_size} pictures cannot be divided among {ranks.count} processes; "
+            f"give --batch-size {-(-schedule.batch_size // ranks.count) * ranks.count}, or another number of processes"
+        )
+    sampler = EpochSampler(count, schedule.batch_size, execution.seed, ranks)
     loader = DataLoader(
-        dataset, batch_size=schedule.batch_size, sampler=sampler, collate_fn=collate,
+        dataset, batch_size=schedule.batch_size // ranks.count, sampler=sampler, collate_fn=collate,
         num_workers=_loader_workers(execution), pin_memory=execution.torch_device().type == "cuda",
     )  # fmt: skip
     steps = schedule.epochs * len(loader)
@@ -109,49 +146,51 @@ def train(
     state = _State(network, optimizer, learning_rates(optimizer, schedule, steps), averaged)
     first = state.resume(folder)
     step = first * len(loader)  # the bar does not count when it is not shown
-    log = TrainingLog(folder, done=step, tensorboard=execution.tensorboard)
-    with tqdm(total=steps, initial=step, desc=name, unit="step", disable=execution.quiet) as bar:
+    module, stepper = ranks.parallel(_Step(network, losses_of), optimizer)
+    log = TrainingLog(folder, done=step, tensorboard=execution.tensorboard) if ranks.is_first else None
+    with progress_bar(name, total=steps, done=step, unit="step", quiet=execution.quiet) as bar:
         for epoch in range(first, schedule.epochs):
             sampler.epoch = epoch
             network.train()
             for batch in _batches(loader):
-                losses = losses_of(batch, step / steps)
+                losses = module(batch, step / steps)
                 step += 1
-                total = torch.stack([value.float() for value in losses.values()]).sum()
-                values = {key: float(value.detach()) for key, value in losses.items()}
+                parts = torch.stack([value.float() for value in losses.values()])
+                values = dict(zip(losses, ranks.mean(parts.detach()).tolist(), strict=True))
                 if not math.isfinite(sum(values.values())):
-                    pictures = f", pictures {', '.join(picture_names(batch))}" if picture_names else ""
+                    here = not bool(parts.isfinite().all())
+                    names = picture_names(batch) if picture_names and here else ()
+                    pictures = f", pictures {', '.join(names)}" if names else ""
                     raise TrainingDiverged(
                         f"{name}: the loss is no number at step {step} of {steps}{pictures} ({values}); lower the "
                         f"learning rate, or use --precision float32; the state after epoch {epoch} is kept in {folder}"
                     )
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
+                stepper.zero_grad(set_to_none=True)
+                ranks.backward(parts.sum())
                 if schedule.max_gradient_norm > 0:
                     nn.utils.clip_grad_norm_(network.parameters(), schedule.max_gradient_norm)
-                optimizer.step()
+                stepper.step()
                 state.decay.step()
                 if averaged is not None:
                     averaged.update_parameters(network)
                 bar.update()
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-                log.add("losses", step, epoch, values)
+                if log is not None:
+                    log.add("losses", step, epoch, values)
+            if log is None:
+                continue
             state.save(folder, epoch + 1)
             if after_epoch is not None:
                 judged = (network if averaged is None else averaged.module).eval()
                 found = after_epoch(epoch + 1, judged)
                 if found:
                     log.add("validation", step, epoch, found)
-    log.close()
+    if log is not None:
+        log.close()
     if averaged is not None:
         network.load_state_dict(averaged.module.state_dict())
     network.eval()
     return count * (schedule.epochs - first)
-
-
-def finish_training(folder: Path) -> None:
-    """Remove the resume file once the finished network is written."""
-    (folder / "resume.pt").unlink(missing_ok=True)
 
 
 def _averaged(network: nn.Module, schedule: Schedule) -> AveragedModel | None:
@@ -187,7 +226,7 @@ class _State:
         self.network, self.optimizer, self.decay, self.averaged = network, optimizer, decay, averaged
 
     def save(self, folder: Path, epoch: int) -> None:
-        with atomic_path(folder / "resume.pt") as temporary:
+        with atomic_path(folder / RESUME_NAME) as temporary:
             state = {
                 "epoch": epoch, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "decay": self.decay.state_dict(), "random": torch.get_rng_state(),
@@ -198,11 +237,12 @@ class _State:
 
     def resume(self, folder: Path) -> int:
         """The number of finished epochs; 0 where there is nothing to resume."""
-        path = folder / "resume.pt"
+        path = folder / RESUME_NAME
         if not path.is_file():
             return 0
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular(path) as stream:
+                state = load_torch(stream)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.decay.load_state_dict(state["decay"])
@@ -211,10 +251,11 @@ class _State:
                 torch.cuda.set_rng_state_all(state["random_cuda"])
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["averaged"])
+            epoch = int(state["epoch"])
         except Exception as error:
             raise CheckpointError(
                 f"{path}: damaged or of another network ({type(error).__name__}); delete it to train from the "
                 "beginning"
             ) from error
-        logger.info("%s: going on after epoch %d", folder.name, state["epoch"])
-        return int(state["epoch"])
+        logger.info("%s: going on after epoch %d", folder.name, epoch)
+        return epoch

@@ -282,7 +282,7 @@ def test_files_that_are_no_instances_file(tmp_path, content, message):
         ({"file_name": "b.jpg"}, r"images\[2\]: another image has the file_name 'b\.png' too"),
         ({"id": 2}, r"images\[1\]: id '2' is missing or used twice"),
         ({"id": None}, r"images\[0\]: id 'None' is missing"),
-        ({"id": [1]}, r"images\[0\]: id '\[1\]' is missing"),
+        ({"id": [1]}, r"images\[0\]: id 'list' is missing"),
         ({"height": 0}, r"images\[0\]: height 0 and width 4 are impossible"),
         ({"height": 10**12}, r"images\[0\]: height 1000000000000 and width 4 are impossible"),
         ({"height": "3"}, r"images\[0\]: height 3 and width 4 are impossible"),

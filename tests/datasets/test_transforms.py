@@ -12,6 +12,7 @@ from irn_pipeline.datasets.transforms import (
     scaled_size,
     stride4_label,
     to_tensor,
+    to_unit_tensor,
 )
 
 
@@ -29,6 +30,13 @@ def test_normalise_undoes_to_the_picture():
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     back = (normalise(image) * std.view(3, 1, 1) + mean.view(3, 1, 1)) * 255
     assert torch.allclose(back, image.float(), atol=1e-3)
+
+
+def test_unit_tensor_has_channels_first_and_white_is_one():
+    image = np.array([[[0, 51, 255], [255, 0, 102]]], np.uint8)
+    found = to_unit_tensor(image)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.tensor([[[0, 1]], [[0.2, 0]], [[1, 0.4]]]))
 
 
 def test_labels_keep_their_values():

@@ -25,10 +25,10 @@ from irn_pipeline.export.report_records import (
     Bar,
     Curves,
     Picture,
+    Quality,
     Result,
     Series,
     StageSummary,
-    rank,
     read_curves,
     read_results,
     read_sweep,
@@ -97,16 +97,20 @@ def a_report(count: int = 3, name: str = "run", class_names: tuple[str, ...] = (
     maker = PanelMaker(64)
     photo = maker.photo(noise(30, 40))
     label = maker.label(np.eye(30, 40, dtype=np.uint8), "semantic label")
+    maps = np.stack([np.eye(30, 40, dtype=np.float32), np.zeros((30, 40), np.float32)])
+    cam = maker.heat(maps, names=class_names)
     pictures = tuple(
         Picture(
             f"{name}_{number:04d}",
             (class_names[number % 2],),
-            (photo, label),
+            (photo, label, *((cam,) if number == 0 else ())),
             aspect=4 / 3,
-            iou=number / count,
-            score=0.5,
-            instances=((class_names[number % 2], 0.5),),
-            signs=("no instance",) if number == 1 else (),
+            quality=Quality(
+                iou=number / count,
+                score=0.5,
+                instances=((class_names[number % 2], 0.5),),
+                signs=("no instance",) if number == 1 else (),
+            ),
         )
         for number in range(count)
     )
@@ -192,6 +196,9 @@ def test_sweep_is_sorted_and_gaps_are_left_out() -> None:
 
 
 def test_ranks_go_by_truth_then_signs_then_score() -> None:
+    def rank(iou: float | None, score: float, signs: int) -> tuple[float, float]:
+        return Quality(iou, score, signs=("a sign",) * signs).rank
+
     by_iou = [rank(0.2, 0.9, 0), rank(0.3, 0.1, 5)]
     assert by_iou == sorted(by_iou)
     without_truth = [rank(None, 0.9, 2), rank(None, 0.1, 1), rank(None, 0.1, 0), rank(None, 0.2, 0)]
@@ -323,6 +330,20 @@ def test_nothing_to_draw() -> None:
     assert (decoded(maker.masks(np.zeros((0, 8, 8), bool), "none").uri)[..., 3] == 0).all()
 
 
+def test_maps_of_several_classes_are_choices() -> None:
+    cam = np.zeros((2, 8, 8), np.float32)
+    cam[0, :4], cam[1, 4:] = 1.0, 1.0
+    panel = PanelMaker(32).heat(cam, names=("cat", "dog"))
+    assert [name for name, _ in panel.choices] == ["cat", "dog"]
+    whole, cat, dog = (decoded(uri) for uri in (panel.uri, *(uri for _, uri in panel.choices)))
+    red, blue = [128, 0, 0], [0, 0, 128]
+    assert (whole == red).all()
+    assert (cat == np.where(cam[0, ..., None] > 0, red, blue)).all()
+    assert (dog == np.where(cam[1, ..., None] > 0, red, blue)).all()
+    assert PanelMaker(32).heat(cam[:1], names=("cat",)).choices == ()
+    assert PanelMaker(32).heat(cam).choices == ()
+
+
 def test_bad_pictures_and_sizes() -> None:
     with pytest.raises(ConfigError, match="32"):
         PanelMaker(31)
@@ -383,12 +404,16 @@ def test_any_name_comes_back(name: str) -> None:
     assert page.tags.count("script") == 4
 
 
+def without_truth(picture: Picture) -> Picture:
+    return replace(picture, quality=replace(picture.quality, iou=None))
+
+
 def test_pictures_without_truth_are_not_ranked_among_those_with_it() -> None:
     report = a_report(3)
-    first = replace(report.pictures[0], iou=None)
+    first = without_truth(report.pictures[0])
     some = Page(render_report(replace(report, pictures=(first, *report.pictures[1:]))))
     assert some.island("extremes") == {"worst": [1], "best": [2]}
-    none = tuple(replace(picture, iou=None) for picture in report.pictures)  # the second has a sign
+    none = tuple(map(without_truth, report.pictures))  # the second has a sign
     assert Page(render_report(replace(report, pictures=none))).island("extremes")["worst"] == [1, 0]
 
 
@@ -449,6 +474,13 @@ DRIVE = """
   key("ArrowRight"); out.right = get("name").textContent;
   key("ArrowDown"); out.down = document.querySelector("#large figcaption").textContent;
   key("ArrowLeft"); out.left = get("name").textContent;
+  key("ArrowDown");
+  const choices = [...document.querySelectorAll("#large .choices button")];
+  const map = document.querySelector("#large .view").lastChild;
+  const panel = JSON.parse(get("pictures").textContent)[0].panels[2];
+  out.choices = choices.map((button) => button.textContent);
+  choices[2].click(); out.own = map.src === panel[4][1][1] && map.src !== panel[1];
+  out.pressed = choices.map((button) => button.getAttribute("aria-pressed"));
   get("close").click(); out.closed = !get("lightbox").open;
   const before = getComputedStyle(document.body).backgroundColor;
   get("theme").click(); out.theme = before !== getComputedStyle(document.body).backgroundColor;
@@ -472,7 +504,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     page.write_text(
         text.replace("<title>", PROBE + "<title>", 1).replace("</body>", DRIVE + "</body>"), encoding="utf-8"
     )
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom")
     path = browser()
     assert path is not None
     done = subprocess.run(
@@ -496,4 +528,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert out["closed"]
     assert (out["shown"], out["right"], out["left"]) == (f"{name}0000", f"{name}0001", f"{name}0000")
     assert out["down"] == "semantic label"
+    assert out["choices"] == ["all", "cat", "dog"]
+    assert out["own"]
+    assert out["pressed"] == ["false", "false", "true"]
     assert out["theme"]

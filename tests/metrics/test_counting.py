@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.metrics import counting
 from irn_pipeline.metrics.counting import CountingEvaluator, mask_dice, symmetric_best_dice
-from irn_pipeline.structures import GroundTruth, Instances
+from irn_pipeline.structures import Instances
+from tests.metrics import pictures
+from tests.metrics.pictures import ground_truth
 
 NUM_CLASSES = 3
 PERSON, DOG, CAR = range(NUM_CLASSES)
@@ -21,16 +23,7 @@ BOTTOM, THREE, FULL, EMPTY = [[0, 0], [1, 1]], [[1, 1], [1, 0]], [[1, 1], [1, 1]
 
 
 def instances(masks, class_ids, scores=None):
-    masks = np.reshape(np.array(masks, np.bool_), (-1, *np.shape(masks)[1:])) if len(class_ids) else None
-    if masks is None:
-        return Instances.empty((2, 2))
-    scores = np.ones(len(class_ids)) if scores is None else scores
-    return Instances(np.array(scores, np.float32), masks, np.array(class_ids, np.int64))
-
-
-def ground_truth(true, ignore=None):
-    ignore = np.zeros(true.size, np.bool_) if ignore is None else np.array(ignore, np.bool_)
-    return GroundTruth(label=np.zeros(true.size, np.uint8), instances=true, ignore=ignore)
+    return pictures.instances(masks, class_ids, scores) if len(class_ids) else Instances.empty((2, 2))
 
 
 def evaluate(pictures, ignore_void=True, **options):

@@ -13,21 +13,11 @@ from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.metrics import instance
 from irn_pipeline.metrics.instance import InstanceEvaluator, average_precision, match
 from irn_pipeline.structures import GroundTruth, Instances
+from tests.metrics.pictures import ground_truth, instances
 
 NUM_CLASSES = 3
 THRESHOLDS = (0.5, 0.7, 0.75)
 NAN = float("nan")
-
-
-def instances(masks, class_ids, scores=None):
-    masks = np.array(masks, np.bool_)
-    scores = np.ones(len(class_ids)) if scores is None else scores
-    return Instances(np.array(scores, np.float32), masks, np.array(class_ids, np.int64))
-
-
-def ground_truth(true, ignore=None):
-    ignore = np.zeros(true.size, np.bool_) if ignore is None else np.array(ignore, np.bool_)
-    return GroundTruth(label=np.zeros(true.size, np.uint8), instances=true, ignore=ignore)
 
 
 def evaluate(pictures, num_classes=NUM_CLASSES, ignore_void=True, thresholds=THRESHOLDS):

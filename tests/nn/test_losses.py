@@ -176,3 +176,30 @@ def test_maps_that_do_not_fit_are_refused():
         irn_losses(boundary[:, 1:], displacement, label, paths)
     with pytest.raises(ShapeError, match="displacement"):
         irn_losses(boundary, displacement[:, :1], label, paths)
+
+
+def test_the_mean_over_parts_with_common_counts_is_the_loss_of_the_whole():
+    boundary, displacement, label = random_batch(5, count=4)
+    label[0] = 255  # parts with very different numbers of pairs
+    boundary.requires_grad_()
+    displacement.requires_grad_()
+    paths = pair_paths(4)
+    halves = (slice(0, 2), slice(2, 4))
+    common = torch.stack([pair_labels(label[half], paths).counts() for half in halves]).double().mean(0)
+    assert common[1] * 2 == pair_labels(label, paths).foreground_positive.sum()
+    whole = irn_losses(boundary, displacement, label, paths)
+    parts = [
+        irn_losses(
+            boundary[half], displacement[half], label[half], paths, common_counts=lambda _: common.float()
+        )
+        for half in halves
+    ]
+    for field in fields(whole):
+        mean = sum(getattr(part, field.name) for part in parts) / 2
+        torch.testing.assert_close(mean, getattr(whole, field.name), rtol=1e-5, atol=1e-7)
+    total = sum(part.total for part in parts) / 2
+    inputs = [boundary, displacement]
+    for a, b in zip(gradients_of(total, inputs), gradients_of(whole.total, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-8)
+    uneven = sum(irn_losses(boundary[h], displacement[h], label[h], paths).total for h in halves) / 2
+    assert abs(uneven - whole.total).item() > 1e-3  # without common counts it is another loss

@@ -1,7 +1,5 @@
 """Losses of metric embeddings: stable logarithms, weights, targets; each property is one of the method."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -23,29 +21,18 @@ from irn_pipeline.nn.segmenters.metric_loss import (
     sample_points,
 )
 from irn_pipeline.ops.metric_seeds import distance_limits
+from tests.nn.targets import MaskTarget
 
 LIMITS = distance_limits((0.25, 0.5, 0.75, 0.9))
 
 
-@dataclass(frozen=True)
-class PictureTarget:
-    masks: Tensor
-    class_ids: Tensor
-    weights: Tensor
-    ignore: Tensor
-    label: Tensor
-
-
-def picture_target(
-    masks: Tensor, ignore: Tensor | None = None, weights: Tensor | None = None
-) -> PictureTarget:
+def picture_target(masks: Tensor, ignore: Tensor | None = None, weights: Tensor | None = None) -> MaskTarget:
     count, size = len(masks), masks.shape[1:]
-    return PictureTarget(
+    return MaskTarget(
         masks,
         torch.arange(count) % 2,
         torch.ones(count) if weights is None else weights,
         torch.zeros(size, dtype=torch.bool) if ignore is None else ignore,
-        torch.zeros(size, dtype=torch.uint8),
     )
 
 

@@ -78,6 +78,24 @@ def test_irn_takes_any_size_and_mirrors_its_boundary(size):
     assert torch.allclose(mirrored.flip(-1), boundary, atol=1e-5)
 
 
+@pytest.mark.parametrize("large", [0, 2**20])
+def test_the_prediction_is_that_of_the_network_on_picture_and_mirror(monkeypatch, large):
+    monkeypatch.setattr("irn_pipeline.nn.backbone.LARGE_PICTURE", large)
+    torch.manual_seed(3)
+    network = IrnNetwork(backbone="resnet18").eval()
+    network.mean_shift.running_mean.fill_(0.25)
+    image = torch.randn(3, 68, 92)  # multiples of 4: the mirror's cells are the picture's
+    boundary, displacement = network.predict(image)
+    with torch.no_grad():
+        logits, field = network(torch.stack([image, image.flip(-1)]))
+    torch.testing.assert_close(boundary, torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2))
+    torch.testing.assert_close(displacement, field[0])
+    cams = CamNetwork(num_classes=3, backbone="resnet18").eval()
+    with torch.no_grad():
+        maps = cams.activation_maps(torch.stack([image, image.flip(-1)]))
+        torch.testing.assert_close(cams.paired_activation_maps(image), maps[0] + maps[1].flip(-1))
+
+
 def test_mean_shift_works_in_evaluation_only():
     network = IrnNetwork(backbone="resnet18")
     image = torch.randn(2, 3, 32, 32)

@@ -1,6 +1,5 @@
 """Mask R-CNN with semi-convolutional embeddings: what it adds to the plain model, and that it adds nothing else."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from irn_pipeline.errors import CheckpointError, ShapeError
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
 from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
 from irn_pipeline.nn.segmenters.semiconv_roi_heads import RoiTargets, make_roi_targets
+from tests.nn.targets import MasksOnly, MaskTarget, box, target_of
 
 SMALL: dict[str, Any] = {
     "num_classes": 3,
@@ -26,27 +26,11 @@ PLAIN_LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness
 NEW_LOSSES = {"loss_kernel", "loss_embedding"}
 
 
-@dataclass(frozen=True)
-class Given:
-    """A target, as the interface asks for it."""
-
-    masks: Tensor
-    class_ids: Tensor
-    weights: Tensor
-    ignore: Tensor
-
-    @property
-    def label(self) -> Tensor:
-        raise AssertionError("this model learns from masks only")
-
-
-def target(*boxes, size=(128, 128), weight=1.0, ignore=None) -> Given:
+def target(*boxes, size=(128, 128), weight=1.0, ignore=None) -> MaskTarget:
     """Rectangles (top, left, bottom, right) of classes 0, 1, 2, 0 ..."""
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (top, left, bottom, right) in zip(masks, boxes, strict=True):
-        mask[top:bottom, left:right] = True
-    ignored = torch.zeros(size, dtype=torch.bool) if ignore is None else ignore
-    return Given(masks, torch.arange(len(boxes)) % 3, torch.full((len(boxes),), weight), ignored)
+    masks = [box(size, (top, bottom), (left, right)) for top, left, bottom, right in boxes]
+    class_ids, weights = [index % 3 for index in range(len(boxes))], [weight] * len(boxes)
+    return target_of(masks, size, class_ids=class_ids, weights=weights, ignore=ignore, kind=MasksOnly)
 
 
 def picture(*size, seed=0) -> Tensor:
@@ -273,8 +257,8 @@ def test_state_of_another_model_is_refused(plain, model):
 def test_instance_of_one_pixel_is_left_out_with_its_weight(model):
     image, box = picture(128, 128), (9, 9, 70, 60)
     both = target((5, 100, 6, 101), box)
-    alone = Given(both.masks[1:], both.class_ids[1:], torch.tensor([0.5]), both.ignore)
-    both = Given(both.masks, both.class_ids, torch.tensor([0.9, 0.5]), both.ignore)
+    alone = MasksOnly(both.masks[1:], both.class_ids[1:], torch.tensor([0.5]), both.ignore)
+    both = MasksOnly(both.masks, both.class_ids, torch.tensor([0.9, 0.5]), both.ignore)
     assert losses_of(model, [image], [both]) == losses_of(model, [image], [alone])
 
 
@@ -289,7 +273,7 @@ def test_instance_of_one_pixel_is_left_out_with_its_weight(model):
 )
 def test_target_that_does_not_fit_is_refused(model, wrong, message):
     with pytest.raises(ShapeError, match=message):
-        model.losses([picture(128, 128)], [Given(**{**vars(target((9, 9, 70, 60))), **wrong})])
+        model.losses([picture(128, 128)], [MasksOnly(**{**vars(target((9, 9, 70, 60))), **wrong})])
 
 
 def test_sigma_learns_without_weight_decay(model):

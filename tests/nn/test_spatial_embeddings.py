@@ -1,37 +1,21 @@
 import re
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import Backbone
 from irn_pipeline.nn.segmenters.spatial_embeddings import SpatialEmbeddings, SpatialFields
-
-
-@dataclass(frozen=True)
-class MaskTarget:
-    masks: Tensor
-    class_ids: Tensor
-    weights: Tensor
-    ignore: Tensor
-
-    @property
-    def label(self) -> Tensor:
-        raise AssertionError("SpatialEmbeddings learns from masks, not from the semantic label")
+from tests.nn.targets import MasksOnly, MaskTarget, box, target_of
 
 
 def target(count: int, size: tuple[int, int], classes: int = 3) -> MaskTarget:
     """Squares of 6 x 6 pixels beside each other."""
-    masks = torch.zeros(count, *size, dtype=torch.bool)
-    for index in range(count):
-        masks[index, 2:8, 7 * index : 7 * index + 6] = True
-    return MaskTarget(
-        masks, torch.arange(count) % classes, torch.ones(count), torch.zeros(size, dtype=torch.bool)
-    )
+    masks = [box(size, (2, 8), (7 * index, 7 * index + 6)) for index in range(count)]
+    class_ids = [index % classes for index in range(count)]
+    return target_of(masks, size, class_ids=class_ids, kind=MasksOnly)
 
 
 @cache

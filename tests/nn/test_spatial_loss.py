@@ -1,10 +1,7 @@
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from irn_pipeline.errors import DataError, ShapeError
 from irn_pipeline.nn.segmenters.spatial_loss import (
@@ -17,38 +14,7 @@ from irn_pipeline.nn.segmenters.spatial_loss import (
     pixel_grid,
     spatial_losses,
 )
-
-
-@dataclass(frozen=True)
-class MaskTarget:
-    masks: Tensor
-    class_ids: Tensor
-    weights: Tensor
-    ignore: Tensor
-
-    @property
-    def label(self) -> Tensor:
-        label = torch.zeros(self.ignore.shape, dtype=torch.uint8)
-        for mask, class_id in zip(self.masks, self.class_ids.tolist(), strict=True):
-            label[mask] = class_id + 1
-        label[self.ignore] = 255
-        return label
-
-
-def target(masks, class_ids=None, weights=None, ignore=None, size=None):
-    masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
-    return MaskTarget(
-        masks,
-        torch.tensor(class_ids or [0] * len(masks), dtype=torch.int64),
-        torch.tensor(weights or [1.0] * len(masks)),
-        torch.zeros(masks.shape[1:], dtype=torch.bool) if ignore is None else ignore,
-    )
-
-
-def box(size, rows, columns):
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[slice(*rows), slice(*columns)] = True
-    return mask
+from tests.nn.targets import box, target_of
 
 
 def random_fields(size, channels=2, classes=1, seed=0):
@@ -174,7 +140,7 @@ def test_radius_of_a_bandwidth(raw, radius):
 
 def test_losses_of_a_picture_that_can_be_worked_out_by_hand():
     # Two pixels of one instance, two of background; all embeddings at their own pixel.
-    t = target([box((1, 4), (0, 1), (0, 2))])
+    t = target_of([box((1, 4), (0, 1), (0, 2))])
     bandwidth = torch.tensor([[[1.0, 1.2, 0.3, 0.3]]])
     seed = torch.tensor([[[0.5, 0.5, 0.1, 0.2]]])
     terms = losses_of((torch.zeros(2, 1, 4), bandwidth, seed), t, weight=3.0)
@@ -202,7 +168,7 @@ def test_leaving_out_far_pixels_changes_nothing(to_center):
         centre = (grid if to_center else embedding)[:, mask].mean(1)
         expected.append(lovasz_hinge(2 * membership(embedding, centre, mean) - 1, mask))
     expected = torch.stack(expected).mean()
-    found = losses_of((offset, bandwidth, seed), target(masks), to_center=to_center).instance
+    found = losses_of((offset, bandwidth, seed), target_of(masks), to_center=to_center).instance
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     leaves = (offset, bandwidth)
     for a, b in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
@@ -211,11 +177,11 @@ def test_leaving_out_far_pixels_changes_nothing(to_center):
 
 def test_constant_bandwidth_has_no_variance_and_its_mean_gets_no_gradient():
     size = (6, 8)
-    t = target([box(size, (0, 3), (0, 8)), box(size, (3, 6), (0, 4))])
+    t = target_of([box(size, (0, 3), (0, 8)), box(size, (3, 6), (0, 4))])
     offset, bandwidth, seed = random_fields(size)
     flat = torch.full_like(bandwidth, 0.7)
     assert losses_of((offset, flat, seed), t).bandwidth.item() == pytest.approx(0, abs=1e-12)
-    term = losses_of((offset, bandwidth, seed), target([box(size, (0, 3), (0, 8))])).bandwidth
+    term = losses_of((offset, bandwidth, seed), target_of([box(size, (0, 3), (0, 8))])).bandwidth
     (slope,) = torch.autograd.grad(term, bandwidth)
     own = bandwidth[:, :3].detach()
     assert torch.allclose(slope[:, :3], 2 * (own - own.mean((1, 2), keepdim=True)) / own.numel(), atol=1e-7)
@@ -225,7 +191,7 @@ def test_constant_bandwidth_has_no_variance_and_its_mean_gets_no_gradient():
 def test_seed_term_teaches_the_seed_map_alone():
     size = (6, 8)
     fields = random_fields(size)
-    t = target([box(size, (1, 4), (2, 6))])
+    t = target_of([box(size, (1, 4), (2, 6))])
     slopes = torch.autograd.grad(losses_of(fields, t).seed, fields, allow_unused=True)
     assert all(slope is None or (slope == 0).all() for slope in slopes[:2])
     assert slopes[2].abs().min() > 0
@@ -243,9 +209,11 @@ def test_shifting_everything_changes_nothing(to_center):
     def moved(x):
         return x.roll(shift, (-2, -1))
 
-    before = losses_of((offset, bandwidth, seed), target(masks), to_center=to_center)
+    before = losses_of((offset, bandwidth, seed), target_of(masks), to_center=to_center)
     after = losses_of(
-        (moved(offset), moved(bandwidth), moved(seed)), target([moved(m) for m in masks]), to_center=to_center
+        (moved(offset), moved(bandwidth), moved(seed)),
+        target_of([moved(m) for m in masks]),
+        to_center=to_center,
     )
     assert values(after) == pytest.approx(values(before), rel=1e-3)
     assert min(values(before)) > 0.001
@@ -254,7 +222,7 @@ def test_shifting_everything_changes_nothing(to_center):
 def test_one_bandwidth_equals_two_that_agree():
     size = (12, 14)
     offset, bandwidth, seed = random_fields(size, channels=1)
-    t = target([box(size, (1, 7), (2, 9)), box(size, (8, 11), (4, 12))])
+    t = target_of([box(size, (1, 7), (2, 9)), box(size, (8, 11), (4, 12))])
     circular = losses_of((offset, bandwidth, seed), t)
     elliptical = losses_of((offset, bandwidth.expand(2, *size), seed), t)
     assert values(elliptical) == pytest.approx(values(circular), rel=1e-6)
@@ -267,7 +235,7 @@ def test_one_bandwidth_equals_two_that_agree():
 
 def test_empty_picture_has_a_seed_loss_and_no_other_gradient():
     fields = random_fields((5, 6))
-    terms = losses_of(fields, target([], size=(5, 6)))
+    terms = losses_of(fields, target_of([], size=(5, 6)))
     assert terms.instance.item() == terms.bandwidth.item() == 0
     assert terms.seed.item() == pytest.approx(fields[2].square().mean().item())
     slopes = torch.autograd.grad(terms.instance + terms.bandwidth + terms.seed, fields)
@@ -280,25 +248,25 @@ def test_weights_multiply_every_term_of_their_instance():
     size = (10, 12)
     fields = random_fields(size)
     masks = [box(size, (0, 5), (0, 6)), box(size, (5, 10), (6, 12))]
-    alone = [losses_of(fields, target([m])) for m in masks]
-    both = losses_of(fields, target(masks, weights=[0.5, 0.25]))
+    alone = [losses_of(fields, target_of([m])) for m in masks]
+    both = losses_of(fields, target_of(masks, weights=[0.5, 0.25]))
     for name in ("instance", "bandwidth"):
         a, b = (getattr(terms, name).item() for terms in alone)
         assert getattr(both, name).item() == pytest.approx((0.5 * a + 0.25 * b) / 2, rel=1e-5)
     unknown = masks[0] | masks[1]
-    background = losses_of(fields, target([], ignore=unknown, size=size)).seed.item()
-    rest = [losses_of(fields, target([m], ignore=unknown & ~m)).seed.item() - background for m in masks]
+    background = losses_of(fields, target_of([], ignore=unknown, size=size)).seed.item()
+    rest = [losses_of(fields, target_of([m], ignore=unknown & ~m)).seed.item() - background for m in masks]
     assert both.seed.item() == pytest.approx(background + 0.5 * rest[0] + 0.25 * rest[1], rel=1e-5)
 
 
 def test_ignored_pixels_have_no_influence():
     size = (10, 12)
-    t = target([box(size, (2, 8), (2, 8))], ignore=box(size, (0, 10), (6, 12)))
+    t = target_of([box(size, (2, 8), (2, 8))], ignore=box(size, (0, 10), (6, 12)))
     offset, bandwidth, seed = random_fields(size)
     noise = random_fields(size, seed=1)
     changed = [torch.where(t.ignore, b, a) for a, b in zip((offset, bandwidth, seed), noise, strict=True)]
     assert values(losses_of(changed, t)) == values(losses_of((offset, bandwidth, seed), t))
-    everything = target([box(size, (2, 8), (2, 8))], ignore=torch.ones(size, dtype=torch.bool))
+    everything = target_of([box(size, (2, 8), (2, 8))], ignore=torch.ones(size, dtype=torch.bool))
     assert values(losses_of((offset, bandwidth, seed), everything)) == [0, 0, 0]
 
 
@@ -311,7 +279,7 @@ def test_classes_have_their_own_seed_maps_and_weights():
         embedding,
         bandwidth,
         seed,
-        target(masks, class_ids=[2, 0]),
+        target_of(masks, class_ids=[2, 0]),
         foreground_weights=torch.tensor([2.0, 3.0, 5.0]),
         to_center=False,
     )
@@ -320,7 +288,7 @@ def test_classes_have_their_own_seed_maps_and_weights():
             embedding,
             bandwidth,
             seed[c : c + 1],
-            target([m for m, k in zip(masks, (2, 0), strict=True) if k == c], size=size),
+            target_of([m for m, k in zip(masks, (2, 0), strict=True) if k == c], size=size),
             foreground_weights=torch.tensor([weight]),
             to_center=False,
         ).seed
@@ -332,7 +300,7 @@ def test_classes_have_their_own_seed_maps_and_weights():
 def test_one_pixel_instance_is_finite():
     size = (6, 6)
     fields = random_fields(size)
-    terms = losses_of(fields, target([box(size, (3, 4), (3, 4))]))
+    terms = losses_of(fields, target_of([box(size, (3, 4), (3, 4))]))
     slopes = torch.autograd.grad(terms.instance + terms.bandwidth + terms.seed, fields)
     assert all(torch.isfinite(s).all() for s in slopes)
     assert terms.bandwidth.item() == 0
@@ -340,7 +308,7 @@ def test_one_pixel_instance_is_finite():
 
 def test_extreme_bandwidths_are_finite():
     size = (8, 8)
-    t = target([box(size, (0, 4), (0, 8))])
+    t = target_of([box(size, (0, 4), (0, 8))])
     for raw in (-1.0, 1.5):
         offset, _, seed = random_fields(size)
         bandwidth = torch.full((2, *size), raw, requires_grad=True)
@@ -351,8 +319,10 @@ def test_extreme_bandwidths_are_finite():
 
 def test_pixels_of_classes_are_counted_without_the_ignored():
     size = (4, 5)
-    t = target(
-        [box(size, (0, 2), (0, 5)), box(size, (2, 3), (0, 5))], [1, 1], ignore=box(size, (0, 4), (0, 1))
+    t = target_of(
+        [box(size, (0, 2), (0, 5)), box(size, (2, 3), (0, 5))],
+        class_ids=[1, 1],
+        ignore=box(size, (0, 4), (0, 1)),
     )
     assert count_pixels(t, 3).tolist() == [[0, 12, 0], [16, 4, 16]]
 
@@ -360,6 +330,6 @@ def test_pixels_of_classes_are_counted_without_the_ignored():
 def test_targets_that_do_not_fit_are_refused():
     fields = random_fields((4, 5))
     with pytest.raises(ShapeError, match=r"4x5 picture needs masks \(R, 4, 5\).*got \(1, 5, 4\)"):
-        losses_of(fields, target([box((5, 4), (0, 1), (0, 1))]))
+        losses_of(fields, target_of([box((5, 4), (0, 1), (0, 1))]))
     with pytest.raises(DataError, match=r"class id 1, but the model knows the classes 0\.\.0"):
-        losses_of(fields, target([box((4, 5), (0, 1), (0, 1))], class_ids=[1]))
+        losses_of(fields, target_of([box((4, 5), (0, 1), (0, 1))], class_ids=[1]))

@@ -17,7 +17,7 @@ from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.optimisation import Schedule
 from irn_pipeline.runtime.stage import FitStage, Job, MapStage, Produced, ReduceStage, run_stage
 from irn_pipeline.runtime.store import Artifact, RunFolder
-from irn_pipeline.runtime.training import finish_training, train
+from irn_pipeline.runtime.training import train
 from tests.runtime.samples import CountParams, Word, words
 
 PIECES, PIECE = 16, 4096
@@ -72,8 +72,7 @@ def _fit(job: Job[CountParams, Any]) -> int:
         folder=folder,
         name="fit",
     )
-    job.run.write(NETWORK, network.state_dict())
-    finish_training(folder)
+    job.write(NETWORK, network.state_dict())
     return seen
 
 

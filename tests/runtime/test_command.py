@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,26 @@ def test_a_flag_wins_over_the_file(pipeline: Pipeline[Source], tmp_path: Path) -
     config.write_text("upper: {repeat: 2}\nwords: three\n")
     pipeline.run_range(["1-2"], ["--config", str(config), *flags(tmp_path), "--upper.repeat", "3"])
     assert RunFolder(tmp_path / "run").read(UPPER, "w0") == "ONEONEONE"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("upper: {scales: 0.5}\n", "upper.scales must be a list, found 0.5; write 'scales: [0.5]'"),
+        ("upper:\n  scales:\n", "upper.scales must be a list, found nothing; write 'scales: [A, B]'"),
+        ("upper: {scales: {a: 1}}\n", "upper.scales must be a list, found {'a': 1}; write 'scales: [A, B]'"),
+    ],
+)
+def test_one_value_instead_of_a_list_names_file_and_remedy(
+    pipeline: Pipeline[Source], tmp_path: Path, content: str, message: str
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(content)
+    for run in (partial(pipeline.run_range, ["1-2"]), partial(pipeline.run_one, "upper")):
+        with pytest.raises(ConfigError) as caught:
+            run(["--config", str(config), *flags(tmp_path)])
+        assert str(caught.value) == f"{config}: {message}"
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_parameters_are_checked_before_the_first_stage(

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.faults import MemoryExhausted, WorkerDied, explained, write_fault
 from irn_pipeline.runtime.parallel import parallel_map, prefetch
 from irn_pipeline.runtime.stage import Job, Produced, run_stage
@@ -170,7 +171,7 @@ def test_a_worker_that_is_killed(tmp_path: Path) -> None:
     run_stage(made.count, job(tmp_path, CountParams(), text="a b c d e f"))
 
     def work(job: Job[Any, Any], pending: Sequence[Word]) -> Iterator[Produced]:
-        return parallel_map(Dies(tmp_path / "spared"), pending, 2)
+        return parallel_map(Dies(tmp_path / "spared"), pending, Execution(workers=2))
 
     upper = replace(made.upper, run=work)
     with pytest.raises(WorkerDied, match=r"of 6 pictures done.*--workers 1"):
@@ -203,6 +204,7 @@ import resource, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
+from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import parallel_map, prefetch
 from irn_pipeline.runtime.stage import Produced, run_stage
 from tests.runtime.samples import CountParams, Stages, UpperParams, job
@@ -220,7 +222,7 @@ folder, way = Path(sys.argv[1]), sys.argv[2]
 ways = {
     "direct": direct,
     "threads": lambda job, pending: prefetch(work, pending, 1),
-    "mapped": lambda job, pending: parallel_map(work, pending, 1),
+    "mapped": lambda job, pending: parallel_map(work, pending, Execution(workers=1)),
 }
 made = Stages()
 text = "one huge three four"
@@ -253,7 +255,7 @@ def _no_memory(word: Word) -> Produced:
 
 def test_a_lack_of_memory_names_its_item() -> None:
     for results in (
-        parallel_map(_no_memory, [Word("w0", "a")], 1),
+        parallel_map(_no_memory, [Word("w0", "a")], Execution(workers=1)),
         prefetch(_no_memory, [Word("w0", "a")], 1),
     ):
         with pytest.raises(MemoryExhausted, match="8 GB") as caught:
@@ -263,7 +265,7 @@ def test_a_lack_of_memory_names_its_item() -> None:
 
 def test_memory_that_lacks_for_all_is_an_error_not_a_list_of_skips(tmp_path: Path) -> None:
     def work(job: Job[Any, Any], pending: Sequence[Word]) -> Iterator[Produced]:
-        yield from parallel_map(_no_memory, pending, 1)
+        yield from parallel_map(_no_memory, pending, Execution(workers=1))
 
     upper = replace(Stages().upper, reads=(), run=work)
     with pytest.raises(MemoryExhausted):

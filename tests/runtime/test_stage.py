@@ -9,7 +9,7 @@ import pytest
 
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.runtime.stage import Produced, run_stage
-from irn_pipeline.runtime.store import RunFolder
+from irn_pipeline.runtime.store import RunFolder, StageRecord
 from tests.runtime.samples import REPORT, TOTAL, UPPER, CountParams, Stages, UpperParams, job
 
 
@@ -185,3 +185,26 @@ def test_common_problems_and_formats_are_told_once(
         "upper: 2 images skipped, the first is w1: no file a"
     ]
     assert [line for line in lines if "files" in line] == ["upper: 2 files: new, 1 files: old"]
+
+
+def test_the_state_of_a_training_goes_after_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, resume = Stages(), tmp_path / "count" / "resume.pt"
+    seen: list[tuple[bool, bool]] = []
+    write = RunFolder.write_record
+
+    def watched(run: RunFolder, record: StageRecord) -> None:
+        write(run, record)
+        if not record.complete:
+            resume.write_bytes(b"state")
+        seen.append((record.complete, resume.is_file()))
+
+    monkeypatch.setattr(RunFolder, "write_record", watched)
+    run_stage(stages.count, job(tmp_path, CountParams()))
+    assert seen == [(False, True), (True, True)]
+    assert not resume.exists()
+    resume.write_bytes(b"state")  # killed between the record and the removal
+    run_stage(stages.count, job(tmp_path, CountParams()))
+    assert stages.fits == 1
+    assert not resume.exists()

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from irn_pipeline.errors import CheckpointError, DataError
+from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.optimisation import Schedule
-from irn_pipeline.runtime.training import (
-    EpochSampler,
-    TrainingDiverged,
-    finish_training,
-    train,
-)
+from irn_pipeline.runtime.ranks import Ranks
+from irn_pipeline.runtime.training import EpochSampler, TrainingDiverged, train
 
 QUIET = Execution(device="cpu", quiet=True, seed=3)
 
@@ -169,13 +165,6 @@ def test_what_is_measured_after_an_epoch_is_recorded(tmp_path: Path) -> None:
     assert [(line["step"], line["ap50"]) for line in lines] == [(2, 0.25), (6, 0.75)]
 
 
-def test_finishing_removes_the_resume_file(tmp_path: Path) -> None:
-    Learner().train(tmp_path)
-    finish_training(tmp_path)
-    finish_training(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["losses.jsonl"]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, value: float) -> None:
     learner = Learner()
@@ -186,6 +175,33 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, value: floa
     assert "pictures a, b" in str(caught.value)
     assert torch.isfinite(learner.weights()).all()
     assert (tmp_path / "resume.pt").is_file()
+
+
+def one_of(count: int, rank: int) -> Ranks:
+    ranks = Ranks()
+    ranks.count, ranks.rank = count, rank
+    return ranks
+
+
+@pytest.mark.parametrize(("count", "batch", "processes"), [(13, 4, 2), (12, 6, 3), (3, 8, 4), (5, 1, 1)])
+def test_processes_divide_every_batch(count: int, batch: int, processes: int) -> None:
+    whole = EpochSampler(count, batch, seed=7)
+    parts = [EpochSampler(count, batch, seed=7, ranks=one_of(processes, rank)) for rank in range(processes)]
+    for sampler in (whole, *parts):
+        sampler.epoch = 2
+    order, share = list(whole), batch // processes
+    for start in range(0, len(whole), batch):
+        step = start // batch
+        seen = [key for part in parts for key in list(part)[step * share : (step + 1) * share]]
+        assert seen == order[start : start + batch]
+    assert {len(part) for part in parts} == {len(list(parts[0]))} == {len(whole) // processes}
+
+
+def test_a_batch_that_cannot_be_divided(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"a batch of 4 pictures cannot be divided among 3 .* --batch-size 6"
+    ):
+        Learner().train(tmp_path, ranks=one_of(3, 0))
 
 
 def test_a_set_smaller_than_a_batch(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ def test_impossible_words_and_flags(
         ("voc_rot: here\n", "did you mean 'voc_root'?"),
         ("train_cam: {epochs: many}\n", "epochs"),
         ("train_cam: 3\n", "train_cam"),
+        ("classes: cat\n", "wrong.yaml: classes must be a list, found 'cat'; write 'classes: [cat]'"),
         ("a: [", "YAML"),
     ],
 )

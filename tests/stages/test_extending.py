@@ -16,7 +16,7 @@ import torch
 from irn_pipeline.artifacts import CAM, IR_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
-from irn_pipeline.datasets.transforms import to_tensor
+from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.datasets.voc import load_voc
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.stage import Job, run_stage
@@ -150,7 +150,7 @@ def test_model(voc_root: Path, tmp_path: Path, load: Load) -> None:
     assert record.counts == {"images": 12}
     model, checkpoint = segmenter.load_segmenter(run, "pixel_net-on-truth", EXECUTION)
     assert (checkpoint.kind, checkpoint.class_names) == ("pixel_net", data.identity)
-    image = to_tensor(read_image(data.items[0].path)).float() / 255
+    image = to_unit_tensor(read_image(data.items[0].path))
     label = model.predict_label(image)
     assert label.shape == image.shape[1:]
     for mask, class_id in zip(

@@ -17,8 +17,8 @@ from torch import Tensor
 import stages.predict
 from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.export.voc_png import voc_palette
 from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.ops.palette import voc_palette
 from irn_pipeline.runtime.store import RunFolder, StageRecord
 from irn_pipeline.structures import Instances
 from stages.__main__ import main, stage_main

@@ -20,9 +20,6 @@ from irn_pipeline.artifacts import (
     SWEEP,
     WALKED_SCORES,
     Checkpoint,
-    WalkedScores,
-    read_walked_scores,
-    write_walked_scores,
 )
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError, ShapeError
@@ -34,6 +31,7 @@ from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.stage import Job, run_stage
 from irn_pipeline.runtime.store import RunFolder, StageRecord
 from irn_pipeline.structures import Cam
+from irn_pipeline.walked_scores import WalkedScores, read_walked_scores, write_walked_scores
 from stages import mine_relations, sweep, synthesize_labels
 from stages._scores import SemanticTally
 from stages._source import DataSet, Source, load_source

@@ -50,6 +50,22 @@
     return element;
   };
 
+  const chooser = (shown, [, uri, , , choices]) => {
+    const row = make("div", "choices");
+    for (const [name, address] of [["all", uri], ...choices]) {
+      const button = make("button", "", name);
+      button.type = "button";
+      const press = () => {
+        shown.src = address;
+        for (const other of row.children) other.setAttribute("aria-pressed", String(other === button));
+      };
+      button.setAttribute("aria-pressed", String(address === uri));
+      button.addEventListener("click", press);
+      row.append(button);
+    }
+    return row;
+  };
+
   const percent = (value) => `${(100 * value).toFixed(1)} %`;
   const facts = (picture) => {
     const found = [];
@@ -133,6 +149,8 @@
     chosen.style.maxWidth = `calc(68vh * ${picture.aspect})`;
     const element = make("figure");
     element.append(chosen, make("figcaption", "", picture.panels[panel][0]));
+    const drawn = picture.panels[panel];
+    if (drawn[4].length) element.append(chooser(chosen.lastChild, drawn));
     large.replaceChildren(element);
     strip.replaceChildren(...picture.panels.map((one, index) => {
       const small = figure(picture, one, one[0], () => show(place, index));

@@ -17,9 +17,17 @@ from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms
 from irn_pipeline.nn.segmenters.base import Segmenter, Target
 from irn_pipeline.ops.crf_soft import dense_crf_probabilities
-from irn_pipeline.structures import BACKGROUND, IGNORE, BoolArray, FloatArray, Instances, LabelArray
+from irn_pipeline.structures import (
+    BACKGROUND,
+    IGNORE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BoolArray,
+    FloatArray,
+    Instances,
+    LabelArray,
+)
 
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _ATROUS_RATES = (6, 12, 18)
 """Published rates for stride 16; torchvision's default is for stride 8."""
 _NORM_GROUPS = 32
@@ -222,7 +230,7 @@ def label_components(label: LabelArray, probabilities: FloatArray) -> Instances:
 
 
 def _normalised(image: Tensor) -> Tensor:
-    return TF.normalize(image, _MEAN, _STD)
+    return TF.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -10,8 +10,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms
+from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD
 
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _FIRST_STAGE = {4: 1, 8: 2}
 
 
@@ -40,7 +40,7 @@ class PyramidFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) pictures in [0, 1] -> (B, channels, ceil(H / stride), ceil(W / stride))."""
-        stages = self.backbone(TF.normalize(images, _MEAN, _STD))[self.first :]
+        stages = self.backbone(TF.normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD)))[self.first :]
         fused = self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(stages)))
         finest: Tensor = fused["0"]
         return finest

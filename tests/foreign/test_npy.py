@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.runtime.safe_pickle import load_pickled_npy
+from irn_pipeline.foreign.npy import load_pickled_npy
 
 
 class Calls:

@@ -1,0 +1,66 @@
+"""Files of walked activation maps, from which labels can be made again with other thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from irn_pipeline.errors import ArtifactError, ShapeError
+from irn_pipeline.foreign.files import open_regular
+from irn_pipeline.foreign.npz import read_npz
+from irn_pipeline.structures import IGNORE, IntArray, strided_size
+
+
+@dataclass(frozen=True)
+class WalkedScores:
+    """Walked activation maps of one picture's instances, from which labels can be made with any threshold.
+
+    Attributes:
+        class_ids: (M,) int64 class of each map, 0..C-1.
+        maps: (M, h, w) float16 at stride 4, divided by the largest value of them all.
+        size: (H, W) of the picture in pixels.
+    """
+
+    class_ids: IntArray
+    maps: npt.NDArray[np.float16]
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        count, grid = len(self.class_ids), strided_size(self.size)
+        if self.class_ids.ndim != 1 or self.maps.dtype != np.float16 or self.maps.shape != (count, *grid):
+            raise ShapeError(
+                f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} picture must be "
+                f"{(count, *grid)} float16, got {self.maps.shape} {self.maps.dtype}"
+            )
+
+
+def read_walked_scores(path: Path) -> WalkedScores:
+    """Read walked scores; nothing the file holds is run.
+
+    Raises:
+        ArtifactError: it is damaged, hostile, or its arrays do not fit one another.
+    """
+    try:
+        with open_regular(path) as stream:
+            ids, maps, size = read_npz(stream, ("class_ids", "maps", "size"))
+        class_ids, (height, width) = ids.astype(np.int64), size.tolist()
+        if not np.isfinite(maps).all() or (class_ids < 0).any() or (class_ids >= IGNORE - 1).any():
+            raise ShapeError("its maps are not finite, or its class ids no class ids")
+        return WalkedScores(class_ids, maps, (height, width))
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many types for damaged and for hostile files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ArtifactError(
+            f"{path}: holds no walked scores ({reason}); delete it and run stage synthesize_labels "
+            "with --keep-scores again"
+        ) from error
+
+
+def write_walked_scores(path: Path, scores: WalkedScores) -> None:
+    """Write walked scores as an .npz file of three arrays: class_ids, maps, size."""
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, class_ids=scores.class_ids, maps=scores.maps, size=np.array(scores.size))

@@ -1,0 +1,43 @@
+"""Little memory and little time for the code of a block, so that what wants more fails; and what wants more."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MEBIBYTE = 1 << 20
+
+
+class TooSlow(Exception):
+    """The block took too long."""
+
+
+@contextmanager
+def little(megabytes: int = 512, seconds: int = 20) -> Iterator[None]:
+    """Raise MemoryError, or TooSlow, in a block that takes more than this beyond what is taken already."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    signal.signal(signal.SIGALRM, _stop)
+    signal.alarm(seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (megabytes << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.alarm(0)
+
+
+def _stop(*_: object) -> None:
+    raise TooSlow
+
+
+def packed_zeros(count: int, start: bytes = b"", window: int = -15) -> bytes:
+    """A deflate stream of `start` and of `count` MiB of zeros: 1 kB each."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, window)
+    head = packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(MEBIBYTE)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * count + packer.flush()
