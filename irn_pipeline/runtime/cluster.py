@@ -96,14 +96,21 @@ def _stream(
             while not finished.has_ready():
                 crew.look()
                 time.sleep(_POLL)
-            for future, outcome in finished.next_batch(block=False):
+            # Results before errors: those that came are kept.
+            for future, outcome in sorted(finished.next_batch(block=False), key=_has_failed):
                 item = running.pop(future)
+                if future.status == "error":
+                    crew.look(at_once=True)  # one that came just now and is unfit would explain it
                 if future.status != "finished":
                     raise _told(future.status, outcome, item)
                 yield outcome
     finally:
         if running and client.status == "running":
             client.cancel(list(running), force=True)
+
+
+def _has_failed(pair: tuple[distributed.Future, object]) -> bool:
+    return bool(pair[0].status != "finished")
 
 
 class _Crew:
@@ -128,14 +135,17 @@ class _Crew:
         """Tasks to keep in flight."""
         return max(_AHEAD * sum(self._threads.values()), _LEAST_AHEAD)
 
-    def look(self) -> None:
+    def look(self, *, at_once: bool = False) -> None:
         """Look who is there, now and then.
+
+        Args:
+            at_once: not only when it is time to.
 
         Raises:
             ConfigError: a worker that has come cannot do the work.
             WorkerDied: the scheduler was lost.
         """
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_look and not at_once:
             return
         try:
             there = dict(self._client.nthreads())
@@ -153,7 +163,7 @@ class _Crew:
                 raise ConfigError(f"Dask worker {address} {problem}")
         gone = [address for address in self._threads if address not in there]
         if gone:
-            logger.info("%d Dask workers left (%s): what they had goes to others", len(gone), ", ".join(gone))
+            logger.info("Dask workers left (%s): what they had goes to others", ", ".join(gone))
         if not there and not self._alone:
             logger.warning("the Dask cluster has no worker now; waiting for one")
         self._alone = not there
@@ -212,6 +222,4 @@ def _told(status: str, outcome: object, item: object) -> Exception:
             "what is finished is kept: give the workers more memory or fewer threads (their logs tell more), or leave "
             "that picture out, then give the same command again"
         )
-    if isinstance(error, ModuleNotFoundError):
-        return ConfigError(f"a Dask worker {_unfit(error)}")
     return error
