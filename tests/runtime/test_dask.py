@@ -228,7 +228,8 @@ def test_a_worker_without_the_package(cluster: Cluster, tmp_path: Path) -> None:
     unfit = cluster.start(str(tmp_path))
     until(lambda: len(cluster.scheduler.scheduler_info["workers"]) == 2)
     with pytest.raises(
-        ConfigError, match=r"cannot load what it shall run \(Exception: ModuleNotFoundError.*install this"
+        ConfigError,
+        match=r"cannot load what it shall run \(Exception: (ModuleNotFound|Import)Error.*install this",
     ):
         list(parallel_map(upper, tasks(20), cluster.execution))
     unfit.kill()
