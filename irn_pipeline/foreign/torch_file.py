@@ -1,8 +1,8 @@
 """Read `torch.save` files after a look at what they announce.
 
 `torch.load(weights_only=True)` runs no code, but reserves what a file names: a bytearray of any length, a tensor
-larger than its storage, what a compressed archive unpacks to; and it trusts a file on the length of a storage. So the
-pickle in it is read first by a machine that makes nothing.
+larger than its storage, what a compressed archive unpacks to. So the pickle in it is read first by a machine that
+makes nothing.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.foreign.text import plain_line
+from irn_pipeline.foreign.text import plain_lines
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,10 @@ def seed_everything(seed: int) -> None:
 
 
 class _PlainFormatter(logging.Formatter):
+    """Tables keep their lines; what a file name could steer a terminal with does not pass."""
+
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return plain_line(super().formatMessage(record))
+        return plain_lines(super().formatMessage(record))
 
 
 def set_up_logging(*, quiet: bool) -> None:

@@ -219,10 +219,12 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
             else:
                 formats.update(filter(None, [produced.file_format]))
                 for artifact, value in zip(writes, produced.values, strict=True):
-                    with job.clock.section("write"):
+                    with waited.section("write"):
                         job.run.write(artifact, value, produced.image_id)
             bar.update()
     add_workers_time(job, elsewhere, waited.seconds.get("results", 0.0))
+    if "write" in waited.seconds:  # told last, as it comes last
+        job.clock.add("write", waited.seconds["write"])
     log_counted(stage, problems, formats)
     skipped = len(problems)
     counts = {"images": len(pending) - skipped, "kept": len(share) - len(pending), "skipped": skipped}

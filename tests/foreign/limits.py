@@ -12,22 +12,34 @@ from pathlib import Path
 MEBIBYTE = 1 << 20
 
 
-class TooSlow(Exception):
-    """The block took too long."""
+_WAIT = 15
+"""Seconds of waiting for each second of work: a machine may be busy with other things."""
+
+
+class TooSlow(BaseException):
+    """The block took too long; no Exception, which readers turn into errors of their own."""
 
 
 @contextmanager
 def little(megabytes: int = 512, seconds: int = 20) -> Iterator[None]:
-    """Raise MemoryError, or TooSlow, in a block that takes more than this beyond what is taken already."""
+    """Raise MemoryError, or TooSlow, in a block that takes more than this beyond what is taken already.
+
+    Args:
+        megabytes: of address space.
+        seconds: of work; a block that only waits is stopped as well, much later.
+    """
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    signal.signal(signal.SIGALRM, _stop)
-    signal.alarm(seconds)
+    for kind in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(kind, _stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(seconds * _WAIT)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (megabytes << 20), before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
 
 

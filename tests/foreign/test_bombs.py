@@ -21,7 +21,7 @@ from irn_pipeline.foreign import pickle_machine
 from irn_pipeline.foreign.npy import load_pickled_npy
 from irn_pipeline.nn.backbone import read_state_dict
 from irn_pipeline.walked_scores import read_walked_scores
-from tests.foreign.limits import MEBIBYTE, little, packed_zeros
+from tests.foreign.limits import MEBIBYTE, TooSlow, little, packed_zeros
 from tests.fuzz.seeds import pickle_header
 
 HEAD = b"\x80\x04"
@@ -215,3 +215,11 @@ def test_storages_and_tensors_larger_than_the_file(tmp_path: Path, zipped: bool)
             )
         assert b"J\xff\xff\xff\x7f" in path.read_bytes()
         refused_checkpoint(path)
+
+
+def test_the_limits_of_these_tests_do_stop_a_block() -> None:
+    with pytest.raises(TooSlow), little(seconds=1):
+        while True:
+            pass
+    with pytest.raises(MemoryError), little(megabytes=64):
+        bytearray(128 << 20)
