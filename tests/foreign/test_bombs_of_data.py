@@ -171,9 +171,9 @@ def test_masks_that_do_not_fit_into_memory(data: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"<a>" * 300_000,
-        b"<a><object><name>" + b"x\n" * 200_000 + b"</name></object></a>",
-        b"<a>" + b"<object><name>dog</name></object>" * 20_000 + b"<x>" * 200_000,
+        pytest.param(b"<a>" * 300_000, id="deep"),
+        pytest.param(b"<a><object><name>" + b"x\n" * 200_000 + b"</name></object></a>", id="long"),
+        pytest.param(b"<a>" + b"<object><name>dog</name></object>" * 20_000 + b"<x>" * 200_000, id="both"),
     ],
 )
 def test_deep_and_long_xml(data: Path, content: bytes) -> None:
