@@ -154,7 +154,7 @@ def _mean_displacement(
     for record in progress(share, "mean displacement", quiet=job.execution.quiet):
         image = to_tensor(read_image(record.path))[..., :side, :side]
         with job.execution.autocast():
-            _, displacement = network(normalise(image.to(device))[None])
+            displacement = network.displacement_field(normalise(image.to(device))[None])
         means[record.image_id] = displacement.float().mean(dim=(0, 2, 3)).cpu()
     # In the order of the pictures, whoever has worked on which: the sum is the same to the last bit.
     found = {image_id: mean for part in job.ranks.gather(means) for image_id, mean in part.items()}

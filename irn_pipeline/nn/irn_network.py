@@ -82,6 +82,10 @@ class IrnNetwork(nn.Module):
         features = self._features(images)
         return self._boundary_logits(features), self._displacement(features)
 
+    def displacement_field(self, images: Tensor) -> Tensor:
+        """The displacement alone, as `forward` gives it, without the boundary branch's work."""
+        return self._displacement(self._features(images))
+
     @torch.no_grad()
     def _features(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(images, frozen_stages=5))

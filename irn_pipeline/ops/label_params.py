@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+InstanceScore: TypeAlias = Literal["max", "mean"]
+"""What an instance's score is: the largest value of its map inside it, as published, or the mean of them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class LabelParams:
     """Score of the background in the semantic label."""
     instance_bg_threshold: float = 0.25
     """Score of the background in the instance label."""
+    instance_score: InstanceScore = "max"
+    """Score of an instance: its map's largest value inside it (published), or the mean, which ranks better."""
     min_area: float = 0.01
     """Share of the picture below which a component is a fragment."""
     keep_fragments: bool = True

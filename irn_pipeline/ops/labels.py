@@ -11,7 +11,7 @@ from torch import Tensor
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.cam import require_one_map_per_class
 from irn_pipeline.ops.clustering import instance_map
-from irn_pipeline.ops.label_params import LabelParams, SynthesisParams, WalkParams
+from irn_pipeline.ops.label_params import InstanceScore, LabelParams, SynthesisParams, WalkParams
 from irn_pipeline.ops.masks import instances_from_index, label_from_index
 from irn_pipeline.ops.random_walk import random_walk
 from irn_pipeline.ops.upsampled_argmax import argmax_upsampled
@@ -138,6 +138,7 @@ def labels_from_scores(
         bg_threshold=params.instance_bg_threshold,
         min_area=params.min_area,
         keep_fragments=params.keep_fragments,
+        instance_score=params.instance_score,
     )
     return label, instances
 
@@ -174,7 +175,12 @@ def labels_over_thresholds(
         yield (
             label,
             instances_from_index(
-                chosen, score, class_ids, min_area=params.min_area, keep_small=params.keep_fragments
+                chosen,
+                score,
+                class_ids,
+                min_area=params.min_area,
+                keep_small=params.keep_fragments,
+                instance_score=params.instance_score,
             ),
         )
 
@@ -254,6 +260,7 @@ def instance_label(
     bg_threshold: float = 0.25,
     min_area: float = 0.01,
     keep_fragments: bool = True,
+    instance_score: InstanceScore = "max",
 ) -> Instances:
     """Connected components of the regions where one instance's map is the largest.
 
@@ -264,12 +271,20 @@ def instance_label(
         bg_threshold: score of the background, relative to the largest value of all maps.
         min_area: share of the picture below which a component is a fragment.
         keep_fragments: keep fragments, with the score 0; False leaves them out.
+        instance_score: largest or mean value of the instance's map inside it.
 
     Returns:
-        Instances; the score is the largest value of the instance's map inside it, in (0, 1], or 0.
+        Instances; the score is in (0, 1], or 0.
 
     Raises:
         ShapeError: maps, class ids and size do not fit together.
     """
     index, score = argmax_upsampled(walked, size, bg_threshold)
-    return instances_from_index(index, score, class_ids, min_area=min_area, keep_small=keep_fragments)
+    return instances_from_index(
+        index,
+        score,
+        class_ids,
+        min_area=min_area,
+        keep_small=keep_fragments,
+        instance_score=instance_score,
+    )

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from irn_pipeline.errors import ShapeError
+from irn_pipeline.ops.label_params import InstanceScore
 from irn_pipeline.structures import IGNORE, BoolArray, FloatArray, Instances, IntArray, LabelArray
 
 
@@ -69,6 +70,7 @@ def instances_from_index(
     *,
     min_area: float = 0.01,
     keep_small: bool = True,
+    instance_score: InstanceScore = "max",
 ) -> Instances:
     """Instances that are the 4-connected components of every region of one index.
 
@@ -78,9 +80,10 @@ def instances_from_index(
         class_ids: (M,) class of each map.
         min_area: share of the picture below which a component is a fragment.
         keep_small: keep fragments, with the score 0; False leaves them out.
+        instance_score: largest or mean value of `score` inside an instance.
 
     Returns:
-        Instances in the order of their maps; their score is the largest value of `score` inside them.
+        Instances in the order of their maps.
 
     Raises:
         ShapeError: index and score differ in shape, or index names a map that does not exist.
@@ -107,7 +110,8 @@ def instances_from_index(
                 slice(outer.start + inner.start, outer.start + inner.stop)
                 for outer, inner in zip(region, box, strict=True)
             )
-            value = 0.0 if small else float(score[window][inside].max())
+            values = score[window][inside]
+            value = 0.0 if small else float(values.max() if instance_score == "max" else values.mean())
             found.append((window, inside, value, int(class_ids[position])))
     masks = np.zeros((len(found), *index.shape), np.bool_)
     for mask, (window, inside, _, _) in zip(masks, found, strict=True):

@@ -90,6 +90,8 @@ def test_the_prediction_is_that_of_the_network_on_picture_and_mirror(monkeypatch
         logits, field = network(torch.stack([image, image.flip(-1)]))
     torch.testing.assert_close(boundary, torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2))
     torch.testing.assert_close(displacement, field[0])
+    with torch.no_grad():
+        torch.testing.assert_close(network.displacement_field(image[None])[0], field[0])
     cams = CamNetwork(num_classes=3, backbone="resnet18").eval()
     with torch.no_grad():
         maps = cams.activation_maps(torch.stack([image, image.flip(-1)]))

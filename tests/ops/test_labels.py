@@ -148,6 +148,12 @@ def test_parameters_reach_their_place(two_objects):
     assert len(none) > 0 and not none.scores.any()
     _, dropped = synthesize(*arguments, SynthesisParams(min_area=1.0, keep_fragments=False))
     assert len(dropped) == 0
+    by_maximum, by_mean = (
+        synthesize(*arguments, SynthesisParams(instance_score=kind))[1] for kind in ("max", "mean")
+    )
+    assert (by_maximum.masks == by_mean.masks).all() and by_maximum.scores.max() == 1
+    counted = by_maximum.scores > 0
+    assert (by_mean.scores[counted] < by_maximum.scores[counted]).all() and by_mean.scores[counted].min() > 0
 
 
 @pytest.mark.parametrize("classes", [0, 2])
@@ -219,17 +225,26 @@ def test_synthesis_is_walk_then_labels_and_half_precision_keeps_them(seed):
     assert (parts.masks.any(0) == instances.masks.any(0)).mean() >= 0.999
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_several_thresholds_equal_one_after_the_other(seed):
+@pytest.mark.parametrize(("seed", "kind"), [(0, "max"), (1, "mean")])
+def test_several_thresholds_equal_one_after_the_other(seed, kind):
     picture = random_picture(seed)
     walked, owners = walk_scores(*picture, SynthesisParams(exp_times=3))
     thresholds = (0.3, 0.0, 0.1, 0.7, 1.0)
     found = list(
-        labels_over_thresholds(walked, owners, picture[4], thresholds, SynthesisParams(min_area=0.005))
+        labels_over_thresholds(
+            walked,
+            owners,
+            picture[4],
+            thresholds,
+            SynthesisParams(min_area=0.005, instance_score=kind),
+        )
     )
     for threshold, (label, instances) in zip(thresholds, found, strict=True):
         params = SynthesisParams(
-            semantic_bg_threshold=threshold, instance_bg_threshold=threshold, min_area=0.005
+            semantic_bg_threshold=threshold,
+            instance_bg_threshold=threshold,
+            min_area=0.005,
+            instance_score=kind,
         )
         expected, parts = labels_from_scores(walked, owners, picture[4], params)
         assert (label == expected).all()

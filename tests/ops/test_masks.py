@@ -59,6 +59,9 @@ def test_components_split_at_diagonals_and_small_ones_score_zero():
         [[1, 2]],
         [[0, 3], [1, 3]],
     ]
+    mean = instances_from_index(index, score, np.array([7, 3]), min_area=2 / 12, instance_score="mean")
+    np.testing.assert_allclose(mean.scores, [0.5, 0, 0.8])
+    assert (mean.masks == instances.masks).all()
     kept = instances_from_index(index, score, np.array([7, 3]), min_area=2 / 12, keep_small=False)
     assert kept.class_ids.tolist() == [7, 3] and (kept.masks == instances.masks[[0, 2]]).all()
 
