@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,8 @@ class SegmenterParams:
     """Which torchvision ResNet; or erfnet (spatial_embeddings only)."""
     backbone_weights: str = "imagenet"
     """Start from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    frozen_stages: int = field(default=0, metadata={"fingerprint": "unless default"})
+    """Stages of the ResNet that do not learn, 0 to 5: 3 is conv1, layer1 and layer2; faster, for few labels."""
     start_from: str | None = None
     """For semiconv_mask_rcnn: path of a trained mask_rcnn's network.pt to attach the new branch to."""
     epochs: int | None = None
@@ -125,6 +127,12 @@ def trained_variants(run: RunFolder) -> tuple[str, ...]:
 
 def build_segmenter(params: SegmenterParams, num_classes: int) -> Segmenter:
     """The model that the parameters describe, untrained."""
+    model = _untrained(params, num_classes)
+    model.freeze_stages(params.frozen_stages)
+    return model
+
+
+def _untrained(params: SegmenterParams, num_classes: int) -> Segmenter:
     # Not above: they need torchvision, which takes longer to import than the rest of the program.
     from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
     from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter

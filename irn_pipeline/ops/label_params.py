@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 InstanceScore: TypeAlias = Literal["max", "mean"]
@@ -35,7 +35,7 @@ class LabelParams:
     """Score of the background in the semantic label."""
     instance_bg_threshold: float = 0.25
     """Score of the background in the instance label."""
-    instance_score: InstanceScore = "max"
+    instance_score: InstanceScore = field(default="max", metadata={"fingerprint": "unless default"})
     """Score of an instance: its map's largest value inside it (published), or the mean, which ranks better."""
     min_area: float = 0.01
     """Share of the picture below which a component is a fragment."""

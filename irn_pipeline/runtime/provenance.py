@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,16 @@ def result_params(params: Any) -> dict[str, Any]:
 
     Args:
         params: a dataclass; fields with the metadata {"fingerprint": False} do not count, such as a choice
-            between two ways to the same result.
+            between two ways to the same result. Fields with {"fingerprint": "unless default"} count when they
+            are set: they came with a later version, and folders of an earlier one stay valid.
     """
-    counted = [field.name for field in fields(params) if field.metadata.get("fingerprint", True)]
     values = asdict(params)
-    return {name: values[name] for name in counted}
+    return {field.name: values[field.name] for field in fields(params) if _counts(field, values)}
+
+
+def _counts(field: Field[Any], values: dict[str, Any]) -> bool:
+    counts = field.metadata.get("fingerprint", True)
+    return bool(counts) and (counts != "unless default" or values[field.name] != field.default)
 
 
 def stage_fingerprint(stage: Stage[Any], job: Job[Any, Any], reads: dict[str, str]) -> str:
@@ -72,25 +77,26 @@ def fingerprints_kept(run: RunFolder, previous: StageRecord) -> dict[str, str]:
     }
 
 
-def refusal(
-    folder: Path, params: Mapping[str, Any], reads: Mapping[str, str], previous: StageRecord, remedy: str
-) -> str:
+def refusal(folder: Path, params: Any, reads: Mapping[str, str], previous: StageRecord, remedy: str) -> str:
     """Why results cannot stay beside those that a folder holds, in one line.
 
     Args:
         folder: of the stage.
-        params: the parameters that count, now.
+        params: the parameters now, a dataclass as for `result_params`.
         reads: fingerprint of every stage that is read, now.
         previous: the record of what the folder holds.
         remedy: what to do.
     """
     # Compare as JSON keeps them: tuples come back as lists.
-    now = {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
-    changed = [
-        f"{name} was {previous.params.get(name)}, is now {value}"
-        for name, value in now.items()
-        if previous.params.get(name) != value
-    ]
+    values, counted = asdict(params), result_params(params)
+    changed = []
+    for field in fields(params):
+        name, value = field.name, values[field.name]
+        value = list(value) if isinstance(value, tuple) else value
+        # An earlier version's record has no word on what came later; only there is nothing to compare.
+        told = name in previous.params or name in counted
+        if field.metadata.get("fingerprint", True) and told and previous.params.get(name) != value:
+            changed.append(f"{name} was {previous.params.get(name)}, is now {value}")
     changed += [
         f"the results of {name} it reads were made anew"
         for name in reads

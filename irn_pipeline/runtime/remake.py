@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.runtime.declaration import Job, MapStage, Remake
-from irn_pipeline.runtime.provenance import fingerprints_kept, refusal, result_params, stage_fingerprint
+from irn_pipeline.runtime.provenance import fingerprints_kept, refusal, stage_fingerprint
 from irn_pipeline.runtime.store import StageRecord, remove
 
 
@@ -37,14 +37,16 @@ def begin_remake(
             f"run {stage.name} with {remake.keep_flag} first"
         )
     reads = fingerprints_kept(job.run, previous)
-    values = {name: previous.params.get(name, getattr(job.params, name)) for name in remake.free}
+    # What an earlier version's record does not name had the default's effect.
+    defaults = {entry.name: entry.default for entry in fields(job.params)}
+    values = {name: previous.params.get(name, defaults[name]) for name in remake.free}
     then = replace(job, params=replace(job.params, **values))
     if stage_fingerprint(stage, then, reads) != previous.fingerprint:
         remedy = (
             f"with {remake.flag} only {', '.join(remake.free)} may change; give the others as they were, or "
             f"--overwrite {remake.keep_flag} without {remake.flag} to build this stage again"
         )
-        raise ArtifactError(refusal(folder, result_params(then.params), reads, previous, remedy))
+        raise ArtifactError(refusal(folder, then.params, reads, previous, remedy))
     if stage_fingerprint(stage, job, reads) == previous.fingerprint and not job.execution.overwrite:
         return reads
     made = [artifact for artifact in stage.writes if artifact is not source]

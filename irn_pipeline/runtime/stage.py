@@ -33,7 +33,6 @@ from irn_pipeline.runtime.provenance import (
     OTHER_FOLDER,
     fingerprints_read,
     refusal,
-    result_params,
     stage_fingerprint,
 )
 from irn_pipeline.runtime.ranks import ALONE
@@ -135,8 +134,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> _Begun:
             and previous.fingerprint != fingerprint
             and not isinstance(stage, ReduceStage)
         ):
-            now = result_params(job.params)
-            raise ArtifactError(refusal(place, now, reads, previous, OTHER_FOLDER))
+            raise ArtifactError(refusal(place, job.params, reads, previous, OTHER_FOLDER))
     record = StageRecord(
         stage=folder,
         fingerprint=fingerprint,

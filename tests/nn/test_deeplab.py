@@ -377,3 +377,11 @@ def test_wrong_labels_are_refused(asked):
         asked.losses([torch.rand(3, 32, 32)], [label_of((32, 32), value=3)])
     with pytest.raises(ShapeError, match=r"\(32, 32\)"):
         asked.losses([torch.rand(3, 32, 32)], [label_of((32, 31))])
+
+
+def test_the_maps_of_a_mirrored_picture_are_mirrored(asked):
+    image = torch.randn(3, 48, 64)
+    maps = asked.paired_activation_maps(image)
+    assert maps.shape == (NUM_CLASSES, 3, 4)
+    assert float(maps.min()) >= 0 and float(maps.sum(0).max()) <= 2
+    torch.testing.assert_close(asked.paired_activation_maps(image.flip(-1)).flip(-1), maps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,21 @@ def test_scores_come_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match=r"a\.npz: holds no walked scores"):
             read_walked_scores(path)
+
+
+def test_labels_of_an_earlier_version_are_made_again_with_what_came_later(
+    bench: Bench, run: RunFolder
+) -> None:
+    bench.work(run, keep_scores=True, min_area=0.0)
+    record = run.record("synthesize_labels")
+    assert record is not None and record.params["instance_score"] == "max"
+    earlier = {name: value for name, value in record.params.items() if name != "instance_score"}
+    run.write_record(replace(record, params=earlier))
+    bench.work(run, keep_scores=True, min_area=0.0)  # the same, as what came later has its default
+    masks = [run.read(INSTANCE_LABEL, item.image_id) for item in bench.data.items]
+    bench.work(run, from_scores=True, min_area=0.0, instance_score="mean")
+    for item, before in zip(bench.data.items, masks, strict=True):
+        now = run.read(INSTANCE_LABEL, item.image_id)
+        assert np.array_equal(now.masks, before.masks) and (now.scores <= before.scores + 1e-6).all()
+    with pytest.raises(ArtifactError, match="instance_score was mean, is now max"):
+        bench.work(run, keep_scores=True, min_area=0.0)

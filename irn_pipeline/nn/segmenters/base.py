@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,8 +11,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.nn.backbone import Backbone
+from irn_pipeline.nn.backbone import NUM_STAGES, Backbone
 from irn_pipeline.structures import Instances, LabelArray
+
+_STAGE_IN_NAME = re.compile(r"(?:^|\.)(?:backbone|body)\.(?:conv1|bn1|layer([1-4]))\.")
+"""A parameter of a torchvision ResNet, whatever model it is part of; the layers carry their number."""
 
 
 class Target(Protocol):
@@ -96,6 +100,23 @@ class Segmenter(nn.Module, ABC):
         raise ConfigError(
             f"{type(self).__name__} has no ResNet to fill; use --backbone-weights none, or another --backbone"
         )
+
+    def freeze_stages(self, count: int) -> None:
+        """Let the first stages of the ResNet (conv1, then the four layers) learn nothing more.
+
+        Raises:
+            ConfigError: there are no so many stages, or the model is built on no ResNet.
+        """
+        if not 0 <= count <= NUM_STAGES:
+            raise ConfigError(f"frozen_stages must be 0 to {NUM_STAGES}, got {count}")
+        found = False
+        for name, parameter in self.named_parameters():
+            stage = _STAGE_IN_NAME.search(name)
+            if stage is not None and int(stage[1] or 0) < count:
+                parameter.requires_grad_(False)
+                found = True
+        if count and not found:
+            raise ConfigError("frozen_stages is for models that are built on a ResNet; leave it at 0")
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups: here one with everything that learns."""

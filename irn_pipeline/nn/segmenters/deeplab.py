@@ -14,7 +14,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
-from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms
+from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms, memory_batches
 from irn_pipeline.nn.segmenters.base import Segmenter, Target
 from irn_pipeline.ops.crf_soft import dense_crf_probabilities
 from irn_pipeline.structures import (
@@ -114,6 +114,20 @@ class DeepLabV3(Segmenter):
     ) -> LabelArray:
         """Most probable label of every pixel, after the CRF if there is one: (H, W) uint8."""
         return self._label(image, self._probabilities(image))
+
+    @torch.no_grad()
+    def paired_activation_maps(self, image: Tensor) -> Tensor:
+        """Class probabilities of a picture plus those of its mirror flipped back, as maps to begin anew with.
+
+        Args:
+            image: (3, H, W) normalised picture.
+
+        Returns:
+            (C, ceil(H / 16), ceil(W / 16)) maps in [0, 2], those of `CamNetwork.paired_activation_maps` in kind.
+        """
+        pair = memory_batches(torch.stack([image, image.flip(-1)]))
+        maps = torch.cat([self._logits(images).softmax(1)[:, 1:] for images in pair])
+        return maps[0] + maps[1].flip(-1)
 
     def load_backbone(self, source: Backbone) -> None:
         """Start from a ResNet's weights.
