@@ -23,7 +23,7 @@ lint: ## check format and style
 	@python=$$(./setup_env.sh dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check .
 
 types: ## check type annotations
-	@python=$$(./setup_env.sh dev) && "$$python" -m mypy irn_pipeline stages
+	@python=$$(./setup_env.sh dev) && "$$python" -m mypy irn_pipeline stages benchmarks
 
 licenses: ## the table of docs/LICENSES.md, from what the installed packages say of themselves (needs uv)
 	@python=$$(./setup_env.sh dev) && uv tool run pip-licenses --python "$$python" --from=mixed --format=markdown \

@@ -1,9 +1,9 @@
-"""Pictures a second of every model trained on the labels: one picture at a time, random weights.
+"""Pictures a second of every model trained on the labels, and how much of it is the network: one picture at a time.
 
-python -m benchmarks.segmenter_speed [--sizes 512x512 1024x2048] [--backbone resnet18] [--repeats 3]
+python -m benchmarks.segmenter_speed [--run-dir RUN] [--sizes 512x512 1024x2048] [--backbone resnet18] [--repeats 3]
 
-Random weights find other things than trained ones; the time of the network does not depend on it, that of what comes
-after it does.
+Of a run folder, its trained models; else models of random weights. The time of a network does not depend on its
+weights, that of what comes after it does: untrained embeddings take half of all pixels for objects.
 """
 
 from __future__ import annotations
@@ -12,48 +12,110 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from stages._segmenter import MODELS, SegmenterParams, build_segmenter
+from irn_pipeline.datasets.synthetic import make_picture
+from irn_pipeline.datasets.transforms import to_unit_tensor
+from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.store import RunFolder
+from stages._segmenter import MODELS, SegmenterParams, build_segmenter, load_segmenter, trained_variants
+
+_NUM_CLASSES = 20
 
 
-def seconds_a_picture(model: torch.nn.Module, size: tuple[int, int], repeats: int) -> float:
-    """The fastest of some predictions of one random picture, after one that is not counted."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand((3, *size), generator=generator)
-    model.predict(image)
+@dataclass(frozen=True)
+class Entry:
+    """A model to measure; `build` makes it for pictures of a size."""
+
+    name: str
+    backbone: str
+    build: Callable[[tuple[int, int]], Segmenter]
+
+
+def untrained(backbone: str) -> Iterator[Entry]:
+    """Every model on a ResNet, and SpatialEmbeddings on ERFNet, with random weights."""
+    for name, own in [*((model, backbone) for model in MODELS), ("spatial_embeddings", "erfnet")]:
+        params = SegmenterParams(model=name, backbone=own)  # type: ignore[arg-type]
+
+        def build(size: tuple[int, int], params: SegmenterParams = params) -> Segmenter:
+            # The Mask R-CNNs look at the picture as it is.
+            torch.manual_seed(0)
+            return build_segmenter(replace(params, short_side=min(size), long_side=max(size)), _NUM_CLASSES)
+
+        yield Entry(name, own, build)
+
+
+def trained(run: RunFolder, execution: Execution) -> Iterator[Entry]:
+    """The trained models of a run folder."""
+    for name in trained_variants(run):
+        model, checkpoint = load_segmenter(run, name, execution)
+
+        def build(size: tuple[int, int], model: Segmenter = model) -> Segmenter:
+            if isinstance(model, MaskRcnnSegmenter):
+                resize = model.model.transform
+                resize.min_size, resize.max_size = (min(size),), max(size)
+            return model
+
+        yield Entry(name, checkpoint.backbone, build)
+
+
+def fastest(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of some runs, after one that is not counted."""
+    work()
     found = []
     for _ in range(repeats):
         start = time.perf_counter()
-        model.predict(image)
+        work()
         found.append(time.perf_counter() - start)
     return min(found)
+
+
+@torch.no_grad()
+def seconds_of(model: Segmenter, image: Tensor, repeats: int) -> tuple[float, float | None]:
+    """Seconds of a prediction, and of the network in it; None for detectors, which are one with what comes after."""
+    whole = fastest(lambda: model.predict(image), repeats)
+    if isinstance(model, MaskRcnnSegmenter):
+        return whole, None
+    return whole, fastest(lambda: model(image[None]), repeats)
 
 
 def main() -> None:
     """Measure every model at every size; one JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--sizes", nargs="+", default=["512x512", "1024x2048"])
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    chosen = [(model, arguments.backbone) for model in MODELS] + [("spatial_embeddings", "erfnet")]
-    for name, backbone in chosen:
-        torch.manual_seed(0)
+    execution = Execution(device=arguments.device)
+    device = execution.torch_device()
+    entries = (
+        untrained(arguments.backbone)
+        if arguments.run_dir is None
+        else trained(RunFolder(arguments.run_dir), execution)
+    )
+    for entry in entries:
         for text in arguments.sizes:
             height, width = (int(part) for part in text.split("x"))
-            # The Mask R-CNNs look at the picture as it is.
-            params = SegmenterParams(
-                model=name, backbone=backbone, short_side=min(height, width), long_side=max(height, width)
-            )
-            model = build_segmenter(params, 20).eval()
-            seconds = seconds_a_picture(model, (height, width), arguments.repeats)
-            parameters = sum(p.numel() for p in model.parameters())
+            picture = make_picture(np.random.default_rng(0), (height, width))
+            image = to_unit_tensor(picture.image).to(device)
+            model = entry.build((height, width)).eval().to(device)
+            seconds, network = seconds_of(model, image, arguments.repeats)
             line = {
-                "model": name, "backbone": backbone, "size": text, "threads": torch.get_num_threads(),
-                "seconds": round(seconds, 3), "pictures_per_second": round(1 / seconds, 3),
-                "parameters": parameters,
+                "model": entry.name, "backbone": entry.backbone, "size": text, "device": str(device),
+                "threads": torch.get_num_threads(), "seconds": round(seconds, 3),
+                "network_seconds": None if network is None else round(network, 3),
+                "pictures_per_second": round(1 / seconds, 3),
+                "parameters": sum(p.numel() for p in model.parameters()),
             }  # fmt: skip
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()

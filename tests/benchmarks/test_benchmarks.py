@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command
+from benchmarks import irn_shares, segmenter_speed
 from benchmarks.case import Benchmark, Case, Disagreement, Method, Prepared
 from benchmarks.child import measure
 from benchmarks.compare import Rates, run, table
 from benchmarks.registry import NAMES, load
+from stages._segmenter import MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +113,28 @@ def test_command_runs_children_and_writes_lines(monkeypatch, tmp_path, capsys):
     assert lines[1]["benchmark"] == "centroids" and lines[1]["difference"] == 0
     assert lines[1]["seconds"] > 0 and lines[1]["reference_peak_mib"] > 1
     assert "300 sweeps" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_speed_of_every_model_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["segmenter_speed", "--sizes", "64x96", "--repeats", "1", "--device", "cpu"]
+    )
+    segmenter_speed.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [(line["model"], line["backbone"]) for line in lines]
+    assert told == [*((model, "resnet18") for model in MODELS), ("spatial_embeddings", "erfnet")]
+    for line in lines:
+        assert line["size"] == "64x96" and line["seconds"] > 0
+        assert (line["network_seconds"] is None) == ("mask_rcnn" in line["model"])
+
+
+def test_the_parts_of_a_training_step_are_told(monkeypatch, capsys):
+    threads = torch.get_num_threads()
+    arguments = ["irn_shares", "--networks", "resnet18", "--crop", "128", "--repeats", "1"]
+    monkeypatch.setattr("sys.argv", arguments)
+    try:
+        irn_shares.main()
+    finally:
+        torch.set_num_threads(threads)
+    (line,) = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert line["network"] == "resnet18" and line["backbone"] > 0 and line["losses_forward"] > 0
