@@ -93,7 +93,7 @@ def refusal(folder: Path, params: Any, reads: Mapping[str, str], previous: Stage
     for field in fields(params):
         name, value = field.name, values[field.name]
         value = list(value) if isinstance(value, tuple) else value
-        # An earlier version's record has no word on what came later; only there is nothing to compare.
+        # An earlier version's record has no word on what came later: that is told only where it is set now.
         told = name in previous.params or name in counted
         if field.metadata.get("fingerprint", True) and told and previous.params.get(name) != value:
             changed.append(f"{name} was {previous.params.get(name)}, is now {value}")
