@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.machine import seconds
 from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.nn.segmenters.base import Segmenter
@@ -67,24 +67,13 @@ def trained(run: RunFolder, execution: Execution) -> Iterator[Entry]:
         yield Entry(name, checkpoint.backbone, build)
 
 
-def fastest(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of some runs, after one that is not counted."""
-    work()
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
 @torch.no_grad()
 def seconds_of(model: Segmenter, image: Tensor, repeats: int) -> tuple[float, float | None]:
     """Seconds of a prediction, and of the network in it; None for detectors, which are one with what comes after."""
-    whole = fastest(lambda: model.predict(image), repeats)
+    whole = seconds(lambda: model.predict(image), repeats)
     if isinstance(model, MaskRcnnSegmenter):
         return whole, None
-    return whole, fastest(lambda: model(image[None]), repeats)
+    return whole, seconds(lambda: model(image[None]), repeats)
 
 
 def main() -> None:
@@ -109,12 +98,12 @@ def main() -> None:
             picture = make_picture(np.random.default_rng(0), (height, width))
             image = to_unit_tensor(picture.image).to(device)
             model = entry.build((height, width)).eval().to(device)
-            seconds, network = seconds_of(model, image, arguments.repeats)
+            whole, network = seconds_of(model, image, arguments.repeats)
             line = {
                 "model": entry.name, "backbone": entry.backbone, "size": text, "device": str(device),
-                "threads": torch.get_num_threads(), "seconds": round(seconds, 3),
+                "threads": torch.get_num_threads(), "seconds": round(whole, 3),
                 "network_seconds": None if network is None else round(network, 3),
-                "pictures_per_second": round(1 / seconds, 3),
+                "pictures_per_second": round(1 / whole, 3),
                 "parameters": sum(p.numel() for p in model.parameters()),
             }  # fmt: skip
             sys.stdout.write(json.dumps(line) + "\n")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.cam import require_one_map_per_class
 from irn_pipeline.ops.clustering import instance_map
-from irn_pipeline.ops.label_params import InstanceScore, LabelParams, SynthesisParams, WalkParams
+from irn_pipeline.ops.label_params import LabelParams, SynthesisParams, WalkParams
 from irn_pipeline.ops.masks import instances_from_index, label_from_index
 from irn_pipeline.ops.random_walk import random_walk
 from irn_pipeline.ops.upsampled_argmax import argmax_upsampled
@@ -131,15 +132,7 @@ def labels_from_scores(
         return np.zeros(size, np.uint8), Instances.empty(size)
     by_class, present = _class_maps(walked, class_ids)
     label = semantic_label(by_class, present, size, bg_threshold=params.semantic_bg_threshold)
-    instances = instance_label(
-        walked,
-        class_ids,
-        size,
-        bg_threshold=params.instance_bg_threshold,
-        min_area=params.min_area,
-        keep_fragments=params.keep_fragments,
-        instance_score=params.instance_score,
-    )
+    instances = instance_label(walked, class_ids, size, params)
     return label, instances
 
 
@@ -172,17 +165,7 @@ def labels_over_thresholds(
     for threshold in thresholds:
         label = label_from_index(np.where(label_score > threshold, label_index, 0), present)
         chosen = np.where(score > threshold, index, 0)
-        yield (
-            label,
-            instances_from_index(
-                chosen,
-                score,
-                class_ids,
-                min_area=params.min_area,
-                keep_small=params.keep_fragments,
-                instance_score=params.instance_score,
-            ),
-        )
+        yield label, _instances(chosen, score, class_ids, params)
 
 
 def instance_cams(cam: FloatArray, instance_ids: IntArray) -> tuple[FloatArray, IntArray]:
@@ -256,11 +239,7 @@ def instance_label(
     walked: Tensor,
     class_ids: IntArray,
     size: tuple[int, int],
-    *,
-    bg_threshold: float = 0.25,
-    min_area: float = 0.01,
-    keep_fragments: bool = True,
-    instance_score: InstanceScore = "max",
+    params: LabelParams = _PUBLISHED,
 ) -> Instances:
     """Connected components of the regions where one instance's map is the largest.
 
@@ -268,10 +247,7 @@ def instance_label(
         walked: (M, h, w) walked maps of the instances.
         class_ids: (M,) class of each map.
         size: (H, W) of the picture in pixels.
-        bg_threshold: score of the background, relative to the largest value of all maps.
-        min_area: share of the picture below which a component is a fragment.
-        keep_fragments: keep fragments, with the score 0; False leaves them out.
-        instance_score: largest or mean value of the instance's map inside it.
+        params: the background score, what is a fragment and what the score is.
 
     Returns:
         Instances; the score is in (0, 1], or 0.
@@ -279,12 +255,18 @@ def instance_label(
     Raises:
         ShapeError: maps, class ids and size do not fit together.
     """
-    index, score = argmax_upsampled(walked, size, bg_threshold)
+    index, score = argmax_upsampled(walked, size, params.instance_bg_threshold)
+    return _instances(index, score, class_ids, params)
+
+
+def _instances(
+    index: npt.NDArray[np.int32], score: FloatArray, class_ids: IntArray, params: LabelParams
+) -> Instances:
     return instances_from_index(
         index,
         score,
         class_ids,
-        min_area=min_area,
-        keep_small=keep_fragments,
-        instance_score=instance_score,
+        min_area=params.min_area,
+        keep_small=params.keep_fragments,
+        instance_score=params.instance_score,
     )

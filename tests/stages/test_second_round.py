@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,7 @@ def first_round(folder: Path, model: str = "deeplabv3", classes: tuple[str, ...]
 
 
 def flags(whole_run: TinyRun, run_dir: Path) -> list[str]:
-    return [
-        "--config",
-        str(whole_run.config),
-        "--voc-root",
-        str(whole_run.voc_root),
-        "--run-dir",
-        str(run_dir),
-    ]
+    return replace(whole_run, run_dir=run_dir).flags()
 
 
 def test_the_maps_are_the_models_probabilities_of_the_tags(whole_run: TinyRun, tmp_path: Path) -> None:
