@@ -42,7 +42,11 @@ class CamSource:
     @staticmethod
     def of(job: Job[Any, DataSet]) -> CamSource:
         """Those that a job's `cam_dir` names."""
-        folder = job.params.cam_dir
+        return CamSource.of_folder(job, job.params.cam_dir)
+
+    @staticmethod
+    def of_folder(job: Job[Any, DataSet], folder: str | None) -> CamSource:
+        """Another project's, or the run folder's where none is given."""
         return CamSource(job.run, None if folder is None else Path(folder), job.data.images.class_names)
 
     def absolute(self) -> CamSource:
@@ -110,13 +114,20 @@ def cams_not_read(params: WithCamDir) -> tuple[Artifact[Any], ...]:
     """
     if params.cam_dir is None:
         return ()
-    folder = Path(params.cam_dir)
+    require_cam_files("--cam-dir", params.cam_dir)
+    return (CAM,)
+
+
+def require_cam_files(flag: str, name: str) -> None:
+    """Refuse a folder that holds no CAM file.
+
+    Raises:
+        DataError: it holds none; `flag` is how it was named.
+    """
+    folder = Path(name)
     if not folder.is_dir():
-        raise DataError(
-            f"--cam-dir {folder}: no such folder; give the one that holds a file ID.npy per picture"
-        )
+        raise DataError(f"{flag} {folder}: no such folder; give the one that holds a file ID.npy per picture")
     if next(folder.rglob(f"*{CAM.suffix}"), None) is None:
         raise DataError(
-            f"--cam-dir {folder}: holds no .npy file; give the one that holds a file ID.npy per picture"
+            f"{flag} {folder}: holds no .npy file; give the one that holds a file ID.npy per picture"
         )
-    return (CAM,)

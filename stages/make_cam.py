@@ -15,16 +15,21 @@ from torch import Tensor
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEGMENTER, Checkpoint, restore_network
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
-from irn_pipeline.errors import CheckpointError, ConfigError, DataError
-from irn_pipeline.nn.backbone import fold_batch_norms
+from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
+from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
-from irn_pipeline.ops.cam import merge_scales
+from irn_pipeline.ops.cam import merge_cams, merge_scales
+from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.stage import Job, MapStage, Produced
 from irn_pipeline.runtime.store import Artifact, RunFolder
-from irn_pipeline.structures import Cam, ImageRecord
+from irn_pipeline.structures import Cam, ImageRecord, IntArray
+from stages._cams import CamSource, require_cam_files
 from stages._segmenter import load_segmenter
 from stages._source import DataSet
+
+_COMPARED = 2
+"""First of the backbone's five stages whose features tell how like two cells are: layer2, then layer3 and layer4."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,24 @@ class Params:
     """Relative picture sizes whose maps are summed; each with its mirror."""
     from_model: str | None = field(default=None, metadata={"fingerprint": "unless default"})
     """Folder RUN/train_segmenter/deeplabv3: maps are that model's probabilities, for a second round."""
+    from_cams: tuple[str, ...] = field(default=(), metadata={"fingerprint": "unless default"})
+    """Folders of CAM files, ID.npy, whose geometric mean the maps are, instead of a network's."""
+    feature_affinity: float = field(default=0.0, metadata={"fingerprint": "unless default"})
+    """Spread the maps over cells of like features, to this power (2 does well); 0 is off, as published."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.feature_affinity < float("inf"):
+            raise ValueError(
+                f"feature_affinity is {self.feature_affinity}; it must be a number from 0 on (2 does well, 0 is off)"
+            )
+        if self.from_cams and self.from_model is not None:
+            raise ValueError("from_cams and from_model both name where maps come from; give one of them")
 
 
 class MapNetwork(Protocol):
     """A network that has maps of its classes: the classifier, or a model of an earlier round."""
+
+    backbone: Backbone
 
     def paired_activation_maps(self, image: Tensor) -> Tensor:
         """(C, ceil(H / 16), ceil(W / 16)) maps >= 0 of a normalised (3, H, W) picture and its mirror."""
@@ -46,29 +65,53 @@ class MapNetwork(Protocol):
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class _Input:
     record: ImageRecord
-    size: tuple[int, int]
-    scaled: tuple[Tensor, ...]
+    size: tuple[int, int] = (0, 0)
+    given: Cam | None = None
+    scaled: tuple[Tensor, ...] = ()
+    bounded: Tensor | None = None
+    file_format: str | None = None
     problem: str | None = None
 
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Activation maps of every pending picture."""
-    network, device = _network(job), job.execution.torch_device()
-    read = prefetch(_reader(job.params.scales), pending, job.execution.worker_count)
-    for pictures in job.clock.waiting("read", read):
-        if pictures.problem is not None:
-            yield Produced(pictures.record.image_id, problem=pictures.problem)
+    sources = tuple(CamSource.of_folder(job, folder) for folder in job.params.from_cams)
+    network = None if _needs_no_network(job.params) else _network(job)
+    there = list(pending)
+    for source in sources:
+        there, absent = source.split(there)
+        yield from absent
+    read = prefetch(_reader(job.params, sources), there, job.execution.worker_count)
+    for item in job.clock.waiting("read", read):
+        if item.problem is not None:
+            yield Produced(item.record.image_id, problem=item.problem)
             continue
-        with job.clock.section("network"), job.execution.autocast():
-            value = extract_cam(
-                network, pictures.scaled, pictures.size, pictures.record.class_ids, device=device
-            )
-        yield Produced(pictures.record.image_id, (value,))
+        with job.clock.section("network"):
+            value = _cam(job, network, item)
+        yield Produced(item.record.image_id, (value,), file_format=item.file_format)
 
 
-@torch.inference_mode()
+def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input) -> Cam:
+    if network is None:
+        assert item.given is not None
+        return item.given
+    device = job.execution.torch_device()
+    if item.given is not None:
+        class_ids, maps = item.given.class_ids, [torch.from_numpy(item.given.cam).to(device)]
+    else:
+        class_ids = np.array(item.record.class_ids, np.int64)
+        with job.execution.autocast():
+            maps = _class_maps(network, item.scaled, class_ids, device)
+    if item.bounded is not None:
+        with torch.inference_mode(), job.execution.autocast():
+            features = network.backbone(normalise(item.bounded.to(device))[None])
+        compared = [stage[0] for stage in features[_COMPARED:]]
+        maps = [spread_maps(maps, compared, job.params.feature_affinity)]
+    return _over_scales(maps, item.size, class_ids)
+
+
 def extract_cam(
     network: MapNetwork,
     scaled: Sequence[Tensor],
@@ -86,10 +129,21 @@ def extract_cam(
         class_ids: K foreground class ids.
         device: where the network is.
     """
-    chosen = torch.tensor(class_ids, dtype=torch.int64, device=device)
-    maps = [network.paired_activation_maps(normalise(s.to(device)))[chosen].float() for s in scaled]
+    ids = np.array(class_ids, np.int64)
+    return _over_scales(_class_maps(network, scaled, ids, device), size, ids)
+
+
+def _over_scales(maps: Sequence[Tensor], size: tuple[int, int], class_ids: IntArray) -> Cam:
     cam, high_res = merge_scales(maps, size)
-    return Cam(np.array(class_ids), cam.cpu().numpy(), high_res.cpu().numpy())
+    return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
+
+
+@torch.inference_mode()
+def _class_maps(
+    network: MapNetwork, scaled: Sequence[Tensor], class_ids: IntArray, device: torch.device | str
+) -> list[Tensor]:
+    chosen = torch.from_numpy(class_ids).to(device)
+    return [network.paired_activation_maps(normalise(s.to(device)))[chosen].float() for s in scaled]
 
 
 def prepare_network(network: CamNetwork, device: torch.device) -> CamNetwork:
@@ -100,19 +154,34 @@ def prepare_network(network: CamNetwork, device: torch.device) -> CamNetwork:
 
 
 class _reader:
-    """Reads a picture once and resizes it to every scale."""
+    """Reads all that the maps of a picture are made of; the picture itself is decoded once."""
 
-    def __init__(self, scales: Sequence[float]) -> None:
-        self.scales = scales
+    def __init__(self, params: Params, sources: Sequence[CamSource]) -> None:
+        self.params, self.sources = params, sources
 
-    def __call__(self, record: ImageRecord) -> _Pictures:
+    def __call__(self, record: ImageRecord) -> _Input:
         try:
             image = to_tensor(read_image(record.path))
-        except DataError as error:
-            return _Pictures(record, (0, 0), (), str(error))
-        size = (int(image.shape[-2]), int(image.shape[-1]))
-        scaled = tuple(resize_image(image, scaled_size(size, scale)) for scale in self.scales)
-        return _Pictures(record, size, scaled)
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            found = [source.read(record, size) for source in self.sources]
+        except IrnError as error:
+            return _Input(record, problem=str(error))
+        try:
+            given = merge_cams([cam for cam, _ in found]) if found else None
+        except ShapeError as error:
+            paths = " and ".join(str(source.path(record.image_id)) for source in self.sources)
+            return _Input(record, problem=f"{paths}: {error}")
+        scales = self.params.scales if given is None else ()
+        # The affinity has a weight for each two cells: a large picture's features come from a smaller copy.
+        share = min(1.0, (LARGE_PICTURE / (size[0] * size[1])) ** 0.5)
+        return _Input(
+            record,
+            size,
+            given,
+            tuple(resize_image(image, scaled_size(size, scale)) for scale in scales),
+            resize_image(image, scaled_size(size, share)) if self.params.feature_affinity else None,
+            found[0][1] if found else None,
+        )
 
 
 def _network(job: Job[Params, DataSet]) -> MapNetwork:
@@ -152,8 +221,14 @@ def _classifier(job: Job[Params, DataSet]) -> CamNetwork:
     return prepare_network(network, job.execution.torch_device())
 
 
+def _needs_no_network(params: Params) -> bool:
+    return bool(params.from_cams) and not params.feature_affinity
+
+
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:
-    return () if params.from_model is None else (CAM_NETWORK,)
+    for folder in params.from_cams:
+        require_cam_files("--from-cams", folder)
+    return () if params.from_model is None and not _needs_no_network(params) else (CAM_NETWORK,)
 
 
 STAGE: MapStage[Params] = MapStage(

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.masks import instances_from_index, label_from_index
-from irn_pipeline.structures import FloatArray, Instances, IntArray, LabelArray, strided_size
+from irn_pipeline.structures import Cam, FloatArray, Instances, IntArray, LabelArray, strided_size
 
 HIGH_RES_STRIDE = 16
 """Pixels per cell of the network's maps at scale 1; full-size maps are upsampled to a multiple of it."""
@@ -41,6 +41,37 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor,
     padded = tuple(-(-side // HIGH_RES_STRIDE) * HIGH_RES_STRIDE for side in size)
     high_res = _summed(maps, (padded[0], padded[1]))[:, :height, :width]
     return _normalised(_summed(maps, strided_size(size))), _normalised(high_res)
+
+
+def merge_cams(cams: Sequence[Cam]) -> Cam:
+    """Geometric mean of the maps that different networks have of one picture: high where all of them are.
+
+    Each class is divided by its own maximum + 1e-5, as in `merge_scales`.
+
+    Args:
+        cams: maps of the same classes, in any order, of a picture of one size.
+
+    Returns:
+        The merged maps, with the classes in the order of the first.
+
+    Raises:
+        ShapeError: there are none, or they are of different classes or sizes.
+    """
+    if not cams or any(sorted(cam.class_ids) != sorted(cams[0].class_ids) for cam in cams):
+        found = " and ".join(str(cam.class_ids.tolist()) for cam in cams)
+        raise ShapeError(f"maps to merge must be of the same classes, got {found or 'none'}")
+    if any(cam.size != cams[0].size for cam in cams):
+        raise ShapeError(f"maps to merge must be of one size, got {[cam.size for cam in cams]}")
+    class_ids = cams[0].class_ids
+    orders = [[cam.class_ids.tolist().index(class_id) for class_id in class_ids] for cam in cams]
+
+    def merged(stacks: Sequence[FloatArray]) -> FloatArray:
+        ordered = [torch.from_numpy(maps[order]) for maps, order in zip(stacks, orders, strict=True)]
+        mean = torch.stack(ordered).pow(1 / len(cams)).prod(dim=0)
+        result: FloatArray = _normalised(mean).numpy()
+        return result
+
+    return Cam(class_ids, merged([cam.cam for cam in cams]), merged([cam.high_res_cam for cam in cams]))
 
 
 def cam_index(high_res_cam: FloatArray, bg_threshold: float) -> tuple[npt.NDArray[np.int64], FloatArray]:

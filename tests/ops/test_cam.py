@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.ops.cam import cam_components, cam_index, cam_label, merge_scales
+from irn_pipeline.ops.cam import cam_components, cam_index, cam_label, merge_cams, merge_scales
+from irn_pipeline.structures import Cam
 
 
 def test_constant_maps_add_up_and_are_divided_by_their_sum():
@@ -43,6 +44,36 @@ def test_merge_does_not_change_its_input():
 def test_merge_refuses_unequal_stacks(maps):
     with pytest.raises(ShapeError, match="one K"):
         merge_scales(maps, (8, 8))
+
+
+def one_cam(class_ids: list[int], *values: list[float]) -> Cam:
+    high_res = np.array(values, np.float32)[:, None, :].repeat(2, 1)
+    return Cam(np.array(class_ids), high_res[:, :1, ::4].copy(), high_res)
+
+
+def test_merged_maps_are_geometric_means_by_class_over_their_maximum():
+    first = one_cam([3, 7], [1, 0.5, 0, 0.2, 0.4], [0.9, 0.9, 0.9, 0.9, 0.9])
+    second = one_cam([7, 3], [0.4, 0.4, 0.1, 0.4, 0.4], [0.25, 0.5, 1, 0, 0.1])
+    merged = merge_cams([first, second])
+    assert merged.class_ids.tolist() == [3, 7]
+    np.testing.assert_allclose(merged.high_res_cam[0, 0], np.array([0.5, 0.5, 0, 0, 0.2]) / 0.5, atol=1e-4)
+    np.testing.assert_allclose(merged.high_res_cam[1, 1], [1, 1, 0.5, 1, 1], atol=1e-4)
+    np.testing.assert_allclose(merged.cam[0, 0], [1, 0.4], atol=1e-4)
+
+
+def test_merging_alike_maps_changes_nothing_but_the_scale():
+    cam = one_cam([3], [0.25, 0.5, 0, 0.1, 0.4])
+    np.testing.assert_allclose(merge_cams([cam, cam, cam]).high_res_cam, 2 * cam.high_res_cam, atol=1e-4)
+
+
+def test_merging_refuses_other_classes_and_sizes():
+    cam = one_cam([3], [0.25, 0.5, 0, 0.1, 0.4])
+    with pytest.raises(ShapeError, match=r"same classes, got \[3\] and \[4\]"):
+        merge_cams([cam, one_cam([4], [0.25, 0.5, 0, 0.1, 0.4])])
+    with pytest.raises(ShapeError, match="one size"):
+        merge_cams([cam, one_cam([3], [0.25, 0.5, 0, 0.1])])
+    with pytest.raises(ShapeError, match="got none"):
+        merge_cams([])
 
 
 MAPS = np.array([[[0.1, 0.5, 0.15], [0.9, 0.2, 0.0]], [[0.0, 0.4, 0.10], [0.3, 0.8, 0.1]]], np.float32)
