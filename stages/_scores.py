@@ -106,9 +106,9 @@ def model_figures(
         count += 1
         image = to_unit_tensor(read_image(record.path)).to(device)
         with execution.autocast():
-            found = model.predict(image)
-            instances.add(found, truth)
-            label.add(model.predict_label(image, found), truth)
+            found, painted = model.predict_with_label(image)
+        instances.add(found, truth)
+        label.add(painted, truth)
     if not count:
         raise DataError(f"{pictures.origin}: no picture of the held-out list has true masks")
     return {"pictures": count, **label.report(), **instances.report()}

@@ -139,9 +139,8 @@ def _predict(
 ) -> tuple[Instances, LabelArray]:
     tensor = to_unit_tensor(image).to(execution.torch_device())
     with execution.autocast():
-        found = segmenter.predict(tensor)
-        found = found.select(found.scores >= min_score)
-        return found, segmenter.predict_label(tensor, found, min_score)
+        found, label = segmenter.predict_with_label(tensor, min_score)
+    return found.select(found.scores >= min_score), label
 
 
 def _write_pictures(

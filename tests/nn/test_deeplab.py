@@ -204,7 +204,7 @@ def test_learns_two_pictures_of_two_classes():
     model.eval()
     for image, target, class_id in zip(images, targets, (1, 0), strict=True):
         truth = target.label.numpy()
-        predicted = model.predict_label(image)
+        predicted = model.predict_with_label(image)[1]
         assert (predicted[truth > 0] == class_id + 1).mean() > 0.8
         assert (predicted == truth).mean() > 0.85
         best = model.predict(image).select(np.array([0]))
@@ -221,10 +221,22 @@ def test_label_is_the_best_of_the_upsampled_logits(asked):
         features = asked.backbone(((image - MEAN) / STD)[None])[-1]
         assert features.shape[-2:] == (3, 4)  # stride 16
         logits = F.interpolate(asked.head(features), size=(37, 53), mode="bilinear", align_corners=False)
-    label = asked.predict_label(image)
+    label = asked.predict_with_label(image)[1]
     assert label.shape == (37, 53) and label.dtype == np.uint8
     assert (label == logits[0].argmax(0).numpy()).all()
     assert len(np.unique(label)) > 1
+
+
+def test_instances_and_label_come_from_one_pass(asked):
+    passes = []
+    hook = asked.head.register_forward_hook(lambda *_: passes.append(1))
+    image = torch.rand(3, 37, 53)
+    found, label = asked.predict_with_label(image)
+    hook.remove()
+    assert len(passes) == 1
+    assert len(found.class_ids) and (found.masks == asked.predict(image).masks).all()
+    for mask, class_id in zip(found.masks, found.class_ids, strict=True):
+        assert (label[mask] == class_id + 1).all()
 
 
 def test_scales_average_probabilities(asked):
@@ -247,8 +259,8 @@ def test_crf_refines_the_networks_probabilities(asked):
     image[:, :, 20:] *= 0.1
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     expected = dense_crf_probabilities(pixels, asked._probabilities(image)).argmax(0)
-    assert (model.predict_label(image) == expected).all()
-    assert (expected != asked.predict_label(image)).any()
+    assert (model.predict_with_label(image)[1] == expected).all()
+    assert (expected != asked.predict_with_label(image)[1]).any()
     assert {int(v) for v in np.unique(expected)} - {0} == {
         c + 1 for c in model.predict(image).class_ids.tolist()
     }
@@ -259,7 +271,7 @@ def test_predictions_have_the_pictures_own_size(asked, size):
     found = asked.predict(torch.rand(3, *size))
     assert found.size == size and found.masks.dtype == np.bool_
     assert (np.diff(found.scores) <= 0).all()
-    assert asked.predict_label(torch.rand(3, *size)).shape == size
+    assert asked.predict_with_label(torch.rand(3, *size))[1].shape == size
 
 
 def test_predicting_keeps_no_graph_and_changes_nothing(asked):

@@ -227,7 +227,7 @@ def test_predictions_have_the_pictures_own_size(model, size):
     assert found.size == size and found.masks.dtype == np.bool_ and found.scores.dtype == np.float32
     assert len(found) <= 100 and (np.diff(found.scores) <= 0).all() and (found.scores >= 0.05).all()
     assert set(found.class_ids.tolist()) <= {0, 1} and found.masks.any((1, 2)).all()
-    assert model.predict_label(torch.rand(3, *size)).shape == size
+    assert model.predict_with_label(torch.rand(3, *size))[1].shape == size
 
 
 def test_coordinates_are_positions_in_two_dimensions(monkeypatch, model):

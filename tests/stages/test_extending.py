@@ -21,6 +21,7 @@ from irn_pipeline.datasets.voc import load_voc
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.stage import Job, run_stage
 from irn_pipeline.runtime.store import RunFolder, StageRecord
+from stages._scores import model_figures
 from stages._source import Source, load_source
 from tests.stages.conftest import CONFIG, TinyRun
 
@@ -151,12 +152,13 @@ def test_model(voc_root: Path, tmp_path: Path, load: Load) -> None:
     model, checkpoint = segmenter.load_segmenter(run, "pixel_net-on-truth", EXECUTION)
     assert (checkpoint.kind, checkpoint.class_names) == ("pixel_net", data.identity)
     image = to_unit_tensor(read_image(data.items[0].path))
-    label = model.predict_label(image)
+    found, label = model.predict_with_label(image)
     assert label.shape == image.shape[1:]
-    for mask, class_id in zip(
-        *(getattr(model.predict(image), name) for name in ("masks", "class_ids")), strict=True
-    ):
+    assert (found.masks == model.predict(image).masks).all()
+    for mask, class_id in zip(found.masks, found.class_ids, strict=True):
         assert (label[mask] == class_id + 1).all()
+    # What the stages evaluate and predict ask of a model, this one can be asked as well.
+    assert model_figures(model, data, EXECUTION)["pictures"] == 4
 
 
 def test_a_diff_that_no_longer_fits_is_seen() -> None:

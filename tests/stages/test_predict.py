@@ -49,10 +49,8 @@ class Thresholds(Segmenter):
 class Semantic(Thresholds):
     """A model with a label of its own."""
 
-    def predict_label(
-        self, image: Tensor, found: Instances | None = None, min_score: float = 0.5
-    ) -> np.ndarray:
-        return np.full(image.shape[1:], 2, np.uint8)
+    def predict_with_label(self, image: Tensor, min_score: float = 0.5) -> tuple[Instances, np.ndarray]:
+        return self.predict(image), np.full(image.shape[1:], 2, np.uint8)
 
 
 def halves(size: tuple[int, int]) -> np.ndarray:

@@ -79,17 +79,18 @@ class Segmenter(nn.Module, ABC):
     def predict(self, image: Tensor) -> Instances:
         """Instances of one (3, H, W) float32 picture in [0, 1], at its own size, best first, at most 100."""
 
-    def predict_label(
-        self, image: Tensor, found: Instances | None = None, min_score: float = 0.5
-    ) -> LabelArray:
-        """Semantic label of one picture: (H, W) uint8; by default the instances painted, the best on top.
+    def predict_with_label(self, image: Tensor, min_score: float = 0.5) -> tuple[Instances, LabelArray]:
+        """What `predict` gives, and the picture's semantic label, from one pass of the network.
 
         Args:
             image: (3, H, W) float32 picture in [0, 1].
-            found: what `predict` gave for it, so that the network need not run again; None where it is not known.
             min_score: instances below it are not painted.
+
+        Returns:
+            All instances; and the label, (H, W) uint8: by default the instances painted, the best on top.
         """
-        return paint(self.predict(image) if found is None else found, min_score=min_score)
+        found = self.predict(image)
+        return found, paint(found, min_score=min_score)
 
     def load_backbone(self, source: Backbone) -> None:
         """Start from a ResNet's weights.

@@ -106,14 +106,13 @@ class DeepLabV3(Segmenter):
         Touching objects of one class are one instance: the model does not tell them apart. The score is the
         network's mean probability of the class inside, also with the CRF, whose own probabilities are near 1.
         """
-        probabilities = self._probabilities(image)
-        return label_components(self._label(image, probabilities), probabilities)
+        return self.predict_with_label(image)[0]
 
-    def predict_label(
-        self, image: Tensor, found: Instances | None = None, min_score: float = 0.5
-    ) -> LabelArray:
-        """Most probable label of every pixel, after the CRF if there is one: (H, W) uint8."""
-        return self._label(image, self._probabilities(image))
+    def predict_with_label(self, image: Tensor, min_score: float = 0.5) -> tuple[Instances, LabelArray]:
+        """The instances, and the most probable label of every pixel, after the CRF if there is one."""
+        probabilities = self._probabilities(image)
+        label = self._label(image, probabilities)
+        return label_components(label, probabilities), label
 
     @torch.no_grad()
     def paired_activation_maps(self, image: Tensor) -> Tensor:
