@@ -13,8 +13,9 @@ from benchmarks.case import Arrays, Benchmark, Case, Disagreement, Method, Prepa
 from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.ops.cam import merge_scales
 from irn_pipeline.runtime.execution import Execution
-from stages.make_cam import Params, extract_cam, prepare_network
+from stages.make_cam import Params, class_maps, prepare_network
 
 NUM_CLASSES, CLASS_IDS = 20, (3, 11)
 _TOLERANCE = 2e-2
@@ -41,13 +42,14 @@ def pictures(case: Case) -> list[list[Tensor]]:
 
 def ours(case: Case) -> Prepared:
     execution = Execution()
-    scaled = pictures(case)
-    ready = prepare_network(network(case), execution.torch_device())
+    device = execution.torch_device()
+    scaled, class_ids = pictures(case), np.array(CLASS_IDS)
+    ready = prepare_network(network(case), device)
 
     def work() -> Arrays:
         with execution.autocast():
-            cams = [extract_cam(ready, one, case.size, CLASS_IDS) for one in scaled]
-        return [array for cam in cams for array in (cam.cam, cam.high_res_cam)]
+            maps = [class_maps(ready, one, class_ids, device) for one in scaled]
+        return [merged.cpu().numpy() for one in maps for merged in merge_scales(one, case.size)]
 
     return Prepared(work, None, *_needs(case, scaled))
 

@@ -103,45 +103,31 @@ def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input) ->
     else:
         class_ids = np.array(item.record.class_ids, np.int64)
         with job.execution.autocast():
-            maps = _class_maps(network, item.scaled, class_ids, device)
+            maps = class_maps(network, item.scaled, class_ids, device)
     if item.bounded is not None:
         with torch.inference_mode(), job.execution.autocast():
             features = network.backbone(normalise(item.bounded.to(device))[None])
         compared = [stage[0] for stage in features[_COMPARED:]]
         maps = [spread_maps(maps, compared, job.params.feature_affinity)]
-    return _over_scales(maps, item.size, class_ids)
-
-
-def extract_cam(
-    network: MapNetwork,
-    scaled: Sequence[Tensor],
-    size: tuple[int, int],
-    class_ids: Sequence[int],
-    *,
-    device: torch.device | str = "cpu",
-) -> Cam:
-    """Activation maps of one picture.
-
-    Args:
-        network: in evaluation mode; a classifier made ready by `prepare_network` is faster.
-        scaled: the picture at every scale, (3, H_s, W_s) uint8.
-        size: (H, W) of the picture.
-        class_ids: K foreground class ids.
-        device: where the network is.
-    """
-    ids = np.array(class_ids, np.int64)
-    return _over_scales(_class_maps(network, scaled, ids, device), size, ids)
-
-
-def _over_scales(maps: Sequence[Tensor], size: tuple[int, int], class_ids: IntArray) -> Cam:
-    cam, high_res = merge_scales(maps, size)
+    cam, high_res = merge_scales(maps, item.size)
     return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
 
 
 @torch.inference_mode()
-def _class_maps(
-    network: MapNetwork, scaled: Sequence[Tensor], class_ids: IntArray, device: torch.device | str
+def class_maps(
+    network: MapNetwork, scaled: Sequence[Tensor], class_ids: IntArray, device: torch.device | str = "cpu"
 ) -> list[Tensor]:
+    """A network's maps of one picture, scale by scale.
+
+    Args:
+        network: in evaluation mode; a classifier made ready by `prepare_network` is faster.
+        scaled: the picture at every scale, (3, H_s, W_s) uint8.
+        class_ids: (K,) foreground class ids.
+        device: where the network is.
+
+    Returns:
+        One (K, ceil(H_s / 16), ceil(W_s / 16)) float32 tensor of values >= 0 per scale, on the device.
+    """
     chosen = torch.from_numpy(class_ids).to(device)
     return [network.paired_activation_maps(normalise(s.to(device)))[chosen].float() for s in scaled]
 
@@ -192,11 +178,12 @@ def _model(job: Job[Params, DataSet], folder: Path) -> MapNetwork:
     # Not above: the models need torchvision, which takes longer to import than the rest of the program.
     from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
 
-    if len(folder.parts) < 3 or folder.parent.name != SEGMENTER.stage:
+    place = folder.absolute()
+    if place.parent.name != SEGMENTER.stage:
         raise ConfigError(
             f"--from-model {folder}: is no model's folder; give RUN_DIR/{SEGMENTER.stage}/deeplabv3"
         )
-    model, checkpoint = load_segmenter(RunFolder(folder.parent.parent), folder.name, job.execution)
+    model, checkpoint = load_segmenter(RunFolder(place.parent.parent), place.name, job.execution)
     if not isinstance(model, DeepLabV3):
         raise ConfigError(
             f"--from-model {folder}: a {checkpoint.kind} has no map of a whole class; train a deeplabv3"

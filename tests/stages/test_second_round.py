@@ -66,6 +66,15 @@ def test_the_maps_are_the_models_probabilities_of_the_tags(whole_run: TinyRun, t
         assert len(cam.class_ids) and cam.high_res_cam.max() == pytest.approx(1, abs=1e-3)
 
 
+def test_the_model_is_found_from_its_run_folder(
+    whole_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(first_round(tmp_path / "first").parent.parent)
+    command = [*flags(whole_run, tmp_path / "second"), "--from-model", "train_segmenter/deeplabv3"]
+    assert stage_main("make_cam", command) == 0
+    assert len(cams_of(tmp_path / "second")) == 10
+
+
 def test_the_second_round_goes_on_to_labels(whole_run: TinyRun, tmp_path: Path) -> None:
     model_dir, second = first_round(tmp_path / "first"), tmp_path / "second"
     # IRNet's backbone cannot come from a classifier that this folder does not have.
