@@ -78,9 +78,8 @@ def spread_maps(maps: Sequence[Tensor], features: Sequence[Tensor], power: float
     if not total.numel():  # torch refuses to resize a stack of no maps
         return total
     for scale in maps:
-        total += interpolate(scale[None].float(), grid, mode="bilinear", align_corners=False, antialias=True)[
-            0
-        ]
+        values = scale[None].float()
+        total += interpolate(values, grid, mode="bilinear", align_corners=False, antialias=True)[0]
     spread = (total.flatten(1) @ weights.T).view_as(total)
     lowest, highest = spread.amin((1, 2), keepdim=True), spread.amax((1, 2), keepdim=True)
     return torch.where(highest - lowest > _FLAT * highest, spread - lowest, spread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields
 from pathlib import Path
@@ -30,6 +31,29 @@ def result_params(params: Any) -> dict[str, Any]:
 def _counts(field: Field[Any], values: dict[str, Any]) -> bool:
     counts = field.metadata.get("fingerprint", True)
     return bool(counts) and (counts != "unless default" or values[field.name] != field.default)
+
+
+def require_sources_elsewhere(place: Path, params: Any) -> None:
+    """Refuse to clear a folder when a parameter names something in it to read.
+
+    Args:
+        place: the folder.
+        params: a dataclass; every text in it, and in its tuples, may be a path.
+
+    Raises:
+        ArtifactError: one does.
+    """
+    whole = place.resolve()
+    for name, value in asdict(params).items():
+        for text in value if isinstance(value, (tuple, list)) else [value]:
+            # Not Path.exists: it raises for texts that can be no path.
+            if not isinstance(text, str) or not os.path.exists(text):  # noqa: PTH110
+                continue
+            if Path(text).resolve().is_relative_to(whole):
+                raise ArtifactError(
+                    f"--{name.replace('_', '-')} {text}: lies in {place}, which --overwrite would clear; "
+                    "copy it to another place first, or give another --run-dir"
+                )
 
 
 def stage_fingerprint(stage: Stage[Any], job: Job[Any, Any], reads: dict[str, str]) -> str:

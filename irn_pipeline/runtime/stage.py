@@ -33,6 +33,7 @@ from irn_pipeline.runtime.provenance import (
     OTHER_FOLDER,
     fingerprints_read,
     refusal,
+    require_sources_elsewhere,
     stage_fingerprint,
 )
 from irn_pipeline.runtime.ranks import ALONE
@@ -127,6 +128,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> _Begun:
         reads = _reads(stage, job)
         fingerprint = stage_fingerprint(stage, job, reads)
         if previous is not None and job.execution.overwrite:
+            require_sources_elsewhere(place, job.params)
             clear_folder(place, keep=LOCK_NAME)
             previous = None
         if (

@@ -66,6 +66,12 @@ def test_merging_alike_maps_changes_nothing_but_the_scale():
     np.testing.assert_allclose(merge_cams([cam, cam, cam]).high_res_cam, 2 * cam.high_res_cam, atol=1e-4)
 
 
+def test_merging_maps_of_no_class_gives_none():
+    empty = Cam(np.zeros(0, np.int64), np.zeros((0, 1, 2), np.float32), np.zeros((0, 2, 5), np.float32))
+    merged = merge_cams([empty, empty])
+    assert merged.cam.shape == (0, 1, 2) and merged.high_res_cam.shape == (0, 2, 5)
+
+
 def test_merging_refuses_other_classes_and_sizes():
     cam = one_cam([3], [0.25, 0.5, 0, 0.1, 0.4])
     with pytest.raises(ShapeError, match=r"same classes, got \[3\] and \[4\]"):

@@ -217,6 +217,25 @@ def test_maps_that_do_not_fit_are_skipped_and_named(
     assert len(cams_of(tmp_path / "run")) == 7
 
 
+def test_what_is_read_is_not_cleared(
+    run_copy: Callable[..., TinyRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_copy("train_cam", "make_cam", "synthesize_labels", "train_segmenter")
+    own = run.run_dir / "make_cam" / "cam"
+    before = sorted(path.name for path in own.iterdir())
+    command = [*run.flags(), "--from-cams", str(own), "--overwrite"]
+    assert stage_main("make_cam", command) == 1
+    assert (
+        f"--from-cams {own}: lies in {own.parent}, which --overwrite would clear" in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in own.iterdir()) == before
+    model = run.run_dir / "train_segmenter" / "mask_rcnn" / "network.pt"
+    command = [*run.flags(), "--start-from", str(model), "--overwrite"]
+    assert stage_main("train_segmenter", command) == 1
+    assert f"--start-from {model}: lies in" in capsys.readouterr().err
+    assert model.is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
