@@ -39,8 +39,27 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor,
         raise ShapeError(f"the maps of all scales must be (K, h, w) with one K, got {shapes}")
     height, width = size
     padded = tuple(-(-side // HIGH_RES_STRIDE) * HIGH_RES_STRIDE for side in size)
-    high_res = _summed(maps, (padded[0], padded[1]))[:, :height, :width]
-    return _normalised(_summed(maps, strided_size(size))), _normalised(high_res)
+    high_res = sum_over_scales(maps, (padded[0], padded[1]))[:, :height, :width]
+    return _normalised(sum_over_scales(maps, strided_size(size))), _normalised(high_res)
+
+
+def sum_over_scales(maps: Sequence[Tensor], size: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """One picture's maps, each resized to one size (bilinear), added up.
+
+    Args:
+        maps: one (K, h_s, w_s) float tensor per scale, at least one.
+        size: (h, w) of the sum.
+        antialias: average over what a cell covers, for maps finer than the sum.
+
+    Returns:
+        (K, h, w) maps.
+    """
+    total = maps[0].new_zeros((maps[0].shape[0], *size))
+    if not total.numel():  # torch refuses to resize a stack of no maps
+        return total
+    for scale in maps:
+        total += interpolate(scale[None], size, mode="bilinear", align_corners=False, antialias=antialias)[0]
+    return total
 
 
 def merge_cams(cams: Sequence[Cam]) -> Cam:
@@ -144,15 +163,6 @@ def require_one_map_per_class(maps: FloatArray, class_ids: IntArray) -> None:
     """
     if maps.ndim != 3 or len(maps) != len(class_ids):
         raise ShapeError(f"{len(class_ids)} classes need as many maps (K, *, *), got {maps.shape}")
-
-
-def _summed(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    total = maps[0].new_zeros((maps[0].shape[0], *size))
-    if not total.numel():  # torch refuses to resize a stack of no maps
-        return total
-    for scale in maps:
-        total += interpolate(scale[None], size, mode="bilinear", align_corners=False)[0]
-    return total
 
 
 def _normalised(maps: Tensor) -> Tensor:

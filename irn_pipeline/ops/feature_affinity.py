@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from irn_pipeline.errors import ConfigError, ShapeError
+from irn_pipeline.ops.cam import sum_over_scales
 
 _FLAT = 1e-4
 """A map that varies by less, relative to its largest value, has no ground that could be taken off."""
@@ -39,14 +40,11 @@ def feature_affinity(features: Sequence[Tensor], power: float) -> Tensor:
     if not 0 < power < float("inf"):
         raise ConfigError(f"the power of the feature affinity must be a number above 0, got {power}")
     grid = (features[-1].shape[1], features[-1].shape[2])
-    weights = None
+    weights = torch.ones(grid[0] * grid[1], grid[0] * grid[1], device=features[-1].device)
     for stage in features:
-        at_grid = stage.float() if stage.shape[1:] == grid else adaptive_avg_pool2d(stage.float(), grid)
-        unit = normalize(at_grid.flatten(1), dim=0)
-        like = (unit.T @ unit).clamp_(min=0)
-        weights = like if weights is None else weights.mul_(like)
-    assert weights is not None
-    weights = weights.pow_(power)
+        unit = normalize(adaptive_avg_pool2d(stage.float(), grid).flatten(1), dim=0)
+        weights.mul_((unit.T @ unit).clamp_(min=0))
+    weights.pow_(power)
     # A cell without features is like none, itself included: it keeps its value.
     weights.diagonal().clamp_(min=torch.finfo(torch.float32).tiny)
     return weights.div_(weights.sum(1, keepdim=True))
@@ -59,7 +57,7 @@ def spread_maps(maps: Sequence[Tensor], features: Sequence[Tensor], power: float
     common, the map's smallest value, is taken off.
 
     Args:
-        maps: one (K, h_s, w_s) tensor of values >= 0 per scale.
+        maps: one (K, h_s, w_s) float32 tensor of values >= 0 per scale.
         features: (C_s, h_s, w_s) floats of the picture per network stage.
         power: how much more like cells count, above 0.
 
@@ -73,13 +71,10 @@ def spread_maps(maps: Sequence[Tensor], features: Sequence[Tensor], power: float
     if not maps:
         raise ShapeError("there is no map to spread")
     weights = feature_affinity(features, power)
-    grid = features[-1].shape[1:]
-    total = torch.zeros((maps[0].shape[0], *grid), device=weights.device)
-    if not total.numel():  # torch refuses to resize a stack of no maps
+    grid = (features[-1].shape[1], features[-1].shape[2])
+    total = sum_over_scales(maps, grid, antialias=True)
+    if not total.numel():  # of no maps there is no largest value
         return total
-    for scale in maps:
-        values = scale[None].float()
-        total += interpolate(values, grid, mode="bilinear", align_corners=False, antialias=True)[0]
     spread = (total.flatten(1) @ weights.T).view_as(total)
     lowest, highest = spread.amin((1, 2), keepdim=True), spread.amax((1, 2), keepdim=True)
     return torch.where(highest - lowest > _FLAT * highest, spread - lowest, spread)
