@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.foreign.files import open_regular
 from irn_pipeline.foreign.npz import read_npz
-from irn_pipeline.structures import IGNORE, IntArray, strided_size
+from irn_pipeline.structures import IGNORE, FloatArray, IntArray, strided_size
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class WalkedScores:
         class_ids: (M,) int64 class of each map, 0..C-1.
         maps: (M, h, w) float16 at stride 4, divided by the largest value of them all.
         size: (H, W) of the picture in pixels.
+        evidence: (T,) float32 of `ops.background_search`; None in files of the time before it.
     """
 
     class_ids: IntArray
     maps: npt.NDArray[np.float16]
     size: tuple[int, int]
+    evidence: FloatArray | None = None
 
     def __post_init__(self) -> None:
         count, grid = len(self.class_ids), strided_size(self.size)
@@ -35,6 +38,8 @@ class WalkedScores:
                 f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} picture must be "
                 f"{(count, *grid)} float16, got {self.maps.shape} {self.maps.dtype}"
             )
+        if self.evidence is not None and self.evidence.ndim != 1:
+            raise ShapeError(f"evidence must be (T,), got {self.evidence.shape}")
 
 
 def read_walked_scores(path: Path) -> WalkedScores:
@@ -45,11 +50,15 @@ def read_walked_scores(path: Path) -> WalkedScores:
     """
     try:
         with open_regular(path) as stream:
-            ids, maps, size = read_npz(stream, ("class_ids", "maps", "size"))
+            ids, maps, size, *evidence = read_npz(
+                stream, ("class_ids", "maps", "size"), optional=("evidence",)
+            )
         class_ids, (height, width) = ids.astype(np.int64), size.tolist()
         if not np.isfinite(maps).all() or (class_ids < 0).any() or (class_ids >= IGNORE - 1).any():
             raise ShapeError("its maps are not finite, or its class ids no class ids")
-        return WalkedScores(class_ids, maps, (height, width))
+        if any(np.isnan(each).any() for each in evidence):
+            raise ShapeError("its evidence holds NaN")
+        return WalkedScores(class_ids, maps, (height, width), *(each.astype(np.float32) for each in evidence))
     except MemoryError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many types for damaged and for hostile files
@@ -61,6 +70,8 @@ def read_walked_scores(path: Path) -> WalkedScores:
 
 
 def write_walked_scores(path: Path, scores: WalkedScores) -> None:
-    """Write walked scores as an .npz file of three arrays: class_ids, maps, size."""
+    """Write walked scores as an .npz file of arrays class_ids, maps, size and, if there is any, evidence."""
+    size = np.array(scores.size)
     with path.open("wb") as stream:
-        np.savez_compressed(stream, class_ids=scores.class_ids, maps=scores.maps, size=np.array(scores.size))
+        save = partial(np.savez_compressed, stream, class_ids=scores.class_ids, maps=scores.maps, size=size)
+        save() if scores.evidence is None else save(evidence=scores.evidence)

@@ -16,13 +16,14 @@ from torch import Tensor
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
-from irn_pipeline.errors import IrnError
+from irn_pipeline.errors import ArtifactError, IrnError
+from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
-from irn_pipeline.ops.labels import labels_from_scores, walk_scores
+from irn_pipeline.ops.labels import class_maps, labels_from_scores, walk_scores
 from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.stage import Job, MapStage, Produced, Remake
 from irn_pipeline.runtime.store import Artifact
-from irn_pipeline.structures import Cam, ImageRecord, IntArray
+from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
 from irn_pipeline.walked_scores import WalkedScores
 from stages._cams import CamSource, cams_not_read
 from stages._irn import load_irn
@@ -58,6 +59,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     network = load_irn(job.run, job.execution)
     device, clock = job.execution.torch_device(), job.clock
+    evidence_wanted = bool(job.params.bg_search) or job.params.keep_scores
     cams = CamSource.of(job)
     there, absent = cams.split(pending)
     yield from absent
@@ -78,7 +80,9 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
         size = (int(item.image.shape[-2]), int(item.image.shape[-1]))
         with clock.section("network"):
             with torch.inference_mode(), job.execution.autocast():
-                boundary, displacement = network.predict(normalise(item.image.to(device)))
+                boundary, displacement, features = network.predict_with_features(
+                    normalise(item.image.to(device))
+                )
             arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
             with clock.section("walk"):
@@ -86,11 +90,14 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
                     item.cam.cam, item.cam.class_ids, *arrays, size, job.params, device=device
                 )
             with clock.section("labels"):
-                label, instances = labels_from_scores(walked, owners, size, job.params)
+                evidence = None
+                if evidence_wanted:
+                    evidence = background_evidence(class_maps(walked, owners)[0], boundary, features)
+                label, instances = labels_from_scores(walked, owners, size, job.params, evidence)
         except IrnError as error:
             yield Produced(image_id, problem=f"{cams.path(image_id)}: {error}")
             continue
-        scores = (kept_scores(walked, owners, size),) if job.params.keep_scores else ()
+        scores = (kept_scores(walked, owners, size, evidence),) if job.params.keep_scores else ()
         yield Produced(image_id, (instances, label, *scores), file_format=item.file_format)
 
 
@@ -113,21 +120,36 @@ def _from_scores(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> I
             continue
         with job.clock.section("labels"):
             walked = torch.from_numpy(scores.maps).float()
-            label, instances = labels_from_scores(walked, scores.class_ids, scores.size, job.params)
+            label, instances = labels_from_scores(
+                walked, scores.class_ids, scores.size, job.params, scores.evidence
+            )
         yield Produced(record.image_id, (instances, label))
 
 
-def kept_scores(walked: Tensor, class_ids: IntArray, size: tuple[int, int]) -> WalkedScores:
+def _require_evidence(job: Job[Params, DataSet]) -> None:
+    """Refuse scores of the time before bg_search; one file tells, as one run wrote them all."""
+    kept = [record.image_id for record in job.data.items if job.run.has(WALKED_SCORES, record.image_id)]
+    if job.params.bg_search and kept and job.run.read(WALKED_SCORES, kept[0]).evidence is None:
+        raise ArtifactError(
+            f"{job.run.path(WALKED_SCORES, kept[0])}: was written before there was --bg-search and lacks what it "
+            "needs; build this stage again with --overwrite --keep-scores, without --from-scores"
+        )
+
+
+def kept_scores(
+    walked: Tensor, class_ids: IntArray, size: tuple[int, int], evidence: FloatArray | None
+) -> WalkedScores:
     """What is kept of walked maps: half the digits, relative to the largest value, on which no label depends.
 
     Args:
         walked: (M, h, w) float32 walked maps, not negative.
         class_ids: (M,) class of each map.
         size: (H, W) of the picture in pixels.
+        evidence: (T,) of `background_evidence`.
     """
     if walked.numel():
         walked = walked / walked.max().clamp_min(torch.finfo(torch.float32).tiny)
-    return WalkedScores(class_ids, walked.half().cpu().numpy(), size)
+    return WalkedScores(class_ids, walked.half().cpu().numpy(), size, evidence)
 
 
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:
@@ -153,6 +175,7 @@ STAGE: MapStage[Params] = MapStage(
         free=tuple(entry.name for entry in fields(LabelParams)),
         keep_flag="--keep-scores",
         flag="--from-scores",
+        require=_require_evidence,
     ),
 )
 

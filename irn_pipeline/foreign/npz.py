@@ -15,12 +15,15 @@ MOST_BYTES = 2**30
 """Of all arrays of a file, unpacked."""
 
 
-def read_npz(stream: BinaryIO, names: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+def read_npz(
+    stream: BinaryIO, names: Sequence[str], *, optional: Sequence[str] = ()
+) -> list[np.ndarray[Any, Any]]:
     """Arrays of an open `.npz` file.
 
     Args:
         stream: the file.
         names: of the arrays to read; the file may hold no others.
+        optional: of arrays that may be missing; those that are there are read after the others.
 
     Raises:
         ValueError: it holds others, or unpacks to more than MOST_BYTES.
@@ -29,6 +32,7 @@ def read_npz(stream: BinaryIO, names: Sequence[str]) -> list[np.ndarray[Any, Any
     with zipfile.ZipFile(stream) as archive:
         members = {member.filename: member for member in archive.infolist()}
         expected = [f"{name}.npy" for name in names]
+        expected += [f"{name}.npy" for name in optional if f"{name}.npy" in members]
         if sorted(members) != sorted(expected) or len(archive.infolist()) != len(expected):
             raise ValueError(f"it holds {', '.join(sorted(members))[:80]}; expected {', '.join(expected)}")
         # The reader stops at the length that the directory announces, so that it may be trusted as a bound.

@@ -116,6 +116,14 @@ class IrnNetwork(nn.Module):
             boundary: (h, w) float32 in [0, 1], sigmoid of the mean of both logits.
             displacement: (2, h, w) float32 from the un-mirrored picture.
         """
+        boundary, displacement, _ = self.predict_with_features(image, pad_to=pad_to)
+        return boundary, displacement
+
+    @torch.no_grad()
+    def predict_with_features(
+        self, image: Tensor, *, pad_to: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `predict` gives, and the last stage's features of the un-mirrored picture, (D, h', w')."""
         height, width = image.shape[-2:]
         h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
         pair = torch.stack([image, image.flip(-1)])
@@ -127,10 +135,11 @@ class IrnNetwork(nn.Module):
             features = self._features(images)
             if not logits:
                 displacement = self._displacement([f[:1] for f in features])[0, :, :h, :w].float()
+                last = features[-1][0, :, : (height - 1) // 16 + 1, : (width - 1) // 16 + 1]
             logits.extend(self._boundary_logits(features)[:, :h, :w].float())
             del features
         boundary = torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2)
-        return boundary, displacement
+        return boundary, displacement, last
 
     def train(self, mode: bool = True) -> IrnNetwork:
         """Training mode of the branches; the backbone stays in evaluation mode."""

@@ -49,7 +49,7 @@ def synthesize(
 
     Raises:
         ShapeError: the arrays do not belong to one picture.
-        ConfigError: a parameter of the walk is out of range.
+        ConfigError: a parameter of the walk is out of range, or `bg_search` is set: it needs features.
         IrnError: the displacement holds NaN or infinite values.
     """
     walked, owners = walk_scores(cam, class_ids, boundary, displacement, size, params, device=device)
@@ -110,7 +110,11 @@ def walk_scores(
 
 
 def labels_from_scores(
-    walked: Tensor, class_ids: IntArray, size: tuple[int, int], params: LabelParams = _PUBLISHED
+    walked: Tensor,
+    class_ids: IntArray,
+    size: tuple[int, int],
+    params: LabelParams = _PUBLISHED,
+    evidence: FloatArray | None = None,
 ) -> tuple[LabelArray, Instances]:
     """Semantic and instance label from the walked maps of a picture's instances; their scale does not matter.
 
@@ -121,16 +125,19 @@ def labels_from_scores(
         class_ids: (M,) class of each map.
         size: (H, W) of the picture in pixels.
         params: thresholds and what is a fragment.
+        evidence: `background_evidence` of these maps, for a background score of the picture's own.
 
     Returns:
         (H, W) uint8 label, 0 for background, else class_id + 1; and the instances.
 
     Raises:
         ShapeError: maps, class ids and size do not fit together.
+        ConfigError: `bg_search` is set and there is no evidence.
     """
+    params = params.of_picture(evidence)
     if not len(walked):
         return np.zeros(size, np.uint8), Instances.empty(size)
-    by_class, present = _class_maps(walked, class_ids)
+    by_class, present = class_maps(walked, class_ids)
     label = semantic_label(by_class, present, size, bg_threshold=params.semantic_bg_threshold)
     instances = instance_label(walked, class_ids, size, params)
     return label, instances
@@ -158,7 +165,7 @@ def labels_over_thresholds(
     Raises:
         ShapeError: maps, class ids and size do not fit together.
     """
-    by_class, present = _class_maps(walked, class_ids)
+    by_class, present = class_maps(walked, class_ids)
     lowest = min(thresholds)
     label_index, label_score = argmax_upsampled(by_class, size, lowest)
     index, score = argmax_upsampled(walked, size, lowest)
@@ -193,8 +200,16 @@ def instance_cams(cam: FloatArray, instance_ids: IntArray) -> tuple[FloatArray, 
     return maps, owners
 
 
-def _class_maps(walked: Tensor, class_ids: IntArray) -> tuple[Tensor, IntArray]:
-    """Sums of the maps of each class, and the classes in the order in which they appear."""
+def class_maps(walked: Tensor, class_ids: IntArray) -> tuple[Tensor, IntArray]:
+    """Sums of the maps of each class, and the classes in the order in which they appear.
+
+    Args:
+        walked: (M, h, w) walked maps of the instances.
+        class_ids: (M,) class of each map.
+
+    Returns:
+        (K, h, w) maps and (K,) class ids.
+    """
     present = np.array(list(dict.fromkeys(class_ids.tolist())), np.int64)
     owners = (class_ids[:, None] == present).argmax(1) if len(present) else np.zeros(0, np.int64)
     return class_maps_from_instance_maps(walked, owners, len(present)), present

@@ -141,6 +141,7 @@ class Remake(Generic[P]):
             were when it was made.
         keep_flag: flag that keeps the artifact.
         flag: flag that begins half-way.
+        require: raises an IrnError where the artifact cannot serve a job; asked before anything is removed.
     """
 
     source: Artifact[Any]
@@ -148,6 +149,7 @@ class Remake(Generic[P]):
     free: tuple[str, ...]
     keep_flag: str
     flag: str
+    require: Callable[[Job[P, Any]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ def begin_remake(
     reads = fingerprints_kept(job.run, previous)
     # What an earlier version's record does not name had the default's effect.
     defaults = {entry.name: entry.default for entry in fields(job.params)}
-    values = {name: previous.params.get(name, defaults[name]) for name in remake.free}
+    recorded = {name: previous.params.get(name, defaults[name]) for name in remake.free}
+    # A record is JSON, which knows lists only.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
     then = replace(job, params=replace(job.params, **values))
     if stage_fingerprint(stage, then, reads) != previous.fingerprint:
         remedy = (
@@ -61,6 +63,8 @@ def begin_remake(
             f"{folder}: no {source.name} were kept of {len(lost)} pictures, the first is {lost[0]}; run {stage.name} "
             f"with {remake.keep_flag} and the parameters of these results first"
         )
+    if remake.require is not None:
+        remake.require(job)
     # Before the new record is written: an interruption in between leaves gaps, but nothing made otherwise.
     for artifact in made:
         remove(job.run.stage_dir(artifact.stage) / artifact.name)

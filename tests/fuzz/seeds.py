@@ -10,6 +10,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,10 @@ def _instances(value: Instances) -> bytes:
 
 
 def score_files() -> list[bytes]:
-    """Walked scores."""
-    value = WalkedScores(np.array([1]), np.full((1, 2, 2), 0.5, np.float16), SIZE)
-    return [_written(lambda path: write_walked_scores(path, value), ".npz")]
+    """Walked scores, with and without evidence."""
+    maps = np.full((1, 2, 2), 0.5, np.float16)
+    values = [WalkedScores(np.array([1]), maps, SIZE, extra) for extra in (None, np.ones(3, np.float32))]
+    return [_written(partial(write_walked_scores, scores=value), ".npz") for value in values]
 
 
 def _label() -> np.ndarray[Any, Any]:

@@ -27,7 +27,10 @@ from irn_pipeline.errors import ArtifactError, ConfigError, DataError, ShapeErro
 from irn_pipeline.export.report_records import read_sweep
 from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.ops.background_search import best_background
 from irn_pipeline.ops.cam import cam_label
+from irn_pipeline.ops.label_params import LabelParams
+from irn_pipeline.ops.labels import labels_from_scores
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.stage import Job, run_stage
 from irn_pipeline.runtime.store import RunFolder, StageRecord
@@ -117,6 +120,45 @@ def test_labels_from_scores_equal_those_of_the_whole_way(
         assert (made == wanted).mean() >= 0.999
     assert {"read", "network", "walk", "labels", "write"} == expected.sections.keys()
     assert bench.work(run, **other).counts["kept"] == 3  # the same labels, asked for in the plain way
+
+
+def test_a_score_for_each_picture_is_the_same_with_and_without_kept_scores(
+    bench: Bench, run: RunFolder, tmp_path: Path
+) -> None:
+    bench.work(run, keep_scores=True)
+    plain = bench.labels(run)
+    again = bench.work(run, from_scores=True, bg_search=(0.1, 0.9))
+    fresh = bench.new_run(tmp_path / "fresh")
+    expected = bench.work(fresh, bg_search=(0.1, 0.9))
+    assert again.fingerprint == expected.fingerprint
+    searched = bench.labels(run)
+    for made, wanted in zip(searched, bench.labels(fresh), strict=True):
+        assert made.shape == wanted.shape
+        assert (made == wanted).mean() >= 0.999
+    # It is one of the scores that are compared, and not that of the thresholds in every picture.
+    assert any(not np.array_equal(a, b) for a, b in zip(plain, searched, strict=True))
+    for record, label in zip(bench.data.items, searched[::3], strict=True):
+        kept = run.read(WALKED_SCORES, record.image_id)
+        assert kept.evidence is not None
+        found = best_background(kept.evidence, (0.1, 0.9))
+        assert found is not None
+        by_score = LabelParams(semantic_bg_threshold=found)
+        maps = torch.from_numpy(kept.maps).float()
+        assert (label == labels_from_scores(maps, kept.class_ids, kept.size, by_score)[0]).all()
+
+
+def test_scores_without_evidence_say_what_to_do_and_nothing_is_lost(bench: Bench, run: RunFolder) -> None:
+    bench.work(run, keep_scores=True)
+    labels = bench.labels(run)
+    for record in bench.data.items:  # as they were written before there was evidence
+        kept = run.read(WALKED_SCORES, record.image_id)
+        run.write(WALKED_SCORES, replace(kept, evidence=None), record.image_id)
+    with pytest.raises(
+        ArtifactError, match=r"written before there was --bg-search.*--overwrite --keep-scores"
+    ):
+        bench.work(run, from_scores=True, bg_search=(0.1, 0.9))
+    assert all(np.array_equal(a, b) for a, b in zip(labels, bench.labels(run), strict=True))
+    assert bench.work(run, from_scores=True, semantic_bg_threshold=0.4).counts["images"] == 3
 
 
 def test_scores_can_be_kept_later_and_are_no_other_result(bench: Bench, run: RunFolder) -> None:
@@ -236,8 +278,11 @@ def test_scores_come_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).random((2, 3, 4)).astype(np.float16)
     path = tmp_path / "a.npz"
     for count in (2, 0):
-        write_walked_scores(path, WalkedScores(np.arange(count), maps[:count], (9, 14)))
+        evidence = None if count else np.array([0.5, -np.inf], np.float32)
+        write_walked_scores(path, WalkedScores(np.arange(count), maps[:count], (9, 14), evidence))
         found = read_walked_scores(path)
+        assert (found.evidence is None) == (evidence is None)
+        assert evidence is None or np.array_equal(found.evidence, evidence)
         assert found.size == (9, 14)
         assert np.array_equal(found.maps, maps[:count])
         assert found.class_ids.tolist() == list(range(count))
@@ -251,6 +296,9 @@ def test_scores_come_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
         {"class_ids": np.array([0, 300])},
         {"class_ids": np.array([{}, {}], object)},
         {"size": np.array([9])},
+        {"evidence": np.array([0.5, np.nan])},
+        {"evidence": np.zeros((2, 2))},
+        {"proof": np.zeros(2)},
     ]
     for change in bad:
         np.savez(path, **{**good, **change})
