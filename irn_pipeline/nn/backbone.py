@@ -16,9 +16,9 @@ from irn_pipeline.nn.imagenet import imagenet_weights
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 NUM_STAGES = 5
+"""conv1..maxpool, then layer1 to layer4."""
 LARGE_PICTURE = 2**20
 """Pixels above which pictures go through a network one by one."""
-"""conv1..maxpool, then layer1 to layer4."""
 
 
 class Backbone(nn.Module):
