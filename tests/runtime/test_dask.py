@@ -35,6 +35,8 @@ from tests.runtime.cluster_work import HangsOnce, Task, dies, no_memory, tasks, 
 from tests.runtime.samples import CountParams, Stages, UpperParams, Words, job
 
 distributed = pytest.importorskip("distributed", reason="the extra `dask` is not installed")
+# Its handlers keep the stream that pytest has while it collects, which is closed when the tests run.
+logging.getLogger("distributed").handlers.clear()
 ROOT = Path(__file__).parents[2]
 
 
