@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irn_pipeline.nn.backbone import Backbone, BackboneName, memory_batches
+from irn_pipeline.structures import strided_size
 
 
 class MeanShift(nn.Module):
@@ -125,7 +126,8 @@ class IrnNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What `predict` gives, and the last stage's features of the un-mirrored picture, (D, h', w')."""
         height, width = image.shape[-2:]
-        h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
+        h, w = strided_size((height, width))
+        last_h, last_w = strided_size((height, width), 16)
         pair = torch.stack([image, image.flip(-1)])
         if pad_to is not None:
             pair = F.pad(pair, (0, pad_to[1] - width, 0, pad_to[0] - height))
@@ -135,7 +137,7 @@ class IrnNetwork(nn.Module):
             features = self._features(images)
             if not logits:
                 displacement = self._displacement([f[:1] for f in features])[0, :, :h, :w].float()
-                last = features[-1][0, :, : (height - 1) // 16 + 1, : (width - 1) // 16 + 1]
+                last = features[-1][0, :, :last_h, :last_w]
             logits.extend(self._boundary_logits(features)[:, :h, :w].float())
             del features
         boundary = torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2)
