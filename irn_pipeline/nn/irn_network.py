@@ -128,19 +128,18 @@ class IrnNetwork(nn.Module):
         height, width = image.shape[-2:]
         h, w = strided_size((height, width))
         last_h, last_w = strided_size((height, width), 16)
-        pair = torch.stack([image, image.flip(-1)])
+        # The mirror first: of it only the boundary is wanted, and its features are gone before the picture's are made.
+        pair = torch.stack([image.flip(-1), image])
         if pad_to is not None:
             pair = F.pad(pair, (0, pad_to[1] - width, 0, pad_to[0] - height))
-        # Of the mirror only the boundary is wanted.
         logits: list[Tensor] = []
         for images in memory_batches(pair):
+            features: list[Tensor] = []  # frees the mirror's
             features = self._features(images)
-            if not logits:
-                displacement = self._displacement([f[:1] for f in features])[0, :, :h, :w].float()
-                last = features[-1][0, :, :last_h, :last_w]
             logits.extend(self._boundary_logits(features)[:, :h, :w].float())
-            del features
-        boundary = torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2)
+        displacement = self._displacement([f[-1:] for f in features])[0, :, :h, :w].float()
+        last = features[-1][-1, :, :last_h, :last_w]
+        boundary = torch.sigmoid((logits[0].flip(-1) + logits[1]) / 2)
         return boundary, displacement, last
 
     def train(self, mode: bool = True) -> IrnNetwork:
