@@ -136,9 +136,12 @@ def train(
             f"give --batch-size {-(-schedule.batch_size // ranks.count) * ranks.count}, or another number of processes"
         )
     sampler = EpochSampler(count, schedule.batch_size, execution.seed, ranks)
+    # One set of workers for all epochs: forking anew costs seconds of imports there, and of copied pages here. With a
+    # generator of its own, starting them draws no number that a resumed training would lack.
     loader = DataLoader(
         dataset, batch_size=schedule.batch_size // ranks.count, sampler=sampler, collate_fn=collate,
         num_workers=_loader_workers(execution), pin_memory=execution.torch_device().type == "cuda",
+        persistent_workers=True, generator=torch.Generator(),
     )  # fmt: skip
     steps = schedule.epochs * len(loader)
     optimizer = make_optimizer(param_groups, schedule)

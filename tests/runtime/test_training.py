@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,28 @@ def test_what_is_measured_after_an_epoch_is_recorded(tmp_path: Path) -> None:
     assert calls == [(1, False), (2, False), (3, False)]
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert [(line["step"], line["ap50"]) for line in lines] == [(2, 0.25), (6, 0.75)]
+
+
+def test_one_process_reads_the_samples_of_all_epochs(tmp_path: Path) -> None:
+    """Starting one anew costs seconds an epoch; ours is not the one that reads."""
+
+    class Readers(Points):
+        def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            return torch.zeros(2), torch.tensor([float(os.getpid())], dtype=torch.float64)
+
+    seen: set[int] = set()
+
+    def note(batch: Any, _progress: float) -> dict[str, Tensor]:
+        seen.update(int(pid) for pid in batch[1].flatten().tolist())
+        return {"fit": network(batch[0]).square().mean()}
+
+    network = nn.Linear(2, 1)
+    train(
+        network=network, param_groups=[{"params": list(network.parameters()), "lr": 0.05}], dataset=Readers(8),
+        losses_of=note, schedule=Schedule(3, 4, 0.9, 1e-4), execution=QUIET, folder=tmp_path, name="test",
+    )  # fmt: skip
+    assert len(seen) == 1
+    assert os.getpid() not in seen
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
