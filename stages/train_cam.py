@@ -33,7 +33,7 @@ class Params:
     frozen_stages: int = 3
     """Stages that never learn: 3 is conv1, layer1 and layer2; 0 lets everything learn."""
     frozen_batch_norm: bool = True
-    """Keep batch norms as they are in the weights; false when training from scratch."""
+    """Keep the running statistics of batch norms; scale and shift of the learning stages learn. False from scratch."""
     original_checkpoint: str | None = None
     """Take this checkpoint of the original implementation (res50_cam.pth) instead of training."""
     epochs: int = 5
@@ -116,6 +116,7 @@ STAGE: FitStage[Params] = FitStage(
     name="train_cam",
     summary="Train a classifier of the image-level classes.",
     params=Params,
+    version=2,
     writes=(CAM_NETWORK,),
     fit=fit,
 )

@@ -89,11 +89,18 @@ class Backbone(nn.Module):
         return [p for m in modules[first:] for p in m.parameters()]
 
 
-def freeze_batch_norms(module: nn.Module) -> None:
-    """Put every batch norm in evaluation mode and stop its affine from learning (call after `train()`)."""
+def freeze_batch_norm_statistics(module: nn.Module) -> None:
+    """Keep the running statistics of every batch norm; its scale and shift still learn (call after `train()`)."""
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
+
+
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Freeze every batch norm: running statistics, scale and shift (call after `train()`)."""
+    freeze_batch_norm_statistics(module)
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
             child.requires_grad_(False)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms, memory_batches
+from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norm_statistics, memory_batches
 
 
 class CamNetwork(nn.Module):
@@ -16,7 +16,8 @@ class CamNetwork(nn.Module):
         num_classes: foreground classes C.
         backbone: which ResNet.
         frozen_stages: the gradient is cut after this many of the five stages (3 = conv1, layer1, layer2).
-        frozen_batch_norm: keep every batch norm in evaluation mode.
+        frozen_batch_norm: keep the running statistics of every batch norm. As in the original, scale and shift of
+            the learning stages learn all the same.
     """
 
     def __init__(
@@ -57,16 +58,15 @@ class CamNetwork(nn.Module):
         return maps[0] + maps[1].flip(-1)
 
     def train(self, mode: bool = True) -> CamNetwork:
-        """Training mode, with the batch norms kept frozen when asked for."""
+        """Training mode, with the statistics of the batch norms kept when asked for."""
         super().train(mode)
         if self.frozen_batch_norm:
-            freeze_batch_norms(self)
+            freeze_batch_norm_statistics(self)
         return self
 
     def param_groups(self, lr: float, head_factor: float) -> list[dict[str, object]]:
         """Optimiser groups: the learning stages of the backbone at `lr`, the classifier at `lr * head_factor`."""
-        learning = [p for p in self.backbone.stage_parameters(self.frozen_stages) if p.requires_grad]
         return [
-            {"params": learning, "lr": lr},
+            {"params": self.backbone.stage_parameters(self.frozen_stages), "lr": lr},
             {"params": list(self.classifier.parameters()), "lr": lr * head_factor},
         ]

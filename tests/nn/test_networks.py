@@ -54,6 +54,29 @@ def test_gradient_is_cut_after_the_frozen_stages():
     assert id(network.backbone.layer4[1].conv2.weight) in learning
 
 
+def moved(network: CamNetwork) -> set[str]:
+    """Names of the parameters that one step of training changes."""
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimizer = torch.optim.SGD(network.param_groups(0.1, 10.0), weight_decay=1e-4)
+    network.train()(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    return {name for name, p in network.named_parameters() if not torch.equal(before[name], p)}
+
+
+def test_a_step_moves_all_of_the_learning_stages_batch_norms_included():
+    # In the original only the statistics of batch norms are frozen; the gradient is cut after layer2.
+    network = randomised(CamNetwork(num_classes=3, backbone="resnet18"))
+    statistics = {name: b.clone() for name, b in network.named_buffers()}
+    learning = ("backbone.layer3.", "backbone.layer4.", "classifier.")
+    assert moved(network) == {name for name, _ in network.named_parameters() if name.startswith(learning)}
+    assert all(torch.equal(statistics[name], b) for name, b in network.named_buffers())
+
+
+def test_from_scratch_everything_moves():
+    network = CamNetwork(num_classes=3, backbone="resnet18", frozen_stages=0, frozen_batch_norm=False)
+    assert moved(network) == {name for name, _ in network.named_parameters()}
+
+
 def test_class_scores_are_the_mean_of_the_linear_maps():
     network = CamNetwork(num_classes=4, backbone="resnet18").eval()
     image = torch.randn(1, 3, 40, 56)
