@@ -109,6 +109,11 @@ class Gallery:
         return SynthesisParams(**{name: known[name] for name in names if name in known})
 
     @cached_property
+    def _pad_to(self) -> int:
+        record = self.run.record(SEMANTIC_LABEL.stage)
+        return 0 if record is None else int(record.params.get("pad_to", 0))
+
+    @cached_property
     def _network(self) -> IrnNetwork | None:
         if not self.options.fields or not self.run.has(IRN_NETWORK):
             return None
@@ -119,7 +124,8 @@ class Gallery:
             return ()
         with torch.inference_mode(), self.execution.autocast():
             pixels = normalise(to_tensor(image).to(self.execution.torch_device()))
-            boundary, displacement = (field.cpu().numpy() for field in self._network.predict(pixels))
+            found = self._network.predict(pixels, pad_to=self._pad_to)
+        boundary, displacement = (field.cpu().numpy() for field in found)
         panels = (self._maker.boundary(boundary), self._maker.displacement(displacement))
         groups = instance_map(
             displacement,

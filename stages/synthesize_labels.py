@@ -34,6 +34,8 @@ from stages._source import DataSet
 class Params(SynthesisParams):
     """Parameters of label synthesis, and the maps it starts from."""
 
+    pad_to: int = field(default=0, metadata={"fingerprint": "unless default"})
+    """Pad smaller images with zeros to this side for IRNet, as in training (the original: 512); 0 for never."""
     cam_dir: str | None = None
     """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
     keep_scores: bool = field(default=False, metadata={"fingerprint": False})
@@ -81,7 +83,7 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
         with clock.section("network"):
             with torch.inference_mode(), job.execution.autocast():
                 boundary, displacement, features = network.predict_with_features(
-                    normalise(item.image.to(device))
+                    normalise(item.image.to(device)), pad_to=job.params.pad_to
                 )
             arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from irn_pipeline.datasets.samples import RelationSamples
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
-from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.nn.irn_network import IrnNetwork, pad_image
 from irn_pipeline.nn.losses import irn_losses
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.ops.affinity import pair_paths
@@ -63,8 +63,12 @@ class Params:
     """L2 penalty."""
     max_gradient_norm: float = 0.0
     """Longer gradients are shortened to this norm; 0 for never."""
+    mean_shift_list: str | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Images whose mean displacement is stored, a list as for --image-list; by default those trained on."""
     mean_shift_crop: int = 512
-    """Top-left part of each picture whose displacement enters the stored mean, pixels."""
+    """Top-left part of each image that enters the mean displacement, pixels."""
+    pad_to: int = field(default=0, metadata={"fingerprint": "unless default"})
+    """Pad smaller images with zeros to this side for the mean displacement (the original: 512); 0 for never."""
 
     def __post_init__(self) -> None:
         if self.crop % 4 or self.crop < 8 * self.radius:
@@ -137,6 +141,8 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
         folder=job.run.stage_dir(STAGE.name),
         name=STAGE.name,
     )  # fmt: skip
+    if params.mean_shift_list is not None:
+        records = job.data.with_list(params.mean_shift_list).readable(execution).records
     network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
     return seen
 
@@ -145,18 +151,23 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
 def _mean_displacement(
     job: Job[Params, DataSet], network: IrnNetwork, records: tuple[ImageRecord, ...]
 ) -> Tensor:
-    """Mean over the pictures of each picture's mean displacement, as the original stores it."""
+    """Mean over the images of each image's mean displacement, (2,).
+
+    The original takes the images of its inference list and pads their crops to 512 pixels (`mean_shift_list`,
+    `pad_to`); the padding enters its mean, and so it does here.
+    """
     network.eval()
     network.mean_shift.running_mean.zero_()
-    device, side = job.execution.torch_device(), job.params.mean_shift_crop
+    device, params = job.execution.torch_device(), job.params
+    side = params.mean_shift_crop
     means: dict[str, Tensor] = {}
     share = job.ranks.share(records)
     for record in progress(share, "mean displacement", quiet=job.execution.quiet):
-        image = to_tensor(read_image(record.path))[..., :side, :side]
+        image = normalise(to_tensor(read_image(record.path))[..., :side, :side].to(device))
         with job.execution.autocast():
-            displacement = network.displacement_field(normalise(image.to(device))[None])
+            displacement = network.displacement_field(pad_image(image, params.pad_to)[None])
         means[record.image_id] = displacement.float().mean(dim=(0, 2, 3)).cpu()
-    # In the order of the pictures, whoever has worked on which: the sum is the same to the last bit.
+    # In the order of the images, whichever rank has worked on which: the sum is the same to the last bit.
     found = {image_id: mean for part in job.ranks.gather(means) for image_id, mean in part.items()}
     return torch.stack([found[record.image_id] for record in records]).mean(dim=0)
 

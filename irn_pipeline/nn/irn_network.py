@@ -12,6 +12,23 @@ from irn_pipeline.nn.backbone import Backbone, BackboneName, memory_batches
 from irn_pipeline.structures import strided_size
 
 
+def pad_image(image: Tensor, side: int) -> Tensor:
+    """Zeros right of and below a picture that is smaller than `side`, as around the crops of the training.
+
+    Group norms compute their statistics over the whole picture, so the branches see the share of zeros too. The
+    original pads to 512 pixels at inference. A side that is longer already stays as it is (the original cuts it).
+
+    Args:
+        image: (..., H, W) normalised pictures.
+        side: pixels.
+
+    Returns:
+        (..., max(H, side), max(W, side)).
+    """
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, max(side - width, 0), 0, max(side - height, 0)))
+
+
 class MeanShift(nn.Module):
     """Subtracts the stored mean of the displacement field in evaluation mode; identity in training mode."""
 
@@ -105,13 +122,12 @@ class IrnNetwork(nn.Module):
         return self.mean_shift(self.displacement_head(top))
 
     @torch.no_grad()
-    def predict(self, image: Tensor, *, pad_to: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, image: Tensor, *, pad_to: int = 0) -> tuple[Tensor, Tensor]:
         """Boundary and displacement of one picture, the boundary averaged with the mirror's.
 
         Args:
             image: (3, H, W) normalised picture of any size.
-            pad_to: grow picture and mirror to this (H', W') with zeros right and below, as the original does;
-                None for no padding.
+            pad_to: pad picture and mirror with zeros, right and below, to this side (`pad_image`); 0 for no padding.
 
         Returns:
             boundary: (h, w) float32 in [0, 1], sigmoid of the mean of both logits.
@@ -121,17 +137,13 @@ class IrnNetwork(nn.Module):
         return boundary, displacement
 
     @torch.no_grad()
-    def predict_with_features(
-        self, image: Tensor, *, pad_to: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def predict_with_features(self, image: Tensor, *, pad_to: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """What `predict` gives, and the last stage's features of the un-mirrored picture, (D, h', w')."""
         height, width = image.shape[-2:]
         h, w = strided_size((height, width))
         last_h, last_w = strided_size((height, width), 16)
         # The mirror first: of it only the boundary is wanted, and its features are gone before the picture's are made.
-        pair = torch.stack([image.flip(-1), image])
-        if pad_to is not None:
-            pair = F.pad(pair, (0, pad_to[1] - width, 0, pad_to[0] - height))
+        pair = pad_image(torch.stack([image.flip(-1), image]), pad_to)
         logits: list[Tensor] = []
         for images in memory_batches(pair):
             features: list[Tensor] = []  # frees the mirror's

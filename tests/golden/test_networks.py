@@ -47,7 +47,7 @@ def relative_error(ours: torch.Tensor, theirs: np.ndarray) -> float:
 def test_irn_network(case):
     network = IrnNetwork()
     load_strictly(network, original_state(case["irn_names"], case["irn_shapes"]))
-    boundary, displacement = network.predict(torch.from_numpy(case["image"]), pad_to=(128, 128))
+    boundary, displacement = network.predict(torch.from_numpy(case["image"]), pad_to=128)
     assert relative_error(boundary, case["boundary"][0]) < 1e-3
     assert relative_error(displacement, case["displacement"]) < 1e-3
 

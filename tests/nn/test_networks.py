@@ -118,7 +118,7 @@ def test_the_prediction_is_that_of_the_network_on_picture_and_mirror(monkeypatch
         torch.testing.assert_close(network.displacement_field(image[None])[0], field[0])
         torch.testing.assert_close(features, network.backbone(image[None])[-1][0], rtol=1e-3, atol=1e-3)
     assert torch.equal(again, boundary)
-    padded = network.predict_with_features(image, pad_to=(128, 160))[2]
+    padded = network.predict_with_features(image, pad_to=128)[2]
     assert padded.shape == features.shape
     cams = CamNetwork(num_classes=3, backbone="resnet18").eval()
     with torch.no_grad():
