@@ -41,12 +41,14 @@ class Checkpoint:
         backbone: name of its ResNet.
         class_names: foreground classes it knows, in order; empty where it knows none.
         state: its state dict.
+        category_ids: COCO category id of each class; empty where the file does not say.
     """
 
     kind: str
     backbone: str
     class_names: tuple[str, ...]
     state: dict[str, Tensor]
+    category_ids: tuple[int, ...] = ()
 
 
 def _as_array(value: object) -> np.ndarray[Any, Any]:
@@ -150,7 +152,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise TypeError("a name is no text")
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("a weight is no tensor")
-        return Checkpoint(kind, backbone, names, state)
+        category_ids = tuple(content.get("category_ids", ()))
+        if category_ids and not (
+            len(set(category_ids)) == len(names) == len(category_ids)
+            and all(type(value) is int and value >= 0 for value in category_ids)
+        ):
+            raise TypeError("its category ids do not fit its classes")
+        return Checkpoint(kind, backbone, names, state, category_ids)
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
@@ -164,7 +172,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a trained network as plain tensors and strings."""
     content = {
         "kind": checkpoint.kind, "backbone": checkpoint.backbone,
-        "class_names": list(checkpoint.class_names), "network": checkpoint.state,
+        "class_names": list(checkpoint.class_names), "category_ids": list(checkpoint.category_ids),
+        "network": checkpoint.state,
     }  # fmt: skip
     # Given a path, torch writes the file's name into the archive: equal networks would differ in bytes.
     with path.open("wb") as stream:

@@ -175,3 +175,8 @@ class GroundTruth:
     label: LabelArray
     instances: Instances
     ignore: BoolArray
+
+    @property
+    def has_foreground(self) -> bool:
+        """Whether any pixel is of a class."""
+        return bool(((self.label != BACKGROUND) & (self.label != IGNORE)).any())

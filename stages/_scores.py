@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from irn_pipeline.datasets.images import read_image
@@ -98,12 +99,13 @@ def model_figures(
     names = pictures.images.class_names
     instances = InstanceTally(names, ignore_void=ignore_void, count_from=0.5)
     label = SemanticTally(names)
-    device, count = execution.torch_device(), 0
+    device, count, foreground = execution.torch_device(), 0, False
     for record in progress(pictures.items, "held-out pictures", quiet=execution.quiet):
         truth = pictures.ground_truth(record.image_id)
         if truth is None:
             continue
         count += 1
+        foreground |= truth.has_foreground
         image = to_unit_tensor(read_image(record.path)).to(device)
         with execution.autocast():
             found, painted = model.predict_with_label(image)
@@ -111,7 +113,26 @@ def model_figures(
         label.add(painted, truth)
     if not count:
         raise DataError(f"{pictures.origin}: no picture of the held-out list has true masks")
+    require_foreground(foreground, count, pictures.origin)
     return {"pictures": count, **label.report(), **instances.report()}
+
+
+def require_foreground(found: bool, count: int, origin: Path) -> None:
+    """Refuse true masks that show nothing: labels without an object would agree with them wholly.
+
+    Args:
+        found: whether the true masks of any picture have foreground.
+        count: pictures with true masks; 0 is no error here.
+        origin: the data set, for messages.
+
+    Raises:
+        DataError: there are true masks, and all are background or not counted.
+    """
+    if count and not found:
+        raise DataError(
+            f"{origin}: the true masks of {count} pictures show no object of any class, only background and pixels "
+            "that are not counted; expected class labels from 1 in PNGs, or masks without iscrowd in a COCO file"
+        )
 
 
 def number(value: float) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from irn_pipeline.datasets.coco import load_coco
+from irn_pipeline.datasets.coco import CocoSet, load_coco
 from irn_pipeline.datasets.folder_csv import load_folder_csv
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import restrict
@@ -52,6 +52,7 @@ class DataSet:
         load_list: image list -> its pictures.
         load_truth: image id -> its true masks.
         listed: whether the pictures were named by an image list.
+        coco: the COCO file that the data set was read from, if it was.
     """
 
     images: ImageSet
@@ -60,6 +61,7 @@ class DataSet:
     load_list: Callable[[str | None], LoadedSet]
     load_truth: Callable[[str], GroundTruth | None]
     listed: bool = False
+    coco: CocoSet | None = None
 
     @property
     def items(self) -> Sequence[ImageRecord]:
@@ -79,6 +81,10 @@ class DataSet:
     def ground_truth(self, image_id: str) -> GroundTruth | None:
         """True masks of a picture; None where there are none."""
         return self.load_truth(image_id)
+
+    def coco_image_ids(self, paths: Sequence[Path]) -> Sequence[int | str]:
+        """Image ids of pictures for COCO exports: those of the COCO file where it lists them, else numbers."""
+        return range(1, len(paths) + 1) if self.coco is None else self.coco.image_ids_of(paths)
 
     def readable(self, execution: Execution) -> ImageSet:
         """The pictures that decode; each of the others is logged with the reason, and counted.
@@ -190,9 +196,9 @@ def _load_csv(source: Source, path: Path) -> DataSet:
 def _load_coco(source: Source, path: Path) -> DataSet:
     coco = load_coco(path, Path(source.image_dir or ""), classes=_split(source.classes))
     whole, truth = coco.loaded, coco.truths.ground_truth
-    return _with_list(
-        DataSet(whole.images, path, coco.category_ids, partial(restrict, whole, path), truth), source, whole
-    )
+    load_list = partial(restrict, whole, path)
+    data = DataSet(whole.images, path, coco.category_ids, load_list, truth, coco=coco)
+    return _with_list(data, source, whole)
 
 
 def _with_list(data: DataSet, source: Source, whole: LoadedSet) -> DataSet:

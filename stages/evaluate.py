@@ -12,7 +12,7 @@ from irn_pipeline.ops.cam import cam_components, cam_label
 from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from stages._cams import CamSource, cams_not_read
-from stages._scores import InstanceTally, SemanticTally, model_figures, table
+from stages._scores import InstanceTally, SemanticTally, model_figures, require_foreground, table
 from stages._segmenter import load_segmenter, trained_variants
 from stages._source import DataSet
 
@@ -47,8 +47,9 @@ def run(job: Job[Params, DataSet]) -> int:
     figures |= _evaluate_models(job)
     if not figures:
         raise DataError(
-            f"{job.run.root}: nothing to evaluate: no picture has both true masks in {data.origin} "
-            "(SegmentationClass, SegmentationObject) and maps or labels in the run folder"
+            f"{job.run.root}: nothing to evaluate: no picture has both true masks in {data.origin} (PNGs in "
+            "SegmentationClass and SegmentationObject, or segmentations in a COCO file) and maps or labels in the "
+            "run folder"
         )
     models = {k.removeprefix("segmenter."): v for k, v in figures.items() if k.startswith("segmenter.")}
     labels = {k: v for k, v in figures.items() if not k.startswith("segmenter.")}
@@ -70,13 +71,14 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
     }
     seen: set[str] = set()
     cams = CamSource.of(job)
-    count = 0
+    count, foreground = 0, False
     for record in progress(data.items, STAGE.name, quiet=job.execution.quiet):
         image_id = record.image_id
         truth = data.ground_truth(image_id)
         if truth is None:
             continue
         count += 1
+        foreground |= truth.has_foreground
         try:
             if cams.has(image_id):
                 cam, _ = cams.read(record, (truth.label.shape[0], truth.label.shape[1]))
@@ -93,6 +95,7 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
                 f"{job.run.root}: the maps or labels of {image_id} do not fit its true masks in {data.origin} "
                 f"({error}); evaluate them on the data set they were made from"
             ) from error
+    require_foreground(foreground, count, data.origin)
     tallies: dict[str, SemanticTally | InstanceTally] = {**semantic, **instance}
     figures.update({name: tally.report() for name, tally in tallies.items() if name in seen})
     return count

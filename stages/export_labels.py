@@ -6,12 +6,12 @@ import csv
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image_size
-from irn_pipeline.errors import ArtifactError, DataError
+from irn_pipeline.errors import ArtifactError, ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.voc_png import object_map
 from irn_pipeline.runtime.progress import progress
@@ -30,6 +30,8 @@ class Params:
 
     format: Literal["coco", "voc"] = "coco"
     """coco: instances.json, and semantic labels as PNGs; voc: SegmentationClass, SegmentationObject and lists."""
+    polygons: bool = False
+    """Write the masks in instances.json as polygons instead of run lengths (for Ultralytics or Label Studio)."""
     out: str | None = None
     """Folder to write into; by default export_labels/FORMAT in the run folder."""
 
@@ -39,14 +41,21 @@ class _Labelled:
     """One picture with its labels, checked against one another; fragments of score 0 are gone."""
 
     image_id: str
-    file_name: str
+    path: Path
     size: tuple[int, int]
     instances: Instances
     label: LabelArray
 
+    @property
+    def file_name(self) -> str:
+        """Path below the folder of pictures, as it is on the disk: an id is its path in Unicode's composed form."""
+        return "/".join(self.path.parts[-len(self.image_id.split("/")) :])
+
 
 def run(job: Job[Params, DataSet]) -> int:
     """Write the labels of every picture of the data set that has any; the others are counted."""
+    if job.params.polygons and job.params.format != "coco":
+        raise ConfigError(f"--polygons is for --format coco; --format {job.params.format} writes PNGs")
     _require_classes_of_labels(job)
     chosen = job.params.out
     folder = Path(chosen) if chosen else job.run.stage_dir(STAGE.name) / job.params.format
@@ -57,6 +66,8 @@ def run(job: Job[Params, DataSet]) -> int:
 
 
 def _write_coco(job: Job[Params, DataSet], folder: Path) -> int:
+    paths = [record.path for record in job.data.items]
+    image_ids = dict(zip(paths, job.data.coco_image_ids(paths), strict=True))
     with (
         atomic_path(folder / "instances.json") as temporary,
         CocoWriter(
@@ -64,10 +75,11 @@ def _write_coco(job: Job[Params, DataSet], folder: Path) -> int:
             job.data.images.class_names,
             category_ids=job.data.category_ids,
             description="Instance labels synthesized from image-level tags",
+            polygons=job.params.polygons,
         ) as coco,
     ):
         for item in _labelled(job):
-            coco.add(item.file_name, item.size, item.instances)
+            coco.add(item.file_name, item.size, item.instances, image_ids[item.path])
             write_index_png(folder / "labels" / f"{item.image_id}.png", item.label)
     return coco.num_images
 
@@ -143,9 +155,7 @@ def _read(job: Job[Params, DataSet], record: ImageRecord) -> _Labelled:
             f"{job.run.path(INSTANCE_LABEL, image_id)}: names class {beyond[0]}, but the data set has "
             f"{job.data.images.num_classes}; export with the data set that the labels were made from"
         )
-    # Ids are paths below the folder of pictures, without the suffix.
-    file_name = str(PurePosixPath(image_id).with_name(record.path.name))
-    return _Labelled(image_id, file_name, size, kept, label)
+    return _Labelled(image_id, record.path, size, kept, label)
 
 
 def _require_classes_of_labels(job: Job[Params, DataSet]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import PICTURE_SUFFIXES
 from irn_pipeline.datasets.transforms import to_unit_tensor
@@ -65,20 +66,26 @@ def run(job: Job[Params, DataSet]) -> int:
     out = Path(params.out) if params.out else job.run.stage_dir(STAGE.name) / params.model
     pictures = _find_pictures(source, out)
     segmenter, checkpoint = load_segmenter(job.run, params.model, job.execution)
+    image_ids = job.data.coco_image_ids([picture.path for picture in pictures])
     output_folder(out)
     decoded = prefetch(_decode, pictures, job.execution.worker_count)
     bar = progress(pictures, STAGE.name, quiet=job.execution.quiet)
     left_out = 0
     with (
         atomic_path(out / "predictions.json") as temporary,
-        CocoWriter(temporary, checkpoint.class_names, description=f"Predicted by {params.model}") as coco,
+        CocoWriter(
+            temporary,
+            checkpoint.class_names,
+            category_ids=_category_ids(checkpoint, job.data),
+            description=f"Predicted by {params.model}",
+        ) as coco,
     ):
-        for picture, image in zip(bar, decoded, strict=True):
+        for picture, image_id, image in zip(bar, image_ids, decoded, strict=True):
             if isinstance(image, DataError):
                 logger.warning("%s: skipped: %s", picture.file_name, image)
                 continue
             found, label = _predict(segmenter, image, params.min_score, job.execution)
-            coco.add(picture.file_name, (image.shape[0], image.shape[1]), found)
+            coco.add(picture.file_name, (image.shape[0], image.shape[1]), found, image_id)
             left_out += _write_pictures(out, picture.name, image, found, label, overlays=params.overlays)
         if not coco.num_images:
             raise DataError(
@@ -125,6 +132,21 @@ def _find_pictures(source: Path, out: Path) -> list[_Picture]:
                 f"{source}: {' and '.join(files)} would both be written to masks/{name}.png; rename one of them"
             )
     return pictures
+
+
+def _category_ids(checkpoint: Checkpoint, data: DataSet) -> tuple[int, ...] | None:
+    """COCO's ids of the model's classes: of the COCO file, if one is named, else of the data it was trained on."""
+    if data.coco is not None:
+        known = dict(zip(data.images.class_names, data.category_ids, strict=True))
+        lacking = [name for name in checkpoint.class_names if name not in known]
+        if not lacking:
+            return tuple(known[name] for name in checkpoint.class_names)
+        logger.warning(
+            "%s: has no category %s, which the model knows; the category ids are those of its training",
+            data.origin,
+            ", ".join(map(repr, lacking)),
+        )
+    return checkpoint.category_ids or None
 
 
 def _decode(picture: _Picture) -> LabelArray | DataError:

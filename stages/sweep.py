@@ -22,7 +22,7 @@ from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances, LabelArray
 from stages._cams import CamSource, cams_not_read
-from stages._scores import SemanticTally, number
+from stages._scores import SemanticTally, number, require_foreground
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def run(job: Job[Params, DataSet]) -> int:
     ]
     labels = _CamLabels(job) if params.cam else _ScoreLabels(job)
     count = without_truth = 0
+    foreground = False
     for record in progress(data.items, STAGE.name, quiet=job.execution.quiet):
         if not labels.has(record.image_id):
             continue
@@ -86,6 +87,7 @@ def run(job: Job[Params, DataSet]) -> int:
         if truth is None:
             without_truth += 1
             continue
+        foreground |= truth.has_foreground
         try:
             for tally, (label, instances) in zip(tallies, labels.made(record, truth), strict=True):
                 tally.add(label, instances, truth, params.ignore_void)
@@ -97,6 +99,7 @@ def run(job: Job[Params, DataSet]) -> int:
         count += 1
     if not count:
         raise DataError(_nothing(job, data, without_truth, labels.remedy))
+    require_foreground(foreground, count, data.origin)
     results = [tally.figures(with_instances=not params.cam) for tally in tallies]
     target = CAM_SWEEP if params.cam else SWEEP
     job.run.write(target, results)

@@ -78,7 +78,8 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
         after_epoch=partial(_validate, job) if params.validate_list else None,
     )  # fmt: skip
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.write(artifact, Checkpoint(params.model, params.backbone, job.data.images.class_names, state))
+    names, category_ids = job.data.images.class_names, job.data.category_ids
+    job.write(artifact, Checkpoint(params.model, params.backbone, names, state, category_ids))
     return seen
 
 

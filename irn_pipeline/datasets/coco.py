@@ -7,24 +7,26 @@ that it is not. Its pixels are not counted when masks are compared.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture, told
-from irn_pipeline.datasets.picture_folder import TagTable, build_set, has_control_character, picture_id
+from irn_pipeline.datasets.coco_categories import Category, classes_of, read_categories
+from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture
+from irn_pipeline.datasets.coco_values import entries, is_crowd, name_of, number_or_text, picture_size, told
+from irn_pipeline.datasets.picture_folder import TagTable, build_set, picture_id
 from irn_pipeline.datasets.voc import LoadedSet
 from irn_pipeline.datasets.voc_lists import some
 from irn_pipeline.errors import DataError
 from irn_pipeline.foreign.files import regular_bytes
-from irn_pipeline.structures import MAX_PIXELS
 
 # Number lists are nine tenths of a large file and are needed for evaluation only: they stay on the disk.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*(\[[\[\]\d\s.,eE+-]*\])')
-_SHORTEST_POLYGON = len("[[0,0,0,0,0,0]]")
+_DIGIT = re.compile(rb"\d")
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,47 @@ class CocoSet:
         loaded: the pictures and what was left out.
         category_ids: COCO's own id of every class, in the order of the class ids.
         truths: reads the true masks of a picture.
+        image_dir: folder that `file_name` starts from.
+        image_ids: image id -> COCO's own id, of every picture that the file lists.
     """
 
     loaded: LoadedSet
     category_ids: tuple[int, ...]
     truths: CocoTruths
+    image_dir: Path
+    image_ids: Mapping[str, int | str]
+
+    def image_ids_of(self, paths: Sequence[Path]) -> list[int | str]:
+        """The file's ids of pictures; one that it does not list gets a number above all numbers of the file."""
+        free = max((key for key in self.image_ids.values() if isinstance(key, int)), default=0)
+        found: list[int | str] = []
+        for path in paths:
+            known = self._image_id_of(path)
+            if known is None:
+                known = free = max(free, 0) + 1
+            found.append(known)
+        return found
+
+    def _image_id_of(self, path: Path) -> int | str | None:
+        # The folder may be spelled in another way, or be reached through a link.
+        for spelled in (os.path.abspath, os.path.realpath):
+            try:
+                below = Path(spelled(path)).relative_to(spelled(self.image_dir)).as_posix()
+                return self.image_ids.get(picture_id(below, str(path)))
+            except (ValueError, DataError):
+                continue
+        return None
 
 
 def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) -> CocoSet:
     """Read an instances file and find its pictures.
 
+    Ids may be written as numbers, as 1.0 or as "1". Categories of one name are one class; a root category that
+    nothing is annotated with is left out, unless `classes` names it.
+
     Args:
         coco_json: lists `images` (id, file_name), `annotations` (image_id, category_id) and `categories`
-            (id, name); category ids may have gaps.
+            (id, name); category ids may have gaps and start at 0.
         image_dir: folder that `file_name` starts from.
         classes: names to use, in the order of their class ids; empty for all, by category id.
 
@@ -59,51 +89,116 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
         DataError: the file or the folder is missing, the file is no such JSON, or an entry is impossible.
     """
     content = _read(coco_json)
-    ids_of_categories, names = _categories(content, coco_json)
+    categories = read_categories(content, coco_json)
     pictures = _pictures(content, coco_json)
-    tags: dict[str, set[int]] = {picture.image_id: set() for picture in pictures.values()}
-    place_of = {category_id: place for place, category_id in enumerate(ids_of_categories)}
-    objects: defaultdict[str, list[TrueObject]] = defaultdict(list)
-    strangers: list[str] = []
-    maskless = 0
-    for entry in _entries(content, "annotations", coco_json):
-        image_id, category_id = entry.get("image_id"), entry.get("category_id")
-        picture = pictures.get(image_id) if isinstance(image_id, int | str) else None
-        place = place_of.get(category_id) if isinstance(category_id, int) else None
-        if picture is None or place is None:
-            strangers.append(told(entry.get("id")))
-            continue
-        segmentation = _segmentation(entry)
-        maskless += segmentation is None
-        tags[picture.image_id].add(place)
-        crowd = bool(entry.get("iscrowd", 0))
-        found = TrueObject(entry.get("id"), place, crowd, segmentation, entry.get("bbox"))
-        objects[picture.image_id].append(found)
-    warnings = []
-    if strangers:
-        warnings.append(
-            f"{coco_json}: annotations left out because their image_id or category_id is not in the file: "
-            f"{some(strangers)}"
-        )
-    if maskless:
-        warnings.append(f"{coco_json}: annotations without a mask, used for tags only: {maskless}")
-    loaded, places = build_set(TagTable(names, tags), coco_json, image_dir, classes, warnings)
-    sizes = {picture.image_id: picture.size for picture in pictures.values()}
+    warnings: list[str] = []
+    objects = _objects(content, coco_json, pictures, categories, warnings)
+    used = {found.category for of_picture in objects.values() for found in of_picture}
+    chosen = classes_of(categories, used, classes, coco_json, warnings)
+    tags = {
+        picture.image_id: {chosen.place_of[found.category] for found in objects[picture.image_id]}
+        for picture in pictures.values()
+    }
+    loaded, places = build_set(TagTable(chosen.names, tags), coco_json, image_dir, classes, warnings)
+    class_of = {place: class_id for class_id, place in enumerate(places)}
+    by_image_id = {picture.image_id: picture for picture in pictures.values()}
     truths = CocoTruths(
         coco_json,
-        {place: class_id for class_id, place in enumerate(places)},
+        {key: class_of[place] for key, place in chosen.place_of.items() if place in class_of},
         {
-            record.image_id: TruePicture(record.path, sizes[record.image_id], tuple(objects[record.image_id]))
+            record.image_id: TruePicture(
+                record.path, by_image_id[record.image_id].size, tuple(objects[record.image_id])
+            )
             for record in loaded.images.records
         },
     )
-    return CocoSet(loaded, tuple(ids_of_categories[place] for place in places), truths)
+    return CocoSet(
+        loaded,
+        tuple(chosen.category_ids[place] for place in places),
+        truths,
+        image_dir,
+        {picture.image_id: picture.coco_id for picture in pictures.values()},
+    )
 
 
 @dataclass(frozen=True)
 class _Picture:
     image_id: str
-    size: tuple[int, int] | None
+    coco_id: int | str
+    size: tuple[int, int] | str | None
+
+
+def _objects(
+    content: dict[str, Any],
+    path: Path,
+    pictures: Mapping[int | str, _Picture],
+    categories: Mapping[int, Category],
+    warnings: list[str],
+) -> defaultdict[str, list[TrueObject]]:
+    """The annotations of every image id; those of pictures and categories that are not in the file are left out."""
+    objects: defaultdict[str, list[TrueObject]] = defaultdict(list)
+    text_ids = any(isinstance(key, str) for key in pictures)
+    absent: list[str] = []
+    rewritten = maskless = crowds = count = 0
+    for place, entry in enumerate(entries(content, "annotations", path)):
+        count += 1
+        name = name_of(entry, place)
+        if "segments_info" in entry:
+            raise DataError(
+                f"{path}: {name} has segments_info: this is a panoptic file; expected an instances file "
+                "(panopticapi's panoptic2detection_coco_format.py makes one)"
+            )
+        image_key, category_key = (
+            number_or_text(entry.get("image_id")),
+            number_or_text(entry.get("category_id")),
+        )
+        if image_key is None or (isinstance(image_key, str) and not text_ids):
+            raise DataError(
+                f"{path}: {name}: image_id {told(entry.get('image_id'))!r} is the id of no image; "
+                f"expected an id of the list images, {_example(pictures)}"
+            )
+        if not isinstance(category_key, int):
+            raise DataError(
+                f"{path}: {name}: category_id {told(entry.get('category_id'))!r} is the id of no category; "
+                f"expected an id of the list categories, {_example(categories)}"
+            )
+        picture = pictures.get(image_key)
+        if picture is None or category_key not in categories:
+            absent.append(name.removeprefix("annotation "))
+            continue
+        rewritten += type(entry["category_id"]) is not int or type(entry["image_id"]) is not type(
+            picture.coco_id
+        )
+        segmentation = _segmentation(entry)
+        crowd = is_crowd(entry, path, name)
+        maskless += segmentation is None
+        crowds += crowd and segmentation is not None
+        objects[picture.image_id].append(
+            TrueObject(name, category_key, crowd, segmentation, entry.get("bbox"))
+        )
+    if len(absent) == count:
+        raise DataError(
+            f"{path}: has no annotations, and the tags of the pictures come from them"
+            if not count
+            else f"{path}: none of its {count} annotations has an image_id and a category_id that are in the file "
+            f"({absent[0]} is the first); expected an image_id such as {_example(pictures)} and a category_id "
+            f"such as {_example(categories)}"
+        )
+    if absent:
+        warnings.append(
+            f"{path}: annotations left out because their image_id or category_id is not in the file: {some(absent)}"
+        )
+    if rewritten:
+        warnings.append(f'{path}: annotations whose ids are written as "1" or 1.0, read as 1: {rewritten}')
+    if maskless:
+        warnings.append(f"{path}: annotations without a mask, used for tags only: {maskless}")
+    if crowds and crowds + maskless == count - len(absent):
+        warnings.append(f"{path}: every mask is a crowd (iscrowd), whose pixels are not counted: {crowds}")
+    return objects
+
+
+def _example(known: Mapping[Any, object]) -> str:
+    return f"for example {told(next(iter(known)))!r}" if known else "which is empty"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -115,12 +210,17 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     try:
-        content = json.loads(_POLYGONS.sub(lambda match: b'"segmentation":[%d,%d]' % match.span(1), data))
+        content = json.loads(_POLYGONS.sub(_placed, data))
     except (ValueError, RecursionError):
         raise DataError(f"{path}: {_what_is_broken(data)}; copy or write it again") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a COCO instances file; expected an object with images and annotations")
     return content
+
+
+def _placed(polygons: re.Match[bytes]) -> bytes:
+    empty = _DIGIT.search(polygons.string, *polygons.span(1)) is None
+    return b'"segmentation":null' if empty else b'"segmentation":[%d,%d]' % polygons.span(1)
 
 
 def _what_is_broken(data: bytes) -> str:
@@ -137,45 +237,16 @@ def _what_is_broken(data: bytes) -> str:
     return "no JSON"
 
 
-def _entries(content: dict[str, Any], key: str, path: Path) -> Iterator[dict[str, Any]]:
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        raise DataError(
-            f"{path}: has no list {key!r}; expected a COCO instances file with images, annotations, categories"
-        )
-    for place, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}: {key}[{place}] is no object; expected one with an id")
-        yield entry
-
-
-def _categories(content: dict[str, Any], path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Ids and names, by id."""
-    found: dict[int, str] = {}
-    for place, entry in enumerate(_entries(content, "categories", path)):
-        category_id, name = entry.get("id"), entry.get("name")
-        where = f"{path}: categories[{place}]"
-        if isinstance(category_id, bool) or not isinstance(category_id, int) or category_id < 0:
-            raise DataError(f"{where}: id {told(category_id)!r} is no whole number from 0")
-        if category_id in found:
-            raise DataError(f"{where}: id {category_id} is used twice; category ids must differ")
-        if not isinstance(name, str) or not name.strip() or has_control_character(name):
-            raise DataError(f"{where}: name {told(name)!r} is no class name; expected a text")
-        found[category_id] = name.strip()
-    if not found:
-        raise DataError(f"{path}: has no categories; the class names come from there")
-    ids = tuple(sorted(found))
-    return ids, tuple(found[category_id] for category_id in ids)
-
-
 def _pictures(content: dict[str, Any], path: Path) -> dict[int | str, _Picture]:
     found: dict[int | str, _Picture] = {}
     named: set[str] = set()
-    for place, entry in enumerate(_entries(content, "images", path)):
+    for place, entry in enumerate(entries(content, "images", path)):
         where = f"{path}: images[{place}]"
-        key, name = entry.get("id"), entry.get("file_name")
-        if not isinstance(key, int | str) or key in found:
-            raise DataError(f"{where}: id {told(key)!r} is missing or used twice; image ids must differ")
+        key, name = number_or_text(entry.get("id")), entry.get("file_name")
+        if key is None or key in found:
+            raise DataError(
+                f"{where}: id {told(entry.get('id'))!r} is missing or used twice; image ids must differ"
+            )
         if not isinstance(name, str):
             raise DataError(f"{where}: has no file_name; expected the picture's path below --image-dir")
         image_id = picture_id(name, where)
@@ -184,27 +255,14 @@ def _pictures(content: dict[str, Any], path: Path) -> dict[int | str, _Picture]:
                 f"{where}: another image has the file_name {name!r} too, but for its suffix; remove one"
             )
         named.add(image_id)
-        found[key] = _Picture(image_id, _size(entry, where))
+        own = entry["id"] if isinstance(entry["id"], str) else key
+        found[key] = _Picture(image_id, own, picture_size(entry, where))
     return found
 
 
-def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
-    height: Any = entry.get("height")
-    width: Any = entry.get("width")
-    if height is None and width is None:
-        return None
-    wrong = not isinstance(height, int) or not isinstance(width, int)
-    if wrong or min(height, width) < 1 or height * width > MAX_PIXELS:
-        raise DataError(
-            f"{where}: height {told(height)} and width {told(width)} are impossible; "
-            f"expected whole pixels, at most {MAX_PIXELS} in all"
-        )
-    return height, width
-
-
 def _segmentation(entry: dict[str, Any]) -> Any:
-    """Span of polygons, run lengths, or None where there is no mask."""
+    """Span of polygons, other values as they are, or None where there is no mask."""
     found = entry.get("segmentation")
     if isinstance(found, list) and len(found) == 2 and type(found[0]) is type(found[1]) is int:
-        return None if found[1] - found[0] < _SHORTEST_POLYGON else (found[0], found[1])
+        return found[0], found[1]
     return found or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -23,24 +24,19 @@ _LONGEST_OUTLINE = 2**22
 """Pixels along all polygons of an object: pycocotools reserves about 100 bytes for each."""
 
 
-def told(value: object) -> str:
-    """A value of the file for a message: short, and not looked into, however deep it is."""
-    return str(value)[:40] if isinstance(value, int | float | str | None) else type(value).__name__
-
-
 @dataclass(frozen=True, slots=True)
 class TrueObject:
     """One annotation of a COCO file, its values unchecked.
 
     Attributes:
-        annotation_id: its id, for messages.
-        category: place of its category among those of the file.
+        name: "annotation" and its id, for messages.
+        category: id of its category.
         crowd: stands for a group; its pixels are ignored.
         segmentation: (start, end) in bytes of polygons in the file, run lengths, or None.
         box: (x, y, width, height) in pixels, or None.
     """
 
-    annotation_id: Any
+    name: str
     category: int
     crowd: bool
     segmentation: Any
@@ -49,10 +45,10 @@ class TrueObject:
 
 @dataclass(frozen=True, slots=True)
 class TruePicture:
-    """A picture, its (H, W) as the file says (None where it does not), and its annotations."""
+    """A picture and its annotations; its size is what `picture_size` found."""
 
     path: Path
-    size: tuple[int, int] | None
+    size: tuple[int, int] | str | None
     objects: tuple[TrueObject, ...]
 
 
@@ -62,7 +58,7 @@ class CocoTruths:
 
     Attributes:
         coco_json: the file.
-        class_of: place of a category in the file -> class id, for the classes that are used.
+        class_of: category id -> class id, for the classes that are used.
         pictures: image id -> its annotations.
     """
 
@@ -90,6 +86,8 @@ class CocoTruths:
         objects = [entry for entry in picture.objects if entry.category in self.class_of]
         if all(entry.segmentation is None for entry in objects):
             return None
+        if isinstance(picture.size, str):
+            raise DataError(picture.size)
         size = read_image_size(picture.path)
         if picture.size not in (None, size):
             raise DataError(
@@ -105,7 +103,7 @@ class CocoTruths:
         masks: list[BoolArray] = []
         class_ids: list[int] = []
         for entry in objects:
-            where = f"{self.coco_json}: annotation {told(entry.annotation_id)}"
+            where = f"{self.coco_json}: {entry.name}"
             mask = self._mask(entry, size, where)
             if mask is None or entry.crowd:
                 unsure |= _box(entry.box, size) if mask is None else mask
@@ -129,14 +127,10 @@ class CocoTruths:
         if isinstance(entry.segmentation, dict):
             runs = _run_lengths(entry.segmentation, size, where)
         else:
-            polygons = self._polygons(entry.segmentation, size, where)
-            if not polygons:
-                return None
-            runs = rle.merge(rle.frPyObjects(polygons, *size))
+            runs = rle.merge(rle.frPyObjects(self._polygons(entry.segmentation, size, where), *size))
         return np.asarray(rle.decode(runs), np.bool_)
 
     def _polygons(self, segmentation: Any, size: tuple[int, int], where: str) -> list[list[float]]:
-        polygons = segmentation
         if isinstance(segmentation, tuple):
             start, end = segmentation
             try:
@@ -144,33 +138,74 @@ class CocoTruths:
                     if not 0 <= start < end <= size_of(file):
                         raise ValueError("its place is not in the file")
                     file.seek(start)
-                    polygons = json.loads(file.read(end - start))
+                    segmentation = json.loads(file.read(end - start))
             except (OSError, ValueError, RecursionError):
                 raise DataError(
                     f"{where}: its polygons are damaged, or the file has changed; write it again"
                 ) from None
-        if not isinstance(polygons, list) or not all(_is_polygon(points, size) for points in polygons):
+        polygons = _as_polygons(segmentation)
+        problem = ""
+        if polygons is None or not all(_is_polygon(points, size) for points in polygons):
+            problem = f"no polygons of a {size[0]}x{size[1]} picture"
+        elif not any(len(points) >= 6 for points in polygons):
+            problem = "its polygons have fewer than three points"
+        elif size != (1, 1) and _are_fractions(polygons):
+            problem = (
+                "its polygons lie within one pixel: coordinates from 0 to 1 are fractions of the picture"
+            )
+        if problem or polygons is None:
             raise DataError(
-                f"{where}: no polygons of a {size[0]}x{size[1]} picture; expected [[x, y, x, y, x, y, ...], ...] "
-                f"in pixels, or run lengths"
+                f"{where}: {problem}; expected [[x, y, x, y, x, y, ...], ...] in pixels, or run lengths"
             )
         if sum(map(_outline, polygons)) > _LONGEST_OUTLINE:
             raise DataError(
                 f"{where}: its polygons have an outline of more than {_LONGEST_OUTLINE} pixels; expected the outline "
                 "of an object, or run lengths"
             )
+        # A point or a line beside a polygon covers no pixel; of four numbers, pycocotools would make a box.
         return [points for points in polygons if len(points) >= 6]
 
 
-def _is_polygon(points: Any, size: tuple[int, int]) -> bool:
+def _as_polygons(segmentation: Any) -> list[list[float]] | None:
+    """Lists x, y, x, y ...; also from [[x, y], [x, y], ...], which is one polygon or is in the place of one.
+
+    Numbers may be texts. None where a value is no number.
+    """
+    if not isinstance(segmentation, list):
+        return None
+    if len(segmentation) >= 3 and all(_is_pair(point) for point in segmentation):
+        segmentation = [segmentation]
+    polygons: list[list[float]] = []
+    for points in segmentation:
+        if not isinstance(points, list):
+            return None
+        numbers = [*itertools.chain(*points)] if points and all(map(_is_pair, points)) else points
+        try:
+            polygons.append([float(value) if isinstance(value, str) else value for value in numbers])
+        except ValueError:
+            return None
+    return polygons
+
+
+def _is_pair(point: Any) -> bool:
+    return (
+        isinstance(point, list) and len(point) == 2 and all(isinstance(v, int | float | str) for v in point)
+    )
+
+
+def _is_polygon(points: list[Any], size: tuple[int, int]) -> bool:
     """Whether these are x, y pairs at most one picture's length outside; tools round, but do not go further."""
-    if not isinstance(points, list) or len(points) % 2:
-        return False
-    if not all(isinstance(value, int | float) for value in points):
+    if len(points) % 2 or not all(type(value) in (int, float) for value in points):
         return False
     limits = size[1], size[0]
     # NaN fails every comparison.
     return all(-limits[place % 2] <= value <= 2 * limits[place % 2] for place, value in enumerate(points))
+
+
+def _are_fractions(polygons: list[list[float]]) -> bool:
+    """Whether all values are from 0 to 1 and some lie between: as whole numbers they outline the first pixel."""
+    values = [value for points in polygons for value in points]
+    return all(0 <= value <= 1 for value in values) and any(0 < value < 1 for value in values)
 
 
 def _outline(points: list[float]) -> float:
