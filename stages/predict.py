@@ -146,6 +146,11 @@ def _category_ids(checkpoint: Checkpoint, data: DataSet) -> tuple[int, ...] | No
             data.origin,
             ", ".join(map(repr, lacking)),
         )
+    elif not checkpoint.category_ids:
+        logger.warning(
+            "the model's file does not hold COCO category ids, they count from 1; give the --image-dir and --coco-json "
+            "that it was trained on for theirs"
+        )
     return checkpoint.category_ids or None
 
 

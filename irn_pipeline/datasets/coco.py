@@ -6,6 +6,7 @@ that it is not. Its pixels are not counted when masks are compared.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,15 @@ from typing import Any
 
 from irn_pipeline.datasets.coco_categories import Category, classes_of, read_categories
 from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture
-from irn_pipeline.datasets.coco_values import entries, is_crowd, name_of, number_or_text, picture_size, told
+from irn_pipeline.datasets.coco_values import (
+    entries,
+    is_crowd,
+    name_of,
+    number_or_text,
+    picture_size,
+    told,
+    whole_number,
+)
 from irn_pipeline.datasets.picture_folder import TagTable, build_set, picture_id
 from irn_pipeline.datasets.voc import LoadedSet
 from irn_pipeline.datasets.voc_lists import some
@@ -49,7 +58,7 @@ class CocoSet:
 
     def image_ids_of(self, paths: Sequence[Path]) -> list[int | str]:
         """The file's ids of pictures; one that it does not list gets a number above all numbers of the file."""
-        free = max((key for key in self.image_ids.values() if isinstance(key, int)), default=0)
+        free = max((whole_number(key) or 0 for key in self.image_ids.values()), default=0)
         found: list[int | str] = []
         for path in paths:
             known = self._image_id_of(path)
@@ -137,59 +146,40 @@ def _objects(
 ) -> defaultdict[str, list[TrueObject]]:
     """The annotations of every image id; those of pictures and categories that are not in the file are left out."""
     objects: defaultdict[str, list[TrueObject]] = defaultdict(list)
-    text_ids = any(isinstance(key, str) for key in pictures)
     absent: list[str] = []
     rewritten = maskless = crowds = count = 0
     for place, entry in enumerate(entries(content, "annotations", path)):
         count += 1
         name = name_of(entry, place)
-        if "segments_info" in entry:
-            raise DataError(
-                f"{path}: {name} has segments_info: this is a panoptic file; expected an instances file "
-                "(panopticapi's panoptic2detection_coco_format.py makes one)"
-            )
-        image_key, category_key = (
-            number_or_text(entry.get("image_id")),
-            number_or_text(entry.get("category_id")),
-        )
-        if image_key is None or (isinstance(image_key, str) and not text_ids):
-            raise DataError(
-                f"{path}: {name}: image_id {told(entry.get('image_id'))!r} is the id of no image; "
-                f"expected an id of the list images, {_example(pictures)}"
-            )
-        if not isinstance(category_key, int):
-            raise DataError(
-                f"{path}: {name}: category_id {told(entry.get('category_id'))!r} is the id of no category; "
-                f"expected an id of the list categories, {_example(categories)}"
-            )
+        image_key, category_id = _keys(entry, f"{path}: {name}", pictures, categories)
         picture = pictures.get(image_key)
-        if picture is None or category_key not in categories:
+        if picture is None or category_id not in categories:
             absent.append(name.removeprefix("annotation "))
             continue
-        rewritten += type(entry["category_id"]) is not int or type(entry["image_id"]) is not type(
-            picture.coco_id
+        rewritten += any(
+            entry[key] != own for key, own in (("image_id", picture.coco_id), ("category_id", category_id))
         )
-        segmentation = _segmentation(entry)
-        crowd = is_crowd(entry, path, name)
+        crowd, segmentation = is_crowd(entry, path, name), _segmentation(entry)
         maskless += segmentation is None
         crowds += crowd and segmentation is not None
         objects[picture.image_id].append(
-            TrueObject(name, category_key, crowd, segmentation, entry.get("bbox"))
+            TrueObject(name, category_id, crowd, segmentation, entry.get("bbox"))
         )
+    if not count:
+        raise DataError(f"{path}: has no annotations, and the tags of the pictures come from them")
     if len(absent) == count:
         raise DataError(
-            f"{path}: has no annotations, and the tags of the pictures come from them"
-            if not count
-            else f"{path}: none of its {count} annotations has an image_id and a category_id that are in the file "
-            f"({absent[0]} is the first); expected an image_id such as {_example(pictures)} and a category_id "
-            f"such as {_example(categories)}"
+            f"{path}: none of its {count} annotations belongs to an image and a category of the file; the first is "
+            f"{absent[0]}, expected {_ids(pictures)} as image_id and {_ids(categories)} as category_id"
         )
     if absent:
         warnings.append(
             f"{path}: annotations left out because their image_id or category_id is not in the file: {some(absent)}"
         )
     if rewritten:
-        warnings.append(f'{path}: annotations whose ids are written as "1" or 1.0, read as 1: {rewritten}')
+        warnings.append(
+            f"{path}: annotations whose ids are texts for numbers or the reverse, read all the same: {rewritten}"
+        )
     if maskless:
         warnings.append(f"{path}: annotations without a mask, used for tags only: {maskless}")
     if crowds and crowds + maskless == count - len(absent):
@@ -197,8 +187,34 @@ def _objects(
     return objects
 
 
-def _example(known: Mapping[Any, object]) -> str:
-    return f"for example {told(next(iter(known)))!r}" if known else "which is empty"
+def _keys(
+    entry: dict[str, Any], where: str, pictures: Mapping[int | str, Any], categories: Mapping[int, Any]
+) -> tuple[int | str, int]:
+    """An annotation's image_id and category_id, of the kind that the file's ids are, whether or not they are there."""
+    if "segments_info" in entry and "category_id" not in entry:
+        raise DataError(
+            f"{where} has segments_info: this is a panoptic file; expected an instances file "
+            "(panopticapi's panoptic2detection_coco_format.py makes one)"
+        )
+    image_key, category_id = number_or_text(entry.get("image_id")), whole_number(entry.get("category_id"))
+    if image_key is None or (
+        isinstance(image_key, str) and not any(isinstance(key, str) for key in pictures)
+    ):
+        raise DataError(
+            f"{where}: image_id {told(entry.get('image_id'))!r} is no id of an image; expected {_ids(pictures)}"
+        )
+    if category_id is None:
+        raise DataError(
+            f"{where}: category_id {told(entry.get('category_id'))!r} is no id of a category; expected "
+            f"{_ids(categories)}"
+        )
+    return image_key, category_id
+
+
+def _ids(known: Mapping[Any, object]) -> str:
+    """The first ids of a list of the file, for messages."""
+    first = ", ".join(told(key) for key in itertools.islice(known, 3))
+    return f"{first} ..." if len(known) > 3 else first
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -257,6 +273,8 @@ def _pictures(content: dict[str, Any], path: Path) -> dict[int | str, _Picture]:
         named.add(image_id)
         own = entry["id"] if isinstance(entry["id"], str) else key
         found[key] = _Picture(image_id, own, picture_size(entry, where))
+    if not found:
+        raise DataError(f"{path}: lists no images")
     return found
 
 

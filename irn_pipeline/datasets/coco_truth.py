@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+from irn_pipeline.datasets.coco_values import whole_number
 from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import DataError
 from irn_pipeline.foreign.files import open_regular, size_of
@@ -217,10 +218,9 @@ def _outline(points: list[float]) -> float:
 
 def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
     """A run-length code that is safe to decode: pycocotools returns unset memory where the runs are too short."""
-    counts = segmentation.get("counts")
-    runs = _unpacked(counts) if isinstance(counts, str) else counts
-    whole = isinstance(runs, list) and all(isinstance(run, int) and 0 <= run < _LONGEST_RUN for run in runs)
-    if not whole or segmentation.get("size") != list(size) or sum(runs) != size[0] * size[1]:  # type: ignore[arg-type]
+    counts, given = segmentation.get("counts"), segmentation.get("size")
+    runs = _unpacked(counts) if isinstance(counts, str) else _whole_numbers(counts)
+    if not runs or _whole_numbers(given) != list(size) or sum(runs) != size[0] * size[1]:
         raise DataError(
             f"{where}: no run lengths of a {size[0]}x{size[1]} picture; expected that size (height, width), and "
             f"counts whose sum is {size[0] * size[1]}"
@@ -228,8 +228,15 @@ def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str
     return dict(rle.frPyObjects({"counts": runs, "size": list(size)}, *size))
 
 
+def _whole_numbers(values: Any) -> list[int]:
+    """The numbers of a list; none where one is impossible as a run or a side."""
+    numbers = [whole_number(value) for value in values] if isinstance(values, list) else []
+    possible = [number for number in numbers if number is not None and 0 <= number < _LONGEST_RUN]
+    return possible if len(possible) == len(numbers) else []
+
+
 def _unpacked(text: str) -> list[int]:
-    """Run lengths of COCO's compressed text; [-1] where it is damaged.
+    """Run lengths of COCO's compressed text; none where it is damaged. pycocotools reads damaged text beyond its end.
 
     A character from "0" on carries 5 bits and, by 32, whether more follow; from the fourth run on a value is the
     difference to the run before the last (`rleFrString` of the COCO API).
@@ -239,7 +246,7 @@ def _unpacked(text: str) -> list[int]:
     for mark in text:
         bits = ord(mark) - 48
         if not 0 <= bits < 64 or shift > 35:
-            return [-1]
+            return []
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -248,7 +255,7 @@ def _unpacked(text: str) -> list[int]:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
-    return runs if not shift else [-1]
+    return runs if not shift and all(0 <= run < _LONGEST_RUN for run in runs) else []
 
 
 def _box(box: Any, size: tuple[int, int]) -> BoolArray:

@@ -176,10 +176,10 @@ def build_set(
         )
     if not records:
         example = next(iter(files))
+        hint = "; does --image-dir fit this file?" if absent else ""
         raise DataError(
             f"{source}: none of its {len(table.tags)} pictures can be used: {len(absent)} are not in {image_dir} "
-            f"(which holds {example!r}, for example), {len(untagged)} show none of the classes; "
-            f"does --image-dir fit this file?"
+            f"(which holds {example!r}, for example), {len(untagged)} show none of the classes{hint}"
         )
     counts = Counter(class_id for record in records for class_id in record.class_ids)
     for number, what in ((0, "no picture"), (1, "a single picture, too few to learn from")):

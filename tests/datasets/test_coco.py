@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,41 @@ def test_classes_are_picked_and_ordered(folder):
         folder.load(annotations, classes=("dig",))
 
 
+def test_categories_of_one_name_are_joined_in_tags_and_truth(folder):
+    categories = [*CATEGORIES, {"id": 40, "name": "cat"}]
+    annotations = [
+        annotation(1, 1, 40, LEFT),
+        annotation(2, 1, 90, TOP),
+        annotation(3, 2, 2),
+        annotation(4, 3, 7),
+    ]
+    for classes, ids in (((), (2, 7, 90)), (("ox", "cat"), (90, 2))):
+        coco = folder.load(annotations, classes=classes, categories=categories)
+        names = coco.loaded.images.class_names
+        assert tags_of(coco) == {"a": [n for n in names if n != "dog"], "sub/a": ["cat"]} | (
+            {} if classes else {"b": ["dog"]}
+        )
+        assert coco.category_ids == ids and "joined" in about(coco, "2, 40")
+        truth = coco.truths.ground_truth("a")
+        assert [names[number] for number in truth.instances.class_ids] == ["cat", "ox"]
+        assert truth.label[2].tolist() == [names.index("cat") + 1] * 2 + [0, 0]
+
+
+def test_ids_from_0_and_a_root_that_is_left_out(folder):
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}] + [
+        {"id": number, "name": name, "supercategory": "pets"} for number, name in ((1, "cat"), (2, "dog"))
+    ]
+    coco = folder.load([annotation(1, 1, 1), annotation(2, 2, 2)], categories=categories)
+    assert coco.loaded.images.class_names == ("cat", "dog") and coco.category_ids == (1, 2)
+    assert about(coco, "root category").endswith("'pets' (id 0)")
+    for root in (0, 1):
+        used = folder.load(
+            [annotation(1, 1, root), annotation(2, 2, 2)], categories=categories, classes=("pets", "dog")
+        )
+        assert used.category_ids == (0, 2)
+        assert tags_of(used) == {"sub/a": ["dog"]} | ({"a": ["pets"]} if root == 0 else {})
+
+
 def test_more_categories_than_labels_need_a_choice(folder):
     many = [{"id": number, "name": f"c{number}"} for number in range(300)]
     with pytest.raises(DataError, match=r"--classes picks some\): names 300 classes; 254 at most"):
@@ -132,7 +168,7 @@ def test_classes_that_are_not_used_are_background_in_the_truth(folder):
     assert truth.label.tolist() == [[1, 1, 0, 0]] * 3 and len(truth.instances) == 1
 
 
-@pytest.mark.parametrize("empty", [None, [], [[]], {}, [[0, 0, 1, 1]], "missing"])
+@pytest.mark.parametrize("empty", [None, [], [[]], {}, "", [[], []], "missing"])
 def test_an_object_without_mask_gives_a_tag_and_its_box_is_ignored(folder, empty):
     bare = annotation(1, 1, 7, empty, bbox=[2.5, 1, 1, 1])
     if empty == "missing":
@@ -207,10 +243,79 @@ def test_hostile_run_lengths_are_refused_or_whole(text):
 @pytest.mark.parametrize(
     "segmentation",
     [
+        pytest.param([[0, 0], [2, 0], [2, 3], [0, 3]], id="pairs"),
+        pytest.param([[[0, 0], [2, 0], [2, 3], [0, 3]]], id="polygon of pairs"),
+        pytest.param([[[0, 0], [2, 0], [2, 1], [0, 1]], [[0, 1], [2, 1], [2, 3], [0, 3]]], id="two of pairs"),
+        pytest.param([["0", "0", "2.0", "0", "2", " 3", "0", "3e0"]], id="texts"),
+        pytest.param([["0", "0"], ["2", "0"], ["2", "3"], ["0", "3"]], id="pairs of texts"),
+        pytest.param([[0, 0, 2, 0, 2, 3, 0, 3], [3, 2, 4, 2], [1, 1], []], id="beside a line and a point"),
+        pytest.param({"size": ["3", 4.0], "counts": ["0", 6.0, 6]}, id="run lengths of texts"),
+    ],
+)
+def test_other_ways_to_write_a_mask_whose_meaning_is_clear(folder, segmentation):
+    truth = folder.truth(annotation(1, 1, 2, segmentation))
+    assert truth.instances.masks.astype(int).tolist() == [[[1, 1, 0, 0]] * 3]
+
+
+def test_fractions_of_a_picture_are_told_from_its_first_pixel(folder):
+    with pytest.raises(
+        DataError, match=r"instances\.json: annotation 5: .*from 0 to 1 are fractions.*in pixels"
+    ):
+        folder.truth(annotation(1, 1, 2), annotation(5, 1, 7, [[0, 0, 1, 0, 1, 0.33, 0, 0.33]]))
+    first = folder.truth(annotation(1, 1, 2, box_of(0, 0, 1, 1)))
+    assert first.instances.masks.sum() == 1 and first.instances.masks[0, 0, 0]
+
+
+def test_a_mask_that_is_not_read_does_not_stop_the_training(folder):
+    """Only the truth needs masks: the same file serves for tags."""
+    coco = folder.load([annotation(1, 1, 7, [[0, 0, 1, 1]]), annotation(2, 2, 2)])
+    assert tags_of(coco) == {"a": ["dog"], "sub/a": ["cat"]}
+    assert coco.truths.ground_truth("sub/a").has_foreground
+    with pytest.raises(DataError, match="annotation 1: its polygons have fewer than three points; expected"):
+        coco.truths.ground_truth("a")
+
+
+@pytest.mark.parametrize(("value", "crowd"), [(0, False), ("0", False), (False, False), ("", False), (None, False),
+                                              (1, True), ("1", True), (True, True), (1.0, True)])  # fmt: skip
+def test_ways_to_write_iscrowd(folder, value, crowd):
+    truth = folder.truth(annotation(1, 1, 7, TOP, iscrowd=value))
+    assert (len(truth.instances), bool(truth.ignore.any()), truth.has_foreground) == (
+        (0, True, False) if crowd else (1, False, True)
+    )
+
+
+def test_an_iscrowd_that_is_no_number_names_the_annotation(folder):
+    with pytest.raises(DataError, match=r"instances\.json: annotation 3: iscrowd 'few' .*expected 0 or 1"):
+        folder.load([annotation(3, 1, 7, iscrowd="few")])
+
+
+def test_masks_that_are_all_crowds_are_told(folder):
+    coco = folder.load(
+        [annotation(1, 1, 7, iscrowd=1), annotation(2, 2, 7, iscrowd=1), annotation(3, 2, 2, [])]
+    )
+    assert about(coco, "every mask is a crowd").endswith(": 2")
+    mixed = folder.load([annotation(1, 1, 7, iscrowd=1), annotation(2, 2, 7)])
+    assert not any("is a crowd" in warning for warning in mixed.loaded.warnings)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
         [[0, 0, 4, 0, 4, 1, 0]],
         [[0, 0, 1e9, 0, 4, 1]],
         [[0, 0, 4, 0, 4, float("nan")]],
-        [["0", 0, 4, 0, 4, 1]],
+        [["0", 0, "wide", 0, 4, 1]],
+        [["nan", 0, 4, 0, 4, 1]],
+        [[True, 0, 4, 0, 4, 1]],
+        [[0, 0, 1, 1]],
+        [[0, 0, 1, 1], [2, 2]],
+        [[0, 0], [4, 1]],
+        [{"x": 0, "y": 0}, {"x": 4, "y": 0}, {"x": 4, "y": 1}],
+        [[{"x": 0, "y": 0}, {"x": 4, "y": 0}, {"x": 4, "y": 1}]],
+        {"x": [0, 4, 4], "y": [0, 0, 1]},
+        [[0.1, 0.1, 0.9, 0.1, 0.9, 0.5]],
+        [[0.0, 0.0], [1.0, 0.0], [1.0, 0.5]],
+        "[[0, 0, 4, 0, 4, 1]]",
         [0, 0, 4, 0, 4, 1, 0, 1],
         "text",
         7,
@@ -240,12 +345,147 @@ def test_a_picture_of_another_size_than_the_file_says(folder):
 
 def test_missing_pictures_and_strange_annotations_are_left_out_and_counted(folder):
     (folder.pictures / "sub" / "a.jpg").unlink()
-    strange = [annotation(7, 99, 2), annotation(8, 1, 3), annotation(9, [1], 2), {"id": 10}]
+    strange = [annotation(7, 99, 2), annotation(8, 1, 3), annotation(9, 98, 2), annotation(10, 1, 91)]
     coco = folder.load([annotation(1, 1, 2), annotation(2, 2, 2), annotation(3, 3, 2), *strange])
     assert tags_of(coco) == {"a": ["cat"], "b": ["cat"]}
     assert about(coco, "are not in").endswith("1 (sub/a)") and coco.loaded.skipped == ("sub/a",)
     assert about(coco, "category_id is not in the file").endswith("4 (7, 8, 9, ...)")
     assert about(coco, "no picture").endswith("2 ('dog', 'ox')")
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        pytest.param(str, id="texts"),
+        pytest.param(float, id="floats"),
+        pytest.param(lambda key: f"{key}.0", id="texts of floats"),
+        pytest.param(lambda key: f" {key:06d} ", id="padded texts"),
+    ],
+)
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_ids_of_annotations_in_another_spelling(folder, spell, key):
+    entries = [annotation(1, 1, 90), annotation(2, 3, 2)]
+    for entry in entries:
+        entry[key] = spell(entry[key])
+    coco = folder.load(entries)
+    assert tags_of(coco) == {"a": ["ox"], "b": ["cat"]} and coco.category_ids == (2, 7, 90)
+    assert coco.image_ids == {"a": 1, "sub/a": 2, "b": 3}
+
+
+def test_ids_of_images_and_categories_in_another_spelling(folder):
+    for entry in folder.images:
+        entry["id"] = f"00{entry['id']}"
+    categories = [{"id": "90", "name": "ox"}, {"id": 2.0, "name": "cat"}, {"id": "7", "name": "dog"}]
+    coco = folder.load([annotation(1, 1, 90), annotation(2, "003", "2")], categories=categories)
+    assert tags_of(coco) == {"a": ["ox"], "b": ["cat"]} and coco.category_ids == (2, 7, 90)
+    # Image ids may be texts, and stay what they are.
+    assert coco.image_ids == {"a": "001", "sub/a": "002", "b": "003"}
+
+
+def test_image_ids_may_be_any_text(folder):
+    for entry in folder.images:
+        entry["id"] = f"picture {entry['id']}"
+    coco = folder.load([annotation(1, "picture 1", 90), annotation(2, "picture 9", 2), annotation(3, 1, 2)])
+    assert tags_of(coco) == {"a": ["ox"]} and about(coco, "not in the file").endswith("2 (2, 3)")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": "a.jpg"}, r"annotation 4: image_id 'a\.jpg' is no id of an image; expected 1, 2, 3$"),
+        ({"image_id": 1.5}, r"annotation 4: image_id '1\.5' is no id of an image"),
+        ({"image_id": [1]}, r"annotation 4: image_id 'list' is no id"),
+        ({"image_id": None}, r"annotation 4: image_id 'None' is no id"),
+        ({"image_id": True}, r"annotation 4: image_id 'True' is no id"),
+        (
+            {"category_id": "dog"},
+            r"annotation 4: category_id 'dog' is no id of a category; expected 2, 7, 90$",
+        ),
+        ({"category_id": 7.5}, r"annotation 4: category_id '7\.5' is no id"),
+        ({"category_id": {}}, r"annotation 4: category_id 'dict' is no id"),
+        ({"category_id": None, "id": None}, r"annotations\[1\]: category_id 'None' is no id"),
+    ],
+)
+def test_ids_that_can_be_none_name_the_annotation_and_not_the_folder(folder, change, message):
+    with pytest.raises(DataError, match=rf"instances\.json: {message}") as caught:
+        folder.load([annotation(1, 1, 7), annotation(4, 1, 7) | change])
+    assert "image-dir" not in str(caught.value)
+
+
+def test_a_panoptic_file_is_called_so(folder):
+    segments = [{"id": 5, "category_id": 7, "area": 4, "bbox": [0, 0, 4, 1], "iscrowd": 0}]
+    panoptic = {"image_id": 1, "file_name": "a.png", "segments_info": segments}
+    with pytest.raises(
+        DataError, match=r"annotations\[0\] has segments_info: this is a panoptic file"
+    ) as caught:
+        folder.load([panoptic])
+    assert "expected an instances file" in str(caught.value) and "image-dir" not in str(caught.value)
+
+
+def test_annotations_that_all_belong_to_another_file(folder):
+    with pytest.raises(
+        DataError, match=r"none of its 2 annotations .* first is 1, expected 1, 2, 3 as image_id"
+    ):
+        folder.load([annotation(1, 11, 7), annotation(2, 1, 8)])
+    with pytest.raises(DataError, match=r"instances\.json: has no annotations"):
+        folder.load([])
+
+
+def test_pictures_without_the_chosen_class_are_not_blamed_on_the_folder(folder):
+    with pytest.raises(DataError, match="3 show none of the classes") as caught:
+        folder.load([annotation(1, 1, 7)], classes=("ox",))
+    assert "--image-dir" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(3.0, 4.0), ("3", "4"), ("3.0", 4)])
+def test_sizes_in_another_spelling(folder, size):
+    folder.images[0].update(height=size[0], width=size[1])
+    assert folder.truth(annotation(1, 1, 7)).label.shape == (3, 4)
+    folder.images[0]["width"] = "5"
+    with pytest.raises(DataError, match=r"a\.jpg: 3x4 pixels .* says \(3, 5\)"):
+        folder.truth(annotation(1, 1, 7))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 0}, "height 0 and width 4"),
+        ({"height": 10**12}, "height 1000000000000 and width 4"),
+        ({"height": 3.5}, "height 3.5 and width 4"),
+        ({"height": "tall"}, "height tall and width 4"),
+        ({"width": None}, "height 3 and width None"),
+    ],
+)
+def test_impossible_sizes_concern_the_truth_only(folder, change, message):
+    folder.images[0].update(change)
+    coco = folder.load([annotation(1, 1, 7), annotation(2, 2, 2)])
+    assert tags_of(coco) == {"a": ["dog"], "sub/a": ["cat"]} and coco.truths.ground_truth("sub/a") is not None
+    with pytest.raises(
+        DataError, match=rf"instances\.json: images\[0\]: {message} are impossible; expected whole"
+    ):
+        coco.truths.ground_truth("a")
+
+
+def test_ids_of_pictures_by_their_place_below_the_folder(folder, tmp_path, monkeypatch):
+    folder.images[1]["id"] = 40
+    coco = folder.load([annotation(1, 1, 7)])
+    (tmp_path / "link").symlink_to(folder.pictures)
+    monkeypatch.chdir(tmp_path)
+    paths = [
+        folder.pictures / "sub" / "a.jpg", Path("pictures/b.png"), Path("link/a.jpg"),
+        Path("pictures/../elsewhere/a.jpg"), Path("pictures/c.jpg"),
+    ]  # fmt: skip
+    # Those that the file does not list are numbered behind all of the file's ids.
+    assert coco.image_ids_of(paths) == [40, 3, 1, 41, 42]
+
+
+def test_numbers_of_other_pictures_do_not_clash_with_texts_or_negative_ids(folder):
+    for entry, key in zip(folder.images, ("9", -4, -7), strict=True):
+        entry["id"] = key
+    coco = folder.load([annotation(1, -4, 7)])
+    assert coco.image_ids_of([folder.pictures / name for name in ("a.jpg", "b.png", "x.png", "y.png")]) == [
+        "9", -7, 10, 11,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -257,8 +497,12 @@ def test_missing_pictures_and_strange_annotations_are_left_out_and_counted(folde
         ("[1, 2]", "not a COCO instances file"),
         ("[" * 100_000, "nested too deeply"),
         ("\xff", "no JSON"),
-        ('{"categories": [{"id": 1, "name": "x"}], "images": []}', "has no list 'annotations'"),
+        (
+            '{"categories": [{"id": 1, "name": "x"}], "images": [{"id": 1, "file_name": "a.jpg"}]}',
+            "has no list 'annotations'",
+        ),
         ('{"images": [], "annotations": []}', "has no list 'categories'"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}', "lists no images"),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
         ('{"categories": [3]}', r"categories\[0\] is no object"),
     ],
@@ -283,10 +527,6 @@ def test_files_that_are_no_instances_file(tmp_path, content, message):
         ({"id": 2}, r"images\[1\]: id '2' is missing or used twice"),
         ({"id": None}, r"images\[0\]: id 'None' is missing"),
         ({"id": [1]}, r"images\[0\]: id 'list' is missing"),
-        ({"height": 0}, r"images\[0\]: height 0 and width 4 are impossible"),
-        ({"height": 10**12}, r"images\[0\]: height 1000000000000 and width 4 are impossible"),
-        ({"height": "3"}, r"images\[0\]: height 3 and width 4 are impossible"),
-        ({"width": None}, r"images\[0\]: height 3 and width None are impossible"),
     ],
 )
 def test_impossible_images(folder, change, message):
@@ -299,10 +539,12 @@ def test_impossible_images(folder, change, message):
     ("categories", "message"),
     [
         ([{"id": 1, "name": "x"}, {"id": 1, "name": "y"}], r"categories\[1\]: id 1 is used twice"),
-        ([{"id": 1, "name": "x"}, {"id": 2, "name": "x"}], r"class 'x' is named twice"),
+        ([{"id": 1, "name": "x"}, {"id": "1", "name": "y"}], r"categories\[1\]: id 1 is used twice"),
         ([{"id": 1, "name": " "}], r"categories\[0\]: name ' ' is no class name"),
         ([{"id": 1, "name": "a\ud800"}], r"categories\[0\]: name .* is no class name"),
-        ([{"id": "1", "name": "x"}], r"categories\[0\]: id '1' is no whole number"),
+        ([{"id": "one", "name": "x"}], r"categories\[0\]: id 'one' is no whole number"),
+        ([{"id": 1.5, "name": "x"}], r"categories\[0\]: id '1.5' is no whole number"),
+        ([{"id": -1, "name": "x"}], r"categories\[0\]: id '-1' is no whole number"),
         ([{"id": True, "name": "x"}], r"categories\[0\]: id 'True' is no whole number"),
     ],
 )
