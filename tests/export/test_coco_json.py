@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
@@ -20,7 +21,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.transforms import v2
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
-from irn_pipeline.export.coco_json import CocoWriter
+from irn_pipeline.export.coco_json import CocoWriter, mask_polygons
 from irn_pipeline.structures import Instances
 
 NAMES = ("cat", "dog", "naïve 犬")
@@ -108,11 +109,70 @@ def test_pycocotools_reads_the_same_masks(tmp_path, seed, counts):
 
 def test_given_category_ids(tmp_path):
     found = instances([box(0, 0, 1, 1), box(2, 2, 3, 3)], [2, 0])
-    write(tmp_path / "a.json", [("a.jpg", (4, 6), found)], category_ids=[18, 17, 90])
+    write(tmp_path / "a.json", [("a.jpg", (4, 6), found)], category_ids=[0, 17, 90])
     coco = load(tmp_path / "a.json")
-    assert [entry["category_id"] for entry in coco.dataset["annotations"]] == [90, 18]
-    assert {i: c["name"] for i, c in coco.cats.items()} == {18: "cat", 17: "dog", 90: "naïve 犬"}
+    assert [entry["category_id"] for entry in coco.dataset["annotations"]] == [90, 0]
+    assert {i: c["name"] for i, c in coco.cats.items()} == {0: "cat", 17: "dog", 90: "naïve 犬"}
     assert coco.getCatIds(catNms=["dog"]) == [17]
+
+
+def test_given_image_ids(tmp_path):
+    found = instances([box(0, 0, 1, 1)], [0])
+    with CocoWriter(tmp_path / "a.json", NAMES) as coco:
+        for name, image_id in (("a.jpg", 40), ("b.jpg", 0), ("c.jpg", "text")):
+            coco.add(name, (4, 6), found, image_id)
+        with pytest.raises(DataError, match=r"d\.jpg: another picture of a\.json has its id 40 too"):
+            coco.add("d.jpg", (4, 6), found, 40)
+    read = load(tmp_path / "a.json")
+    assert {key: image["file_name"] for key, image in read.imgs.items()} == {
+        40: "a.jpg", 0: "b.jpg", "text": "c.jpg",
+    }  # fmt: skip
+    assert [entry["image_id"] for entry in read.dataset["annotations"]] == [40, 0, "text"]
+
+
+def rasterised(polygons, size):
+    return rle.decode(rle.merge(rle.frPyObjects(polygons, *size))).astype(bool)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.95]))
+def test_pycocotools_makes_the_same_mask_of_its_polygons(seed, density):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(rng.integers(1, 24, 2)) < density
+    polygons = mask_polygons(mask)
+    if not mask.any():
+        assert polygons == []
+        return
+    np.testing.assert_array_equal(rasterised(polygons, mask.shape), mask)
+    assert all(len(points) >= 8 for points in polygons)
+
+
+def test_polygons_of_simple_shapes():
+    assert mask_polygons(box(1, 2, 3, 6)) == [[2, 1, 2, 3, 6, 3, 6, 1]]
+    assert sorted(mask_polygons(box(0, 0, 1, 1) | box(2, 3, 4, 6))) == [
+        [0, 0, 0, 1, 1, 1, 1, 0],
+        [3, 2, 3, 4, 6, 4, 6, 2],
+    ]
+    rows, columns = np.ogrid[:90, :120]
+    distance = np.hypot(rows - 40, columns - 60)
+    disc, ring = distance < 30, (distance < 30) & (distance > 12)
+    assert len(mask_polygons(disc)) == 1
+    # A ring is cut through its hole: two polygons, neither of which has one.
+    assert len(mask_polygons(ring)) == 2
+    for mask in (disc, ring):
+        np.testing.assert_array_equal(rasterised(mask_polygons(mask), mask.shape), mask)
+
+
+def test_polygons_in_the_file_are_the_masks(tmp_path):
+    rng = np.random.default_rng(1)
+    found = random_picture(rng, 4, (30, 40))
+    for polygons in (False, True):
+        write(tmp_path / f"{polygons}.json", [("a.png", (30, 40), found)], polygons=polygons)
+    packed, outlined = (load(tmp_path / f"{polygons}.json") for polygons in (False, True))
+    for plain, drawn in zip(packed.anns.values(), outlined.anns.values(), strict=True):
+        assert isinstance(drawn["segmentation"], list)
+        np.testing.assert_array_equal(outlined.annToMask(drawn), packed.annToMask(plain))
+        assert {**drawn, "segmentation": None} == {**plain, "segmentation": None}
 
 
 def test_truth_as_its_own_prediction_has_ap_one(tmp_path):
@@ -247,7 +307,7 @@ def test_a_file_name_twice(tmp_path):
             coco.add("a.jpg", (4, 6), Instances.empty((4, 6)))
 
 
-@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 2], [0, 1, 2], [1, 2, 3, 4]])
+@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 2], [-1, 1, 2], [1, 2, 3, 4]])
 def test_category_ids_that_cannot_be(tmp_path, ids):
     with pytest.raises(ConfigError, match="ids"):
         CocoWriter(tmp_path / "a.json", NAMES, category_ids=ids)

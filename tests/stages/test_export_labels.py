@@ -6,9 +6,11 @@ import contextlib
 import csv
 import io
 import logging
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -44,6 +46,9 @@ class Pictures:
     @property
     def identity(self) -> Sequence[str]:
         return self.images.class_names
+
+    def coco_image_ids(self, paths: Sequence[Path]) -> Sequence[int]:
+        return range(1, len(paths) + 1)
 
 
 def box(top: int, left: int, bottom: int, right: int) -> BoolArray:
@@ -120,6 +125,39 @@ def test_coco(run: RunFolder, tmp_path: Path) -> None:
         assert [(entry["category_id"], entry["score"]) for entry in read] == [(17, 1.0), (18, 0.25)]
         png = Image.open(tmp_path / "out" / "labels" / f"{name}.png")
         np.testing.assert_array_equal(np.asarray(png), semantic(expected))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("form_of_folder", ["NFC", "NFD"])
+def test_file_names_are_those_on_the_disk(
+    run: RunFolder, tmp_path: Path, form: Literal["NFC", "NFD"], form_of_folder: Literal["NFC", "NFD"]
+) -> None:
+    """A Mac stores names decomposed; an archive may mix both forms in one path."""
+    name = (
+        f"{unicodedata.normalize(form_of_folder, 'été à Paris')}/{unicodedata.normalize(form, 'café 1.PNG')}"
+    )
+    made = pictures(tmp_path / "in", [name])
+    image_id = "été à Paris/café 1"
+    record = replace(made.items[0], image_id=unicodedata.normalize("NFC", image_id))
+    fill(run, [record.image_id])
+    export(run, replace(made, images=ImageSet(CLASSES, (record,))), tmp_path / "out", "coco")
+    (image,) = load(tmp_path / "out" / "instances.json").imgs.values()
+    assert image["file_name"] == name and (tmp_path / "in" / image["file_name"]).is_file()
+
+
+def test_polygons(run: RunFolder, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "in", NAMES)
+    fill(run, IDS)
+    params = Params(polygons=True, out=str(tmp_path / "out"))
+    run_stage(STAGE, Job(run, params, data, Execution(device="cpu", quiet=True)))
+    coco = load(tmp_path / "out" / "instances.json")
+    assert coco.anns[1]["segmentation"] == [[0, 0, 0, 3, 3, 3, 3, 0]]
+    masks = [coco.annToMask(entry) for entry in coco.loadAnns(coco.getAnnIds(imgIds=[1]))]
+    np.testing.assert_array_equal(masks, labels(IDS[0]).masks[:2])
+    voc = Params(format="voc", polygons=True, out=str(tmp_path / "voc"))
+    with pytest.raises(ConfigError, match="--polygons is for --format coco"):
+        run_stage(STAGE, Job(run, voc, data, Execution(device="cpu", quiet=True)))
+    assert not (tmp_path / "voc").exists()
 
 
 def test_voc_is_read_back_as_a_data_set(run: RunFolder, tmp_path: Path) -> None:
