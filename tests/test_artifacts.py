@@ -187,6 +187,19 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     assert all(torch.equal(found.state[name], state[name]) for name in state)
 
 
+def test_category_ids_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "network.pt"
+    write_checkpoint(path, Checkpoint("mask_rcnn", "resnet18", ("cat", "dog"), {}, (0, 18)))
+    assert read_checkpoint(path).category_ids == (0, 18)
+    content = {"kind": "mask_rcnn", "backbone": "resnet18", "class_names": ["cat", "dog"], "network": {}}
+    torch.save(content, path)  # as older versions wrote it
+    assert read_checkpoint(path).category_ids == ()
+    for damaged in ([3], [3, 3], [3, -1], [3, True], ["3", "4"], [3, [4]], 7):
+        torch.save({**content, "category_ids": damaged}, path)
+        with pytest.raises(CheckpointError, match=r"network\.pt"):
+            read_checkpoint(path)
+
+
 class _Hostile:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -178,7 +178,8 @@ def _objects(
         )
     if rewritten:
         warnings.append(
-            f"{path}: annotations whose ids are texts for numbers or the reverse, read all the same: {rewritten}"
+            f"{path}: annotations whose ids are written in another way than in the lists ('1' for 1), read as the "
+            f"same: {rewritten}"
         )
     if maskless:
         warnings.append(f"{path}: annotations without a mask, used for tags only: {maskless}")

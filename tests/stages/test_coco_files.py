@@ -14,9 +14,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from irn_pipeline.artifacts import INSTANCE_LABEL, METRICS, SEMANTIC_LABEL, read_checkpoint, write_checkpoint
+from irn_pipeline.artifacts import (
+    CAM,
+    INSTANCE_LABEL,
+    METRICS,
+    SEMANTIC_LABEL,
+    read_checkpoint,
+    write_checkpoint,
+)
 from irn_pipeline.runtime.store import RunFolder, StageRecord
-from irn_pipeline.structures import Instances
+from irn_pipeline.structures import Cam, Instances
 from stages.__main__ import main, stage_main
 
 SIZE = (64, 96)
@@ -244,6 +251,22 @@ def test_a_truth_without_any_object_is_no_truth(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last and str(data.root / "c.json") in last
     assert not data.run.has(METRICS)
+
+
+def test_thresholds_are_not_swept_on_a_truth_without_any_object(
+    data: Set, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data.run.write_record(StageRecord("make_cam", "0", {}, {}, True, {}, 0.0, {}))
+    for image_id in SQUARES:
+        maps = np.ones((1, *SIZE), np.float32)
+        data.run.write(CAM, Cam(np.zeros(1, np.int64), maps[:, ::4, ::4], maps), image_id)
+    assert data.command("sweep", "--cam") == 0
+    for entry in data.content["annotations"]:
+        entry["iscrowd"] = 1
+    data.write()
+    capsys.readouterr()
+    assert data.command("sweep", "--cam") == 1
+    assert "true masks of 3 pictures show no object" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_held_out_list_of_crowds_only(data: Set, capsys: pytest.CaptureFixture[str]) -> None:
