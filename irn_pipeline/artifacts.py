@@ -172,9 +172,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a trained network as plain tensors and strings."""
     content = {
         "kind": checkpoint.kind, "backbone": checkpoint.backbone,
-        "class_names": list(checkpoint.class_names), "category_ids": list(checkpoint.category_ids),
-        "network": checkpoint.state,
+        "class_names": list(checkpoint.class_names), "network": checkpoint.state,
     }  # fmt: skip
+    if checkpoint.category_ids:
+        content["category_ids"] = list(checkpoint.category_ids)
     # Given a path, torch writes the file's name into the archive: equal networks would differ in bytes.
     with path.open("wb") as stream:
         torch.save(content, stream)

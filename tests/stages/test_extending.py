@@ -214,3 +214,7 @@ def test_labels_have_the_formats_that_the_page_tells(whole_run: TinyRun) -> None
     assert set(np.unique(run.read(IR_LABEL, path.stem))) <= {0, 255, *(cam["keys"] + 1)}
     network = torch.load(whole_run.run_dir / "train_cam" / "network.pt", weights_only=True)
     assert sorted(network) == ["backbone", "class_names", "kind", "network"]
+    (path,) = (whole_run.run_dir / "train_segmenter").glob("*/network.pt")
+    model = torch.load(path, weights_only=True)
+    assert model.keys() - network.keys() == {"category_ids"}
+    assert model["category_ids"] == [*range(1, len(model["class_names"]) + 1)]
