@@ -170,7 +170,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a trained network as plain tensors and strings."""
-    content = {
+    content: dict[str, Any] = {
         "kind": checkpoint.kind, "backbone": checkpoint.backbone,
         "class_names": list(checkpoint.class_names), "network": checkpoint.state,
     }  # fmt: skip

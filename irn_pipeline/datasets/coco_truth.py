@@ -204,9 +204,9 @@ def _is_polygon(points: list[Any], size: tuple[int, int]) -> bool:
 
 
 def _are_fractions(polygons: list[list[float]]) -> bool:
-    """Whether all values are from 0 to 1 and some lie between: as whole numbers they outline the first pixel."""
+    """Whether all values are about 0 to 1 and not whole, for whole ones may outline the picture's first pixel."""
     values = [value for points in polygons for value in points]
-    return all(0 <= value <= 1 for value in values) and any(0 < value < 1 for value in values)
+    return all(-0.1 < value < 1.1 for value in values) and any(value % 1 for value in values)
 
 
 def _outline(points: list[float]) -> float:
