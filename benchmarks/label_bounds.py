@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from irn_pipeline.artifacts import WALKED_SCORES
-from irn_pipeline.metrics.instance import InstanceEvaluator
+from irn_pipeline.metrics.instance import InstanceEvaluator, Rules
 from irn_pipeline.ops.label_params import LabelParams
 from irn_pipeline.ops.labels import labels_from_scores
 from irn_pipeline.runtime.store import RunFolder
@@ -85,7 +85,9 @@ def main() -> None:
     arguments = parser.parse_args()
     data = load_source(Source(voc_root=arguments.voc_root, image_list=arguments.image_list))
     run, params = RunFolder(arguments.run_dir), LabelParams(instance_score="mean")
-    tallies = {kind: InstanceEvaluator(data.images.num_classes) for kind in KINDS}
+    # The score of a bound may be as small as a fragment's.
+    rules = Rules(keep_fragments=True)
+    tallies = {kind: InstanceEvaluator(data.images.num_classes, rules=rules) for kind in KINDS}
     pictures = 0
     for record in data.items:
         truth = data.ground_truth(record.image_id)
@@ -101,7 +103,7 @@ def main() -> None:
             as_walked_maps_are(scores, truth),
         )
         for kind, found in zip(KINDS, made, strict=True):
-            tallies[kind].add(found, truth, ignore_void=True)
+            tallies[kind].add(found, truth)
     if not pictures:
         raise SystemExit(
             f"{arguments.run_dir}: no picture has both true masks and kept scores; "

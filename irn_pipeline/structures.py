@@ -170,11 +170,14 @@ class GroundTruth:
         label: (H, W) uint8, 0 background, class_id + 1, 255 ignore.
         instances: one mask per object; scores are 1.
         ignore: (H, W) bool pixels that are not counted when instances are compared.
+        crowds: masks of groups of objects, by class, where the truth tells them; `ignore` covers what no instance of
+            `instances` does. None where it tells no class: `ignore` belongs to every class.
     """
 
     label: LabelArray
     instances: Instances
     ignore: BoolArray
+    crowds: Instances | None = None
 
     @property
     def has_foreground(self) -> bool:

@@ -4,62 +4,88 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.errors import DataError
-from irn_pipeline.metrics.coco_ap import CocoEvaluator
+from irn_pipeline.metrics.coco_ap import CocoEvaluator, VoidRule
 from irn_pipeline.metrics.counting import CountingEvaluator
-from irn_pipeline.metrics.instance import InstanceEvaluator
+from irn_pipeline.metrics.instance import ORIGINAL_RULES, InstanceEvaluator, Rules
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.progress import progress
-from irn_pipeline.structures import GroundTruth, Instances, LabelArray
+from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances, LabelArray
 from stages._source import DataSet
 
+ProtocolName: TypeAlias = Literal["original", "voc", "coco"]
+"""Whose rules figures follow: the original implementation's, VOC's with void left out, or COCO's."""
+
+REMOVED = {
+    "ignore_void": (
+        "write protocol instead: 'voc', the default, leaves void pixels out, as ignore_void true did; 'original' "
+        "counts them as background, as false did"
+    )
+}
+"""Parameters of earlier versions, and what to write instead."""
 _COCO = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+_VOID: dict[ProtocolName, VoidRule] = {"original": "background", "voc": "left_out", "coco": "crowd"}
+
+
+def ap_evaluator(
+    num_classes: int, protocol: ProtocolName, iou_thresholds: tuple[float, ...] = (0.5, 0.7, 0.75)
+) -> InstanceEvaluator | CocoEvaluator:
+    """Average precision by a protocol; that of `coco` is at IoU 0.5, 0.7 and 0.75 always."""
+    if protocol == "coco":
+        return CocoEvaluator(num_classes, void=_VOID[protocol])
+    rules = ORIGINAL_RULES if protocol == "original" else Rules()
+    return InstanceEvaluator(num_classes, iou_thresholds, rules=rules)
 
 
 class InstanceTally:
-    """VOC and COCO average precision and counting figures of one kind of prediction.
+    """Average precision, COCO's figures and counting figures of one kind of prediction.
 
     Args:
         class_names: foreground classes.
-        ignore_void: leave pixels marked 255 in the truth out of masks on both sides.
+        protocol: rules of the average precision; for all figures it says what void pixels are.
         count_from: least score of an instance that is counted; a detector keeps doubtful ones for its curve.
     """
 
-    def __init__(self, class_names: tuple[str, ...], *, ignore_void: bool, count_from: float = 0.0) -> None:
-        self._names, self._ignore_void = class_names, ignore_void
-        self._voc, self._coco = InstanceEvaluator(len(class_names)), CocoEvaluator(len(class_names))
-        self._counts = CountingEvaluator(len(class_names), min_score=count_from)
+    def __init__(
+        self, class_names: tuple[str, ...], *, protocol: ProtocolName, count_from: float = 0.0
+    ) -> None:
+        self._names, count = class_names, len(class_names)
+        self._coco = CocoEvaluator(count, void=_VOID[protocol])
+        self._counts = CountingEvaluator(count, min_score=count_from, ignore_void=protocol != "original")
+        self._ap = self._coco if protocol == "coco" else ap_evaluator(count, protocol)
 
     def add(self, predictions: Instances, truth: GroundTruth) -> None:
-        """Count one picture; instances of score 0 are fragments and no predictions."""
-        kept = predictions.without_fragments()
-        self._voc.add(kept, truth, self._ignore_void)
-        self._coco.add(kept, truth, self._ignore_void)
-        self._counts.add(kept, truth, self._ignore_void)
+        """Count one picture."""
+        self._coco.add(predictions, truth)
+        self._counts.add(predictions, truth)
+        if self._ap is not self._coco:
+            self._ap.add(predictions, truth)
 
     def report(self) -> dict[str, Any]:
         """All figures."""
-        voc, coco, counts = self._voc.result(), self._coco.result(), self._counts.result()
+        found, coco, counts = self._ap.result(), self._coco.coco_scores(), self._counts.result()
         figures: dict[str, Any] = {
             f"ap{round(100 * threshold)}": number(mean)
-            for threshold, mean in zip(voc.iou_thresholds, voc.mean_ap, strict=True)
+            for threshold, mean in zip(found.iou_thresholds, found.mean_ap, strict=True)
         }
-        figures["ap50_class_agnostic"] = number(voc.class_agnostic_ap50)
+        figures["ap50_class_agnostic"] = number(found.class_agnostic_ap50)
         figures["coco"] = {key: number(getattr(coco, key)) for key in _COCO}
-        for threshold, values in zip(voc.iou_thresholds, voc.ap, strict=True):
+        for threshold, values in zip(found.iou_thresholds, found.ap, strict=True):
             figures[f"ap{round(100 * threshold)}_per_class"] = self._by_class(values)
         figures["coco"]["ap_per_class"] = self._by_class(coco.ap_per_class)
         figures["sbd"] = number(counts.class_agnostic.sbd)
         figures["abs_dic"] = number(counts.class_agnostic.abs_dic)
         figures["sbd_per_class"] = self._by_class(tuple(scores.sbd for scores in counts.per_class))
         figures["abs_dic_per_class"] = self._by_class(tuple(scores.abs_dic for scores in counts.per_class))
-        figures["instances"] = int(sum(voc.truth_counts))
+        figures["instances"] = int(sum(found.truth_counts))
         return figures
 
     def _by_class(self, values: tuple[float, ...]) -> dict[str, float | None]:
@@ -71,14 +97,17 @@ class SemanticTally:
 
     Args:
         class_names: foreground classes.
+        protocol: `original` takes predicted pixels of 255 for background; else they are of no class.
     """
 
-    def __init__(self, class_names: tuple[str, ...]) -> None:
-        self._names = ("background", *class_names)
+    def __init__(self, class_names: tuple[str, ...], *, protocol: ProtocolName = "voc") -> None:
+        self._names, self._protocol = ("background", *class_names), protocol
         self._matrix: Any = 0
 
     def add(self, label: LabelArray, truth: GroundTruth) -> None:
         """Count one picture."""
+        if self._protocol == "original":
+            label = np.where(label == IGNORE, np.uint8(BACKGROUND), label)
         self._matrix = self._matrix + confusion_matrix(label, truth.label, len(self._names))
 
     def report(self) -> dict[str, Any]:
@@ -89,7 +118,7 @@ class SemanticTally:
 
 
 def model_figures(
-    model: Segmenter, pictures: DataSet, execution: Execution, *, ignore_void: bool = True
+    model: Segmenter, pictures: DataSet, execution: Execution, *, protocol: ProtocolName = "voc"
 ) -> dict[str, Any]:
     """Run a model on every picture that has true masks and compare.
 
@@ -97,8 +126,8 @@ def model_figures(
         DataError: not one picture has.
     """
     names = pictures.images.class_names
-    instances = InstanceTally(names, ignore_void=ignore_void, count_from=0.5)
-    label = SemanticTally(names)
+    instances = InstanceTally(names, protocol=protocol, count_from=0.5)
+    label = SemanticTally(names, protocol=protocol)
     device, count, foreground = execution.torch_device(), 0, False
     for record in progress(pictures.items, "held-out pictures", quiet=execution.quiet):
         truth = pictures.ground_truth(record.image_id)
@@ -140,11 +169,12 @@ def number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 6)
 
 
-def table(figures: dict[str, dict[str, Any]]) -> str:
+def table(figures: dict[str, dict[str, Any]], protocol: ProtocolName) -> str:
     """The main figures as aligned text, per cent."""
     columns = ("miou", "ap50", "ap70", "ap75")
-    width = max([len(name) for name in figures] + [14]) + 2
-    lines = [f"{'':<{width}}" + "".join(f"{'mIoU' if c == 'miou' else c.upper():>8}" for c in columns)]
+    heading = f"protocol {protocol}"
+    width = max(len(name) for name in [*figures, heading]) + 2
+    lines = [f"{heading:<{width}}" + "".join(f"{'mIoU' if c == 'miou' else c.upper():>8}" for c in columns)]
     for name, values in figures.items():
         cells = (values.get(column) for column in columns)
         lines.append(

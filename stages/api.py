@@ -19,7 +19,7 @@ from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.runtime.command import Pipeline, RunOptions
 from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.options import flatten_config, read_yaml
+from irn_pipeline.runtime.options import flatten_config, read_yaml, removed_options
 from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import Instances, LabelArray
 from stages._segmenter import load_segmenter, segmenter_artifact, trained_variants
@@ -163,7 +163,8 @@ def _flat(pipeline: Pipeline[Any], content: Mapping[str, Any], origin: str) -> d
         entry.name: entry for kind in (RunOptions, pipeline.source, Execution) for entry in fields(kind)
     }
     parameters = {name: {entry.name: entry for entry in fields(kind)} for name, kind in stages.items()}
-    flat = flatten_config(content, list(common), {k: list(v) for k, v in parameters.items()}, origin)
+    removed = {k: v for name, kind in stages.items() for k, v in removed_options(kind, f"{name}.").items()}
+    flat = flatten_config(content, list(common), {k: list(v) for k, v in parameters.items()}, origin, removed)
     known = common | {
         f"{name}.{key}": entry for name, own in parameters.items() for key, entry in own.items()
     }

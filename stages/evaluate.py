@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from irn_pipeline.artifacts import INSTANCE_LABEL, METRICS, SEMANTIC_LABEL
 from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, DataError, ShapeError
@@ -12,7 +13,15 @@ from irn_pipeline.ops.cam import cam_components, cam_label
 from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from stages._cams import CamSource, cams_not_read
-from stages._scores import InstanceTally, SemanticTally, model_figures, require_foreground, table
+from stages._scores import (
+    REMOVED,
+    InstanceTally,
+    ProtocolName,
+    SemanticTally,
+    model_figures,
+    require_foreground,
+    table,
+)
 from stages._segmenter import load_segmenter, trained_variants
 from stages._source import DataSet
 
@@ -33,10 +42,12 @@ class Params:
     """Background score at which activation maps become a label."""
     component_threshold: float = 0.25
     """Background score at which activation maps are cut into components, the baseline without IRNet."""
-    ignore_void: bool = True
-    """Leave pixels marked 255 in the truth out of instance masks on both sides."""
+    protocol: ProtocolName = "voc"
+    """Rules of the figures: voc leaves void (255) out; original repeats irn's scripts, coco COCO's evaluation."""
     cam_dir: str | None = None
     """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = REMOVED
 
 
 def run(job: Job[Params, DataSet]) -> int:
@@ -53,21 +64,20 @@ def run(job: Job[Params, DataSet]) -> int:
         )
     models = {k.removeprefix("segmenter."): v for k, v in figures.items() if k.startswith("segmenter.")}
     labels = {k: v for k, v in figures.items() if not k.startswith("segmenter.")}
-    content: dict[str, Any] = {"pictures": count, **labels}
+    content: dict[str, Any] = {"protocol": job.params.protocol, "pictures": count, **labels}
     if models:
         # `segmenter` is the first of `segmenters`, for those who train a single one.
         content |= {"segmenter": next(iter(models.values())), "segmenters": models}
     job.run.write(METRICS, content)
-    logger.info("%s\n%s", table(figures), job.run.path(METRICS))
+    logger.info("%s\n%s", table(figures, job.params.protocol), job.run.path(METRICS))
     return count
 
 
 def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str, Any]) -> int:
     names, params = data.images.class_names, job.params
-    semantic = {"cam": SemanticTally(names), "semantic_label": SemanticTally(names)}
+    semantic = {name: SemanticTally(names, protocol=params.protocol) for name in ("cam", "semantic_label")}
     instance = {
-        name: InstanceTally(names, ignore_void=params.ignore_void)
-        for name in ("cam_components", "instance_label")
+        name: InstanceTally(names, protocol=params.protocol) for name in ("cam_components", "instance_label")
     }
     seen: set[str] = set()
     cams = CamSource.of(job)
@@ -127,7 +137,7 @@ def _evaluate_models(job: Job[Params, DataSet]) -> dict[str, dict[str, Any]]:
                 f"{', '.join(job.data.images.class_names)}; evaluate it on the data it was trained for"
             )
         figures[f"segmenter.{name}"] = model_figures(
-            model, pictures, job.execution, ignore_void=job.params.ignore_void
+            model, pictures, job.execution, protocol=job.params.protocol
         )
     return figures
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from irn_pipeline.artifacts import CAM, CAM_SWEEP, SWEEP, WALKED_SCORES
 from irn_pipeline.errors import ArtifactError, DataError, ShapeError
+from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.ops.cam import cam_index
 from irn_pipeline.ops.label_params import LabelParams
@@ -22,7 +23,14 @@ from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances, LabelArray
 from stages._cams import CamSource, cams_not_read
-from stages._scores import SemanticTally, number, require_foreground
+from stages._scores import (
+    REMOVED,
+    ProtocolName,
+    SemanticTally,
+    ap_evaluator,
+    number,
+    require_foreground,
+)
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
@@ -38,10 +46,12 @@ class Params:
     """Try them on the activation maps (mIoU) instead of on the walked scores (mIoU and AP50)."""
     truth_list: str | None = None
     """Pictures whose labels are compared: a list as for --image-list; by default all that have true masks."""
-    ignore_void: bool = True
-    """Leave pixels marked 255 in the truth out of instance masks on both sides."""
+    protocol: ProtocolName = "voc"
+    """Rules of the figures, as for evaluate: original, voc or coco."""
     cam_dir: str | None = None
     """Folder of another project's CAM files, ID.npy, instead of stage make_cam's; with --cam."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = REMOVED
 
     def __post_init__(self) -> None:
         if not self.thresholds or not all(0 <= threshold <= 1 for threshold in self.thresholds):
@@ -55,13 +65,12 @@ class _Tally:
 
     threshold: float
     label: SemanticTally
-    instances: InstanceEvaluator
+    instances: InstanceEvaluator | CocoEvaluator
 
-    def add(self, label: LabelArray, instances: Instances | None, truth: GroundTruth, void: bool) -> None:
+    def add(self, label: LabelArray, instances: Instances | None, truth: GroundTruth) -> None:
         self.label.add(label, truth)
         if instances is not None:
-            # Fragments have the score 0; they are no predictions.
-            self.instances.add(instances.without_fragments(), truth, void)
+            self.instances.add(instances, truth)
 
     def figures(self, *, with_instances: bool) -> dict[str, Any]:
         found = {"threshold": self.threshold, "miou": self.label.report()["miou"]}
@@ -74,7 +83,11 @@ def run(job: Job[Params, DataSet]) -> int:
     data = job.data if params.truth_list is None else job.data.with_list(params.truth_list)
     names = data.images.class_names
     tallies = [
-        _Tally(threshold, SemanticTally(names), InstanceEvaluator(len(names), (0.5,)))
+        _Tally(
+            threshold,
+            SemanticTally(names, protocol=params.protocol),
+            ap_evaluator(len(names), params.protocol, (0.5,)),
+        )
         for threshold in params.thresholds
     ]
     labels = _CamLabels(job) if params.cam else _ScoreLabels(job)
@@ -90,7 +103,7 @@ def run(job: Job[Params, DataSet]) -> int:
         foreground |= truth.has_foreground
         try:
             for tally, (label, instances) in zip(tallies, labels.made(record, truth), strict=True):
-                tally.add(label, instances, truth, params.ignore_void)
+                tally.add(label, instances, truth)
         except ShapeError as error:
             raise ArtifactError(
                 f"{job.run.root}: the maps or scores of {record.image_id} do not fit its true masks in {data.origin} "
@@ -103,7 +116,7 @@ def run(job: Job[Params, DataSet]) -> int:
     results = [tally.figures(with_instances=not params.cam) for tally in tallies]
     target = CAM_SWEEP if params.cam else SWEEP
     job.run.write(target, results)
-    logger.info("%s\n%s", sweep_table(results), job.run.path(target))
+    logger.info("protocol %s\n%s\n%s", params.protocol, sweep_table(results), job.run.path(target))
     return count
 
 

@@ -75,8 +75,8 @@ class CocoTruths:
         object is.
 
         Returns:
-            Label and instances (R objects in the order of the file); None for an unknown picture and for one
-            without any mask.
+            Label, instances (R objects in the order of the file) and crowds; None for an unknown picture and for
+            one without any mask.
 
         Raises:
             DataError: the picture cannot be read or has another size, or a mask is damaged.
@@ -100,26 +100,24 @@ class CocoTruths:
                 f"{self.coco_json}: {len(objects)} objects in {picture.path}, {size[0]}x{size[1]} pixels, whose masks "
                 f"would take more than {_MOST_MASK_BYTES >> 30} GiB; cut the picture, or remove annotations"
             )
-        unsure = np.zeros(size, np.bool_)
         masks: list[BoolArray] = []
         class_ids: list[int] = []
+        unsure: list[BoolArray] = []
+        unsure_ids: list[int] = []
         for entry in objects:
             where = f"{self.coco_json}: {entry.name}"
             mask = self._mask(entry, size, where)
             if mask is None or entry.crowd:
-                unsure |= _box(entry.box, size) if mask is None else mask
+                unsure.append(_box(entry.box, size) if mask is None else mask)
+                unsure_ids.append(self.class_of[entry.category])
             else:
                 masks.append(mask)
                 class_ids.append(self.class_of[entry.category])
-        instances = Instances(
-            np.ones(len(masks), np.float32),
-            np.array(masks, np.bool_).reshape(len(masks), *size),
-            np.array(class_ids, np.int64),
-        )
-        ignore = unsure & ~instances.masks.any(0)
+        instances, crowds = _instances(masks, class_ids, size), _instances(unsure, unsure_ids, size)
+        ignore = np.any(crowds.masks, axis=0) & ~np.any(instances.masks, axis=0)
         label = _paint(instances)
         label[ignore] = IGNORE
-        return GroundTruth(label, instances, ignore)
+        return GroundTruth(label, instances, ignore, crowds)
 
     def _mask(self, entry: TrueObject, size: tuple[int, int], where: str) -> BoolArray | None:
         """(H, W) bool; None where there is no mask."""
@@ -267,6 +265,11 @@ def _box(box: Any, size: tuple[int, int]) -> BoolArray:
         if math.isfinite(x + y + width + height):
             covered[int(y) : math.ceil(y + height), int(x) : math.ceil(x + width)] = True
     return covered
+
+
+def _instances(masks: list[BoolArray], class_ids: list[int], size: tuple[int, int]) -> Instances:
+    stack = np.array(masks, np.bool_).reshape(len(masks), *size)
+    return Instances(np.ones(len(masks), np.float32), stack, np.array(class_ids, np.int64))
 
 
 def _paint(instances: Instances) -> LabelArray:

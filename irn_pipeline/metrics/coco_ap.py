@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.metrics.instance import counted_instances
+from irn_pipeline.metrics.counted import counted_instances
+from irn_pipeline.metrics.instance import InstanceScores, mean_of_numbers
 from irn_pipeline.structures import GroundTruth, Instances
+
+VoidRule: TypeAlias = Literal["background", "left_out", "crowd"]
+_THRESHOLDS = (0.5, 0.7, 0.75)
+_ROWS = [0, 4, 5]
+"""Their places among COCO's ten IoUs, 0.50, 0.55 ... 0.95."""
 
 
 @dataclass(frozen=True)
@@ -44,58 +50,86 @@ class CocoScores:
 class CocoEvaluator:
     """Official COCO mask evaluation, gathered picture by picture; masks are kept run-length encoded.
 
-    COCO breaks ties between equal scores by the order in which the pictures were added.
+    A prediction takes the best true instance that is still free. COCO breaks ties between equal scores by the order
+    in which the pictures were added.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, void: VoidRule = "crowd") -> None:
         """Start with no picture.
 
         Args:
             num_classes: C foreground classes; class_id c has the COCO category id c + 1.
+            void: what void pixels are. `crowd`: regions to ignore, as COCO's crowds: a prediction that matches no
+                instance and whose pixels lie there, up to the share of the IoU, is not counted. Crowds of the truth
+                belong to their class, other void pixels to every class. `left_out`: taken out of all masks first.
+                `background`: like any pixel outside the true masks.
 
         Raises:
             ConfigError: there is no class.
         """
         if num_classes < 1:
             raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
-        self._num_classes = num_classes
+        self._num_classes, self._void = num_classes, void
         self._images: list[dict[str, int]] = []
         self._truths: list[dict[str, Any]] = []
         self._predictions: list[dict[str, Any]] = []
 
-    def add(self, predictions: Instances, truth: GroundTruth, ignore_void: bool) -> None:
+    def add(self, predictions: Instances, truth: GroundTruth) -> None:
         """Take in one picture; a picture that is refused leaves no trace.
-
-        Fragments of score < 1e-5 (see the synthesis of labels) are not predictions: drop them before.
 
         Args:
             predictions: predicted instances; (R, H, W) masks.
             truth: true instances and void pixels of the same picture.
-            ignore_void: take the void pixels out of the masks first, as the VOC metric does.
 
         Raises:
             ShapeError: prediction, truth and void map differ in picture size.
             DataError: a class id is outside 0..C-1, or a score is not a number.
         """
-        predictions, truths = counted_instances(predictions, truth, self._num_classes, ignore_void)
+        predictions, truths = counted_instances(
+            predictions, truth, self._num_classes, ignore_void=self._void == "left_out"
+        )
         image_id = len(self._images) + 1
         height, width = truths.size
         self._images.append({"id": image_id, "height": height, "width": width})
         self._truths += _annotations(truths, image_id, first_id=len(self._truths) + 1)
+        if self._void == "crowd":
+            crowds = _regions(truth, predictions)
+            self._truths += _annotations(crowds, image_id, first_id=len(self._truths) + 1, crowd=True)
         self._predictions += _annotations(predictions, image_id, first_id=len(self._predictions) + 1)
 
-    def result(self) -> CocoScores:
-        """The scores of the pictures added so far."""
+    def coco_scores(self) -> CocoScores:
+        """COCO's own figures of the pictures added so far."""
+        evaluation = self._evaluated()
+        ap, ap50, ap75, ap_small, ap_medium, ap_large = (_number(value) for value in evaluation.stats[:6])
+        precision = _precision(evaluation)
+        per_class = tuple(_mean_precision(precision[:, :, index]) for index in range(self._num_classes))
+        return CocoScores(ap, ap50, ap75, ap_small, ap_medium, ap_large, per_class)
+
+    def result(self) -> InstanceScores:
+        """COCO's average precision (101 recalls) at IoU 0.5, 0.7 and 0.75, of the pictures added so far."""
+        precision = _precision(self._evaluated())
+        ap = tuple(
+            tuple(_mean_precision(precision[row, :, index]) for index in range(self._num_classes))
+            for row in _ROWS
+        )
+        agnostic = _precision(self._evaluated(by_class=False))
+        true = [entry["category_id"] - 1 for entry in self._truths if not entry["iscrowd"]]
+        return InstanceScores(
+            iou_thresholds=_THRESHOLDS,
+            mean_ap=tuple(mean_of_numbers(values) for values in ap),
+            ap=ap,
+            class_agnostic_ap50=_mean_precision(agnostic[0, :, 0]),
+            truth_counts=tuple(np.bincount(true, minlength=self._num_classes).tolist()),
+        )
+
+    def _evaluated(self, *, by_class: bool = True) -> COCOeval:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(self._index(self._truths), self._index(self._predictions), "segm")
+            evaluation.params.useCats = int(by_class)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        ap, ap50, ap75, ap_small, ap_medium, ap_large = (_number(value) for value in evaluation.stats[:6])
-        # (IoU, recall, class, area range, detection limit): every area, at most 100 instances.
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]
-        per_class = tuple(_mean_precision(precision[:, :, index]) for index in range(self._num_classes))
-        return CocoScores(ap, ap50, ap75, ap_small, ap_medium, ap_large, per_class)
+        return evaluation
 
     def _index(self, annotations: list[dict[str, Any]]) -> COCO:
         coco = COCO()
@@ -108,7 +142,18 @@ class CocoEvaluator:
         return coco
 
 
-def _annotations(instances: Instances, image_id: int, first_id: int) -> list[dict[str, Any]]:
+def _regions(truth: GroundTruth, predictions: Instances) -> Instances:
+    """What is ignored, by class: the crowds of the truth, or its void pixels for every class that is predicted."""
+    if truth.crowds is not None:
+        return truth.crowds
+    class_ids = np.unique(predictions.class_ids) if truth.ignore.any() else np.zeros(0, np.int64)
+    masks = np.broadcast_to(truth.ignore, (len(class_ids), *truth.ignore.shape))
+    return Instances(np.ones(len(class_ids), np.float32), masks, class_ids)
+
+
+def _annotations(
+    instances: Instances, image_id: int, first_id: int, *, crowd: bool = False
+) -> list[dict[str, Any]]:
     encoded = [rle.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in instances.masks]
     return [
         {
@@ -119,7 +164,7 @@ def _annotations(instances: Instances, image_id: int, first_id: int) -> list[dic
             "segmentation": segmentation,
             "area": float(rle.area(segmentation)),
             "bbox": rle.toBbox(segmentation).tolist(),
-            "iscrowd": 0,
+            "iscrowd": int(crowd),
             "score": float(instances.scores[index]),
         }
         for index, segmentation in enumerate(encoded)
@@ -129,6 +174,12 @@ def _annotations(instances: Instances, image_id: int, first_id: int) -> list[dic
 def _number(value: float) -> float:
     """COCO writes -1 for "undefined"."""
     return float("nan") if value < 0 else float(value)
+
+
+def _precision(evaluation: COCOeval) -> npt.NDArray[np.float64]:
+    """(IoU, recall, class) of every area, at most 100 instances."""
+    precision: npt.NDArray[np.float64] = evaluation.eval["precision"]
+    return precision[:, :, :, 0, -1]
 
 
 def _mean_precision(precision: npt.NDArray[np.float64]) -> float:

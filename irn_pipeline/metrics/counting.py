@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from irn_pipeline.errors import ConfigError, ShapeError
-from irn_pipeline.metrics.instance import counted_instances
+from irn_pipeline.metrics.counted import counted_instances
 from irn_pipeline.ops.masks import mask_iou
 from irn_pipeline.structures import BoolArray, GroundTruth, Instances
 
@@ -122,13 +122,16 @@ class CountingEvaluator:
     Only numbers are kept, so the memory does not depend on the size of the pictures.
     """
 
-    def __init__(self, num_classes: int, *, min_score: float = 0.5) -> None:
+    def __init__(self, num_classes: int, *, min_score: float = 0.5, ignore_void: bool = True) -> None:
         """Start with no picture.
 
         Args:
             num_classes: C foreground classes.
             min_score: predictions below this score are not counted. A detector gives many more candidates
-                than it believes in, and unlike average precision a count does not rank them; 0 counts all.
+                than it believes in, and unlike average precision a count does not rank them; 0 counts all but
+                fragments.
+            ignore_void: take the void pixels out of the masks first (see `counted.counted_instances`); instances
+                that lie wholly on them are not counted.
 
         Raises:
             ConfigError: there is no class, or the least score is not a number.
@@ -137,24 +140,24 @@ class CountingEvaluator:
             raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
         if np.isnan(min_score):
             raise ConfigError("min_score is not a number")
-        self._min_score = min_score
+        self._min_score, self._ignore_void = min_score, ignore_void
         self._tallies = [_Tally() for _ in range(num_classes)]
         self._agnostic = _Tally()
 
-    def add(self, predictions: Instances, truth: GroundTruth, ignore_void: bool) -> None:
+    def add(self, predictions: Instances, truth: GroundTruth) -> None:
         """Take in one picture; a picture that is refused leaves no trace.
 
         Args:
             predictions: predicted instances; (R, H, W) masks.
             truth: true instances and void pixels of the same picture.
-            ignore_void: take the void pixels out of the masks first (see `instance.counted_instances`); instances
-                that lie wholly on them are not counted.
 
         Raises:
             ShapeError: prediction, truth and void map differ in picture size.
             DataError: a class id is outside 0..C-1, or a score is not a number.
         """
-        predictions, truths = counted_instances(predictions, truth, len(self._tallies), ignore_void)
+        predictions, truths = counted_instances(
+            predictions, truth, len(self._tallies), ignore_void=self._ignore_void
+        )
         predictions = predictions.select(predictions.scores >= self._min_score)
         dice = mask_dice(predictions.masks, truths.masks)
         for class_id, tally in enumerate(self._tallies):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from irn_pipeline.errors import ConfigError, DataError, ShapeError
+from irn_pipeline.errors import ConfigError, ShapeError
+from irn_pipeline.metrics.counted import counted_instances
 from irn_pipeline.ops.masks import mask_iou
-from irn_pipeline.structures import BoolArray, FloatArray, GroundTruth, Instances
+from irn_pipeline.structures import BoolArray, FloatArray, GroundTruth, Instances, IntArray
 
 _AGNOSTIC_THRESHOLD = 0.5
 
@@ -34,22 +36,45 @@ class InstanceScores:
     truth_counts: tuple[int, ...]
 
 
-@dataclass
-class _Tally:
-    """What is kept of the pictures seen so far for one curve."""
+@dataclass(frozen=True)
+class Rules:
+    """What counts, and in which order; the defaults are those of the protocol `voc`.
 
-    num_truths: int = 0
-    scores: list[FloatArray] = field(default_factory=list)
-    hits: list[BoolArray] = field(default_factory=list)
+    Attributes:
+        ignore_void: void pixels are left out of all masks; else they are background, outside every true mask.
+        keep_fragments: predictions of score < 1e-5 take part, as the last ones; else they are left out.
+        ties_together: predictions of equal score enter the curve together; else one after the other, as
+            `numpy.argsort(scores)[::-1]` puts them.
+    """
 
-    def add(self, scores: FloatArray, iou: FloatArray, threshold: float) -> None:
-        self.num_truths += iou.shape[1]
-        self.scores.append(scores)
-        self.hits.append(match(iou, threshold))
+    ignore_void: bool = True
+    keep_fragments: bool = False
+    ties_together: bool = True
 
-    def average_precision(self) -> float:
-        scores = np.concatenate([np.zeros(0, np.float32), *self.scores])
-        return average_precision(scores, np.concatenate([np.zeros(0, np.bool_), *self.hits]), self.num_truths)
+
+ORIGINAL_RULES = Rules(ignore_void=False, keep_fragments=True, ties_together=False)
+"""Those of the original implementation's evaluation (ChainerCV's)."""
+
+
+@dataclass(frozen=True)
+class PictureHits:
+    """What one picture adds to the curves.
+
+    Attributes:
+        class_ids: (R,) ascending classes of its predictions.
+        scores: (R,) of its predictions; descending within a class.
+        hits: (T, R) whether each is a true positive at each threshold, among the instances of its class.
+        agnostic_scores: (R,) descending.
+        agnostic_hits: (R,) whether each is a true positive at IoU 0.5 when all classes are one.
+        truths: (G,) classes of its true instances.
+    """
+
+    class_ids: IntArray
+    scores: FloatArray
+    hits: BoolArray
+    agnostic_scores: FloatArray
+    agnostic_hits: BoolArray
+    truths: IntArray
 
 
 def match(iou: FloatArray, threshold: float) -> BoolArray:
@@ -80,7 +105,9 @@ def match(iou: FloatArray, threshold: float) -> BoolArray:
     return hits
 
 
-def average_precision(scores: FloatArray, hits: BoolArray, num_truths: int) -> float:
+def average_precision(
+    scores: FloatArray, hits: BoolArray, num_truths: int, *, ties_together: bool = True
+) -> float:
     """Area under the monotone precision envelope over recall, all points (PASCAL VOC 2010 and later).
 
     Predictions of equal score enter the curve together, so the result does not depend on their order.
@@ -90,6 +117,8 @@ def average_precision(scores: FloatArray, hits: BoolArray, num_truths: int) -> f
         scores: (R,) of all predictions of the set.
         hits: (R,) bool, true for a true positive.
         num_truths: number of true instances of the set.
+        ties_together: False lets them enter one after the other, as `numpy.argsort(scores)[::-1]` puts them. NumPy
+            does not promise that order; it differs between versions and processors.
 
     Returns:
         The area in [0, 1]; 0 without predictions, NaN without truths.
@@ -105,10 +134,11 @@ def average_precision(scores: FloatArray, hits: BoolArray, num_truths: int) -> f
         raise ShapeError(f"scores and hits must be (R,) alike, got {scores.shape} and {hits.shape}")
     if num_truths == 0:
         return float("nan")
-    order = np.argsort(-scores, kind="stable")
+    order = _descending(scores, stable=ties_together)
     descending = scores[order]
     ends_tie = np.ones(len(scores), np.bool_)
-    ends_tie[:-1] = descending[:-1] != descending[1:]
+    if ties_together:
+        ends_tie[:-1] = descending[:-1] != descending[1:]
     ends = np.flatnonzero(ends_tie)
     true_positives = np.cumsum(hits[order], dtype=np.int64)[ends]
     precision = true_positives / (ends + 1)
@@ -116,42 +146,8 @@ def average_precision(scores: FloatArray, hits: BoolArray, num_truths: int) -> f
     return float(np.diff(true_positives, prepend=0) @ envelope / num_truths)
 
 
-def counted_instances(
-    predictions: Instances, truth: GroundTruth, num_classes: int, ignore_void: bool
-) -> tuple[Instances, Instances]:
-    """The predictions and truths of one picture that take part in an evaluation.
-
-    With `ignore_void` the pixels of `truth.ignore` are taken out of all masks. A prediction that lies
-    wholly on them is dropped, as nothing is known there (VOC paints difficult objects as void); so is a
-    true mask without pixels, as there is nothing to find. A prediction that was empty from the start stays
-    and is a false positive.
-
-    Args:
-        predictions: predicted instances; (R, H, W) masks.
-        truth: true instances and void pixels of the same picture.
-        num_classes: C.
-        ignore_void: whether void pixels are left out; else they are background.
-
-    Returns:
-        Counted predictions and counted true instances, in their order.
-
-    Raises:
-        ShapeError: prediction, truth and void map differ in picture size.
-        DataError: a class id is outside 0..C-1, or a score is not a number.
-    """
-    sizes = (predictions.size, truth.instances.size, truth.ignore.shape)
-    if len(set(sizes)) > 1:
-        raise ShapeError(f"predicted masks, true masks and void map must be of one size, got {sizes}")
-    for name, class_ids in (("predicted", predictions.class_ids), ("true", truth.instances.class_ids)):
-        if class_ids.size and not 0 <= class_ids.min() <= class_ids.max() < num_classes:
-            raise DataError(f"a {name} class id is outside 0..{num_classes - 1}: {class_ids.tolist()}")
-    if np.isnan(predictions.scores).any():
-        raise DataError("a predicted score is not a number")
-    if not ignore_void:
-        return predictions, _without_empty(truth.instances)
-    trimmed = _without_pixels(predictions, truth.ignore)
-    trimmed = trimmed.select(~_has_pixels(predictions) | _has_pixels(trimmed))
-    return trimmed, _without_empty(_without_pixels(truth.instances, truth.ignore))
+def _descending(scores: FloatArray, *, stable: bool) -> IntArray:
+    return np.argsort(-scores, kind="stable") if stable else np.argsort(scores)[::-1]
 
 
 class InstanceEvaluator:
@@ -160,12 +156,19 @@ class InstanceEvaluator:
     Only scores and hits are kept, so the memory does not depend on the size of the pictures.
     """
 
-    def __init__(self, num_classes: int, iou_thresholds: Sequence[float] = (0.5, 0.7, 0.75)) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        iou_thresholds: Sequence[float] = (0.5, 0.7, 0.75),
+        *,
+        rules: Rules | None = None,
+    ) -> None:
         """Start with no picture.
 
         Args:
             num_classes: C foreground classes.
-            iou_thresholds: mask IoUs in (0, 1] to evaluate at.
+            iou_thresholds: T mask IoUs in (0, 1] to evaluate at.
+            rules: what counts, and in which order; by default `Rules()`.
 
         Raises:
             ConfigError: there is no class, no threshold, or a threshold outside (0, 1].
@@ -175,62 +178,91 @@ class InstanceEvaluator:
             raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
         if not self._thresholds or not all(0 < threshold <= 1 for threshold in self._thresholds):
             raise ConfigError(f"iou_thresholds must be in (0, 1], got {self._thresholds}")
-        self._tallies = [[_Tally() for _ in range(num_classes)] for _ in self._thresholds]
-        self._agnostic = _Tally()
+        self._num_classes, self._rules = num_classes, rules or Rules()
+        nobody, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        no_hits = np.zeros((len(self._thresholds), 0), np.bool_)
+        # An empty picture, so that there is always something to concatenate.
+        self._pictures = [PictureHits(nobody, nothing, no_hits, nothing, no_hits[0], nobody)]
 
-    @property
-    def num_classes(self) -> int:
-        """Number of foreground classes C."""
-        return len(self._tallies[0])
+    def add(self, predictions: Instances, truth: GroundTruth) -> None:
+        """Take in one picture; see `hits`. A picture that is refused leaves no trace."""
+        self.add_hits(self.hits(predictions, truth))
 
-    def add(self, predictions: Instances, truth: GroundTruth, ignore_void: bool) -> None:
-        """Take in one picture; a picture that is refused leaves no trace.
+    def add_hits(self, hits: PictureHits) -> None:
+        """Take in one picture whose hits are known, from an evaluator of the same thresholds."""
+        self._pictures.append(hits)
 
-        Fragments of score < 1e-5 (see the synthesis of labels) are not predictions: drop them before.
-        Predictions of equal score in one picture are matched in the order given.
+    def hits(self, predictions: Instances, truth: GroundTruth) -> PictureHits:
+        """The true positives of one picture, which is not taken in.
+
+        Predictions of equal score are matched in the order given; where ties do not enter together, in that of
+        `numpy.argsort(scores)[::-1]`, each class for itself.
 
         Args:
             predictions: predicted instances; (R, H, W) masks.
             truth: true instances and void pixels of the same picture.
-            ignore_void: take the void pixels out of the masks first (see `counted_instances`).
 
         Raises:
             ShapeError: prediction, truth and void map differ in picture size.
             DataError: a class id is outside 0..C-1, or a score is not a number.
         """
-        predictions, truths = counted_instances(predictions, truth, self.num_classes, ignore_void)
-        predictions = predictions.select(np.argsort(-predictions.scores, kind="stable"))
+        rules = self._rules
+        predictions, truths = counted_instances(
+            predictions,
+            truth,
+            self._num_classes,
+            ignore_void=rules.ignore_void,
+            keep_fragments=rules.keep_fragments,
+        )
+        scores, class_ids = predictions.scores, predictions.class_ids
         iou = mask_iou(predictions.masks, truths.masks)
-        for class_id in np.union1d(predictions.class_ids, truths.class_ids).tolist():
-            predicted, true = predictions.class_ids == class_id, truths.class_ids == class_id
-            for threshold, tallies in zip(self._thresholds, self._tallies, strict=True):
-                tallies[class_id].add(predictions.scores[predicted], iou[predicted][:, true], threshold)
-        self._agnostic.add(predictions.scores, iou, _AGNOSTIC_THRESHOLD)
+        order: list[IntArray] = [np.zeros(0, np.int64)]
+        hits: list[BoolArray] = [self._pictures[0].hits]
+        for class_id in np.unique(class_ids).tolist():
+            own = np.flatnonzero(class_ids == class_id)
+            own = own[_descending(scores[own], stable=rules.ties_together)]
+            among = iou[own][:, truths.class_ids == class_id]
+            order.append(own)
+            hits.append(np.stack([match(among, threshold) for threshold in self._thresholds]))
+        by_class = np.concatenate(order)
+        by_score = _descending(scores, stable=rules.ties_together)
+        return PictureHits(
+            class_ids=class_ids[by_class],
+            scores=scores[by_class],
+            hits=np.concatenate(hits, axis=1),
+            agnostic_scores=scores[by_score],
+            agnostic_hits=match(iou[by_score], _AGNOSTIC_THRESHOLD),
+            truths=truths.class_ids,
+        )
 
     def result(self) -> InstanceScores:
         """The scores of the pictures added so far."""
-        ap = [tuple(tally.average_precision() for tally in tallies) for tallies in self._tallies]
+        seen = self._pictures
+        counts = np.bincount(np.concatenate([each.truths for each in seen]), minlength=self._num_classes)
+        class_ids = np.concatenate([each.class_ids for each in seen])
+        scores = np.concatenate([each.scores for each in seen])
+        hits = np.concatenate([each.hits for each in seen], axis=1)
+        area = partial(average_precision, ties_together=self._rules.ties_together)
+        per_class = [
+            [area(scores[own], row[own], int(counts[class_id])) for row in hits]
+            for class_id in range(self._num_classes)
+            for own in [class_ids == class_id]
+        ]
+        ap = tuple(zip(*per_class, strict=True))
         return InstanceScores(
             iou_thresholds=self._thresholds,
-            mean_ap=tuple(_mean_of_numbers(values) for values in ap),
-            ap=tuple(ap),
-            class_agnostic_ap50=self._agnostic.average_precision(),
-            truth_counts=tuple(tally.num_truths for tally in self._tallies[0]),
+            mean_ap=tuple(mean_of_numbers(values) for values in ap),
+            ap=ap,
+            class_agnostic_ap50=area(
+                np.concatenate([each.agnostic_scores for each in seen]),
+                np.concatenate([each.agnostic_hits for each in seen]),
+                int(counts.sum()),
+            ),
+            truth_counts=tuple(counts.tolist()),
         )
 
 
-def _without_pixels(instances: Instances, pixels: BoolArray) -> Instances:
-    return Instances(instances.scores, instances.masks & ~pixels, instances.class_ids)
-
-
-def _without_empty(instances: Instances) -> Instances:
-    return instances.select(_has_pixels(instances))
-
-
-def _has_pixels(instances: Instances) -> BoolArray:
-    return np.asarray(instances.masks.any(axis=(1, 2)), np.bool_)
-
-
-def _mean_of_numbers(values: tuple[float, ...]) -> float:
+def mean_of_numbers(values: Sequence[float]) -> float:
+    """Their mean without NaNs; NaN where there is no number."""
     numbers = [value for value in values if not np.isnan(value)]
     return float(np.mean(numbers)) if numbers else float("nan")

@@ -23,6 +23,7 @@ from irn_pipeline.runtime.options import (
     new_parser,
     parse,
     read_yaml,
+    removed_options,
     require_lists,
 )
 from irn_pipeline.runtime.ranks import OtherProcessFailed, join_ranks
@@ -158,7 +159,8 @@ class Pipeline(Generic[S]):
         common = [f.name for kind in kinds for f in fields(kind)]
         known = self.stages + self.tools
         stages = {stage.name: [f.name for f in fields(stage.params)] for stage in known}
-        flat = flatten_config(read_yaml(path), common, stages, str(path))
+        removed = {k: v for s in known for k, v in removed_options(s.params, f"{s.name}.").items()}
+        flat = flatten_config(read_yaml(path), common, stages, str(path), removed)
         require_lists(
             flat, [*(("", kind) for kind in kinds), *((s.name, s.params) for s in known)], str(path)
         )

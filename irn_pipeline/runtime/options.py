@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -30,7 +31,13 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class OptionParser(ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line.
+
+    Attributes:
+        removed: flags of earlier versions, by destination -> what to write instead.
+    """
+
+    removed: Mapping[str, str] = MappingProxyType({})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -51,6 +58,7 @@ def add_options(parser: OptionParser, options: type[Any], *, prefix: str = "", t
         prefix: put before the names, as in `--make_cam.scales`.
         title: heading of the group in `--help`.
     """
+    parser.removed = {**parser.removed, **removed_options(options, prefix)}
     group = parser.add_argument_group(title or options.__name__)
     hints = get_type_hints(options)
     meanings = field_meanings(options)
@@ -67,6 +75,11 @@ def add_options(parser: OptionParser, options: type[Any], *, prefix: str = "", t
             group.add_argument(*flags, type=kind, nargs="+", default=list(default), help=meaning)
         else:
             group.add_argument(*flags, type=hint, default=default, help=meaning)
+
+
+def removed_options(options: type[Any], prefix: str = "") -> dict[str, str]:
+    """Fields that a dataclass had in earlier versions (its `REMOVED`) -> what to write instead."""
+    return {f"{prefix}{name}": remedy for name, remedy in getattr(options, "REMOVED", {}).items()}
 
 
 def field_meanings(options: type[Any]) -> dict[str, str]:
@@ -114,9 +127,9 @@ def parse(parser: OptionParser, arguments: Sequence[str], config: Mapping[str, A
             parser.set_defaults({key: checked[key] for key in config})
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
-        raise ConfigError(_one_line(error, known)) from error
+        raise ConfigError(_one_line(error, known, parser.removed)) from error
     except ConfigError as error:
-        raise ConfigError(_one_line(error, known)) from error
+        raise ConfigError(_one_line(error, known, parser.removed)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -147,7 +160,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def flatten_config(
-    content: Mapping[str, Any], common: Sequence[str], stages: Mapping[str, Sequence[str]], source: str
+    content: Mapping[str, Any],
+    common: Sequence[str],
+    stages: Mapping[str, Sequence[str]],
+    source: str,
+    removed: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Check the keys of a configuration and write nested ones with a dot.
 
@@ -156,9 +173,10 @@ def flatten_config(
         common: known keys at the top.
         stages: stage name -> its known keys.
         source: named in errors.
+        removed: "stage.key" of earlier versions -> what to write instead.
 
     Raises:
-        ConfigError: a key is unknown; the nearest known one is named.
+        ConfigError: a key is unknown or removed; the nearest known one, or the remedy, is named.
     """
     flat: dict[str, Any] = {}
     for raw, value in content.items():
@@ -166,6 +184,8 @@ def flatten_config(
         if key in stages and isinstance(value, Mapping):
             for raw_inner, inner in value.items():
                 name = str(raw_inner).replace("-", "_")
+                if f"{key}.{name}" in removed:
+                    raise ConfigError(f"{source}: {key}.{name} is gone: {removed[f'{key}.{name}']}")
                 if name not in stages[key]:
                     raise ConfigError(
                         f"{source}: unknown key '{raw_inner}' in {key}{nearest(name, stages[key])}"
@@ -227,11 +247,13 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _one_line(error: Exception, known: Sequence[str]) -> str:
+def _one_line(error: Exception, known: Sequence[str], removed: Mapping[str, str]) -> str:
     text = " ".join(str(error).split())
     if "nrecognized arguments" in text:
         flag = next((word for word in text.split(":", 1)[-1].split() if word.startswith("--")), "")
         name = flag.lstrip("-").split("=")[0].replace("-", "_")
+        if name in removed:
+            return f"{flag.split('=')[0]} is gone: {removed[name]}"
         if name:
             return f"unknown flag {flag.split('=')[0]}{nearest(name, known)} (--help lists every flag)"
     return f"{text} (--help lists every flag)"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.ap_noise import THRESHOLDS, Picture, mean_ap, picture
-from irn_pipeline.metrics.instance import InstanceEvaluator
+from benchmarks.ap_noise import THRESHOLDS, mean_ap
+from irn_pipeline.metrics.instance import InstanceEvaluator, PictureHits
 from irn_pipeline.structures import GroundTruth, Instances
 
 
@@ -29,17 +29,19 @@ def test_curves_are_those_of_the_evaluation() -> None:
     generator = np.random.default_rng(3)
     scenes = [_scene(generator) for _ in range(12)]
     evaluator = InstanceEvaluator(4, THRESHOLDS)
-    for found, truth in scenes:
-        evaluator.add(found, truth, ignore_void=True)
+    hits = [evaluator.hits(*scene) for scene in scenes]
+    for scene in scenes:
+        evaluator.add(*scene)
     expected = 100 * np.array(evaluator.result().mean_ap)
     assert 0 < expected[2] < expected[0] < 100
-    np.testing.assert_allclose(mean_ap([picture(*scene, 4) for scene in scenes]), expected, rtol=1e-5)
+    np.testing.assert_allclose(mean_ap(hits, 4), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("scores", "possible"), [((1.0, 1.0), {50.0, 100.0}), ((0.5, 1.0), {50.0})])
 def test_only_equal_scores_change_places(scores: tuple[float, float], possible: set[float]) -> None:
     """A hit and a miss of one class with one truth: AP is 1 when the hit comes first, 1/2 when second."""
     hits = np.tile(np.array([True, False]), (len(THRESHOLDS), 1))
-    one = Picture(np.array(scores, np.float32), np.zeros(2, np.int64), hits, np.array([1, 0]))
+    values = np.array(scores, np.float32)
+    one = PictureHits(np.zeros(2, np.int64), values, hits, values, hits[0], np.array([0]))
     generator = np.random.default_rng(0)
-    assert {float(mean_ap([one], generator)[0]) for _ in range(40)} == possible
+    assert {float(mean_ap([one], 2, generator)[0]) for _ in range(40)} == possible

@@ -17,11 +17,15 @@ TOP, LEFT, CORNER = [[1, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 0], [0, 0]]
 THREE, FULL, EMPTY = [[1, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]
 
 
-def evaluate(pictures, num_classes=NUM_CLASSES, ignore_void=False, evaluator=CocoEvaluator):
-    evaluation = evaluator(num_classes)
+def gathered(pictures, num_classes=NUM_CLASSES, void="background"):
+    evaluation = CocoEvaluator(num_classes, void=void)
     for predictions, truth in pictures:
-        evaluation.add(predictions, truth, ignore_void)
-    return evaluation.result()
+        evaluation.add(predictions, truth)
+    return evaluation
+
+
+def evaluate(pictures, num_classes=NUM_CLASSES, void="background"):
+    return gathered(pictures, num_classes, void).coco_scores()
 
 
 def random_pictures(seed, count=6, ties=False, size=(8, 9)):
@@ -130,16 +134,19 @@ def test_voc_ap50_is_within_a_hundredth(seed):
     # Truths are disjoint, so at IoU > 0.5 both matching rules agree. The envelope falls from at most 1, so
     # its mean at 101 recalls is within 1/100 of its area.
     pictures = random_pictures(seed, count=15)
-    coco, voc = evaluate(pictures), evaluate(pictures, evaluator=InstanceEvaluator)
+    coco, by_voc = evaluate(pictures), InstanceEvaluator(NUM_CLASSES)
+    for predictions, truth in pictures:
+        by_voc.add(predictions, truth)
+    voc = by_voc.result()
     assert 0.1 < voc.mean_ap[0] < 0.95
     assert coco.ap50 == pytest.approx(voc.mean_ap[0], abs=0.01 + 1e-9)
     assert coco.ap75 == pytest.approx(voc.mean_ap[2], abs=0.01 + 1e-9)
 
 
-@pytest.mark.parametrize("ignore_void", [True, False])
-def test_truth_as_prediction_scores_one(ignore_void):
+@pytest.mark.parametrize("void", ["background", "left_out", "crowd"])
+def test_truth_as_prediction_scores_one(void):
     truths = [truth for _, truth in random_pictures(3, count=15)]
-    scores = evaluate([(truth.instances, truth) for truth in truths], ignore_void=ignore_void)
+    scores = evaluate([(truth.instances, truth) for truth in truths], void=void)
     assert (scores.ap, scores.ap50, scores.ap75, scores.ap_small) == pytest.approx((1, 1, 1, 1), abs=1e-12)
     np.testing.assert_allclose(scores.ap_per_class, 1)
 
@@ -173,8 +180,8 @@ def test_only_a_hundred_instances_count():
 def test_void_pixels_are_removed_only_when_asked():
     truth = ground_truth(instances([CORNER], [0]), ignore=[[0, 1], [1, 0]])
     pictures = [(instances([THREE], [0]), truth)]
-    assert evaluate(pictures, 1, ignore_void=True).ap == pytest.approx(1)
-    assert evaluate(pictures, 1, ignore_void=False).ap == 0
+    assert evaluate(pictures, 1, void="left_out").ap == pytest.approx(1)
+    assert evaluate(pictures, 1, void="background").ap == 0
 
 
 def test_nothing_predicted_is_zero_and_nothing_true_is_nan():
@@ -190,11 +197,11 @@ def test_result_is_silent_and_can_be_asked_again(capsys):
     evaluator = CocoEvaluator(NUM_CLASSES)
     pictures = random_pictures(9)
     for predictions, truth in pictures[:-1]:
-        evaluator.add(predictions, truth, ignore_void=False)
-    first = evaluator.result()
-    np.testing.assert_equal(asdict(evaluator.result()), asdict(first))
-    evaluator.add(*pictures[-1], ignore_void=False)
-    np.testing.assert_equal(asdict(evaluator.result()), asdict(evaluate(pictures)))
+        evaluator.add(predictions, truth)
+    first = evaluator.coco_scores()
+    np.testing.assert_equal(asdict(evaluator.coco_scores()), asdict(first))
+    evaluator.add(*pictures[-1])
+    np.testing.assert_equal(asdict(evaluator.coco_scores()), asdict(evaluate(pictures)))
     assert capsys.readouterr() == ("", "")
 
 
@@ -202,6 +209,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ConfigError):
         CocoEvaluator(0)
     with pytest.raises(ShapeError):
-        CocoEvaluator(1).add(Instances.empty((2, 3)), ground_truth(instances([TOP], [0])), ignore_void=False)
+        CocoEvaluator(1).add(Instances.empty((2, 3)), ground_truth(instances([TOP], [0])))
     with pytest.raises(DataError):
-        CocoEvaluator(1).add(instances([TOP], [1]), ground_truth(instances([TOP], [0])), ignore_void=False)
+        CocoEvaluator(1).add(instances([TOP], [1]), ground_truth(instances([TOP], [0])))

@@ -26,18 +26,18 @@ def instances(masks, class_ids, scores=None):
     return pictures.instances(masks, class_ids, scores) if len(class_ids) else Instances.empty((2, 2))
 
 
-def evaluate(pictures, ignore_void=True, **options):
+def evaluate(pictures, **options):
     evaluator = CountingEvaluator(NUM_CLASSES, **options)
     for predictions, truth in pictures:
-        evaluator.add(predictions, truth, ignore_void)
+        evaluator.add(predictions, truth)
     return evaluator.result()
 
 
-def people(predicted, true, ignore_void=True, ignore=None, scores=None, **options):
+def people(predicted, true, ignore=None, scores=None, **options):
     """Scores of the class "person" in one picture."""
     predictions = instances(predicted, [PERSON] * len(predicted), scores)
     truth = ground_truth(instances(true, [PERSON] * len(true)), ignore)
-    return evaluate([(predictions, truth)], ignore_void, **options).per_class[PERSON]
+    return evaluate([(predictions, truth)], **options).per_class[PERSON]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_random_sets_agree_with_the_twin(seed, ignore_void):
                     found.append((int(class_id), before - void))
             kept.append(found)
         expected.append(kept)
-    result = evaluate(pictures, ignore_void)
+    result = evaluate(pictures, ignore_void=ignore_void)
     for class_id, scores in [*enumerate(result.per_class), (None, result.class_agnostic)]:
         chosen = [
             [[pixels for c, pixels in side if class_id in (c, None)] for side in picture]
@@ -205,13 +205,13 @@ def test_refusals_leave_no_trace():
     evaluator = CountingEvaluator(NUM_CLASSES)
     good = instances([TOP], [PERSON])
     with pytest.raises(DataError, match="predicted class id"):
-        evaluator.add(instances([TOP], [NUM_CLASSES]), ground_truth(good), True)
+        evaluator.add(instances([TOP], [NUM_CLASSES]), ground_truth(good))
     with pytest.raises(DataError, match="true class id"):
-        evaluator.add(good, ground_truth(instances([TOP], [-1])), True)
+        evaluator.add(good, ground_truth(instances([TOP], [-1])))
     with pytest.raises(DataError, match="score"):
-        evaluator.add(instances([TOP], [PERSON], [NAN]), ground_truth(good), True)
+        evaluator.add(instances([TOP], [PERSON], [NAN]), ground_truth(good))
     with pytest.raises(ShapeError, match="one size"):
-        evaluator.add(Instances.empty((3, 3)), ground_truth(good), True)
+        evaluator.add(Instances.empty((3, 3)), ground_truth(good))
     assert np.isnan(evaluator.result().class_agnostic.abs_dic)
 
 

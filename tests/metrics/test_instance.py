@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.metrics import instance
-from irn_pipeline.metrics.instance import InstanceEvaluator, average_precision, match
+from irn_pipeline.metrics.instance import InstanceEvaluator, Rules, average_precision, match
 from irn_pipeline.structures import GroundTruth, Instances
 from tests.metrics.pictures import ground_truth, instances
 
@@ -21,9 +21,9 @@ NAN = float("nan")
 
 
 def evaluate(pictures, num_classes=NUM_CLASSES, ignore_void=True, thresholds=THRESHOLDS):
-    evaluator = InstanceEvaluator(num_classes, thresholds)
+    evaluator = InstanceEvaluator(num_classes, thresholds, rules=Rules(ignore_void=ignore_void))
     for predictions, truth in pictures:
-        evaluator.add(predictions, truth, ignore_void)
+        evaluator.add(predictions, truth)
     return evaluator.result()
 
 
@@ -287,7 +287,7 @@ def test_only_the_order_of_the_scores_counts(seed):
 )
 def test_different_sizes_are_refused(predicted, truth):
     with pytest.raises(ShapeError, match="one size"):
-        InstanceEvaluator(1).add(predicted, truth, ignore_void=True)
+        InstanceEvaluator(1).add(predicted, truth)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_different_sizes_are_refused(predicted, truth):
 def test_impossible_values_are_refused_and_leave_no_trace(predicted, true, message):
     evaluator = InstanceEvaluator(NUM_CLASSES)
     with pytest.raises(DataError, match=message):
-        evaluator.add(predicted, ground_truth(true), ignore_void=False)
+        evaluator.add(predicted, ground_truth(true))
     assert evaluator.result().truth_counts == (0, 0, 0)
 
 

@@ -10,12 +10,14 @@ from hypothesis.extra import numpy as hnp
 
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.counting import CountingEvaluator
-from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances
+from stages._scores import ap_evaluator
 
 NUM_CLASSES = 3
 SIZE = (7, 8)
+VOID = {"original": "background", "voc": "left_out", "coco": "crowd"}
+PROTOCOLS = st.sampled_from(sorted(VOID))
 
 
 @st.composite
@@ -38,21 +40,21 @@ def pictures(draw):
     return found
 
 
-def scores(pairs, ignore_void):
+def scores(pairs, protocol):
     """Every score of predictions that are given as (label, instances); those that are undefined are NaN."""
-    voc, coco = InstanceEvaluator(NUM_CLASSES), CocoEvaluator(NUM_CLASSES)
-    counts = CountingEvaluator(NUM_CLASSES)
+    ap, coco = ap_evaluator(NUM_CLASSES, protocol), CocoEvaluator(NUM_CLASSES, void=VOID[protocol])
+    counts = CountingEvaluator(NUM_CLASSES, ignore_void=protocol != "original")
     matrix = np.zeros((NUM_CLASSES + 1, NUM_CLASSES + 2), np.int64)
     for (label, predictions), truth in pairs:
-        voc.add(predictions, truth, ignore_void)
-        coco.add(predictions, truth, ignore_void)
-        counts.add(predictions, truth, ignore_void)
+        ap.add(predictions, truth)
+        coco.add(predictions, truth)
+        counts.add(predictions, truth)
         matrix += confusion_matrix(label, truth.label, NUM_CLASSES + 1)
-    by_voc, by_coco, by_count = voc.result(), coco.result(), counts.result()
-    assert by_voc.iou_thresholds == (0.5, 0.7, 0.75)
-    headline = {f"VOC AP at {t}": ap for t, ap in zip(by_voc.iou_thresholds, by_voc.mean_ap, strict=True)}
+    by_ap, by_coco, by_count = ap.result(), coco.coco_scores(), counts.result()
+    assert by_ap.iou_thresholds == (0.5, 0.7, 0.75)
+    headline = {f"AP at {t}": ap for t, ap in zip(by_ap.iou_thresholds, by_ap.mean_ap, strict=True)}
     headline |= {
-        "class-agnostic AP50": by_voc.class_agnostic_ap50,
+        "class-agnostic AP50": by_ap.class_agnostic_ap50,
         "COCO AP": by_coco.ap,
         "COCO AP50": by_coco.ap50,
         "COCO AP75": by_coco.ap75,
@@ -60,29 +62,29 @@ def scores(pairs, ignore_void):
         "mIoU": semantic_scores(matrix).miou,
         "class-agnostic SBD": by_count.class_agnostic.sbd,
     }
-    per_class = [*(value for ap in by_voc.ap for value in ap), *by_coco.ap_per_class]
+    per_class = [*(value for ap in by_ap.ap for value in ap), *by_coco.ap_per_class]
     per_class += [*semantic_scores(matrix).iou, *(c.sbd for c in by_count.per_class)]
     differences = [c.abs_dic for c in (*by_count.per_class, by_count.class_agnostic)]
     return headline, per_class, differences
 
 
 @settings(max_examples=25, deadline=None)
-@given(pictures(), st.booleans())
-def test_ground_truth_scores_one_everywhere(truths, ignore_void):
+@given(pictures(), PROTOCOLS)
+def test_ground_truth_scores_one_everywhere(truths, protocol):
     pairs = [((truth.label, truth.instances), truth) for truth in truths]
-    headline, per_class, differences = scores(pairs, ignore_void)
+    headline, per_class, differences = scores(pairs, protocol)
     assert headline == pytest.approx(dict.fromkeys(headline, 1.0), abs=1e-9)
     defined = [value for value in per_class if not np.isnan(value)]
     assert defined == pytest.approx([1.0] * len(defined), abs=1e-9)
     present = {class_id for truth in truths for class_id in truth.instances.class_ids.tolist()}
-    # Three VOC thresholds, COCO, IoU and SBD are defined for a class that is there; background may be there too.
+    # Three thresholds, COCO, IoU and SBD are defined for a class that is there; background may be there too.
     assert len(defined) >= 6 * len(present)
     assert not any(differences)
 
 
 @settings(max_examples=25, deadline=None)
-@given(pictures(), st.booleans(), st.randoms(use_true_random=False))
-def test_one_object_less_is_less_than_one_everywhere(truths, ignore_void, random):
+@given(pictures(), PROTOCOLS, st.randoms(use_true_random=False))
+def test_one_object_less_is_less_than_one_everywhere(truths, protocol, random):
     victim = random.choice([index for index, truth in enumerate(truths) if len(truth.instances)])
     lost = random.randrange(len(truths[victim].instances))
     pairs = []
@@ -92,7 +94,7 @@ def test_one_object_less_is_less_than_one_everywhere(truths, ignore_void, random
             label = np.where(found.masks[lost], np.uint8(BACKGROUND), label)
             found = found.select(np.arange(len(found)) != lost)
         pairs.append(((label, found), truth))
-    headline, _, differences = scores(pairs, ignore_void)
+    headline, _, differences = scores(pairs, protocol)
     assert all(value < 0.999 for value in headline.values()), headline
     assert differences[-1] == pytest.approx(1 / len(truths))
 
@@ -106,6 +108,6 @@ def test_overlapping_objects_score_one_too(masks, seed):
     true = Instances(np.ones(len(masks), np.float32), masks, class_ids)
     label = np.zeros(true.size, np.uint8)
     truth = GroundTruth(label, true, np.zeros(true.size, np.bool_))
-    headline, _, differences = scores([((label, true), truth)], ignore_void=False)
+    headline, _, differences = scores([((label, true), truth)], "original")
     assert headline == pytest.approx(dict.fromkeys(headline, 1.0), abs=1e-9)
     assert not any(differences)

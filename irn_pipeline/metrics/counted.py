@@ -1,0 +1,67 @@
+"""Which instances of a picture an evaluation compares."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irn_pipeline.errors import DataError, ShapeError
+from irn_pipeline.structures import BoolArray, GroundTruth, Instances
+
+
+def counted_instances(
+    predictions: Instances,
+    truth: GroundTruth,
+    num_classes: int,
+    *,
+    ignore_void: bool,
+    keep_fragments: bool = False,
+) -> tuple[Instances, Instances]:
+    """The predictions and truths of one picture that take part in an evaluation.
+
+    Fragments, of score < 1e-5 (see the synthesis of labels), are no predictions unless they are kept.
+    With `ignore_void` the pixels of `truth.ignore` are taken out of all masks. A prediction that lies
+    wholly on them is dropped, as nothing is known there (VOC paints difficult objects as void); so is a
+    true mask without pixels, as there is nothing to find. A prediction that was empty from the start stays
+    and is a false positive.
+
+    Args:
+        predictions: predicted instances; (R, H, W) masks.
+        truth: true instances and void pixels of the same picture.
+        num_classes: C.
+        ignore_void: whether void pixels are left out; else they are background.
+        keep_fragments: whether fragments take part.
+
+    Returns:
+        Counted predictions and counted true instances, in their order.
+
+    Raises:
+        ShapeError: prediction, truth and void map differ in picture size.
+        DataError: a class id is outside 0..C-1, or a score is not a number.
+    """
+    sizes = (predictions.size, truth.instances.size, truth.ignore.shape)
+    if len(set(sizes)) > 1:
+        raise ShapeError(f"predicted masks, true masks and void map must be of one size, got {sizes}")
+    for name, class_ids in (("predicted", predictions.class_ids), ("true", truth.instances.class_ids)):
+        if class_ids.size and not 0 <= class_ids.min() <= class_ids.max() < num_classes:
+            raise DataError(f"a {name} class id is outside 0..{num_classes - 1}: {class_ids.tolist()}")
+    if np.isnan(predictions.scores).any():
+        raise DataError("a predicted score is not a number")
+    if not keep_fragments:
+        predictions = predictions.without_fragments()
+    if not ignore_void:
+        return predictions, _without_empty(truth.instances)
+    trimmed = _without_pixels(predictions, truth.ignore)
+    trimmed = trimmed.select(~_has_pixels(predictions) | _has_pixels(trimmed))
+    return trimmed, _without_empty(_without_pixels(truth.instances, truth.ignore))
+
+
+def _without_pixels(instances: Instances, pixels: BoolArray) -> Instances:
+    return Instances(instances.scores, instances.masks & ~pixels, instances.class_ids)
+
+
+def _without_empty(instances: Instances) -> Instances:
+    return instances.select(_has_pixels(instances))
+
+
+def _has_pixels(instances: Instances) -> BoolArray:
+    return np.asarray(instances.masks.any(axis=(1, 2)), np.bool_)
