@@ -206,7 +206,7 @@ def random_picture(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_synthesis_is_walk_then_labels_and_half_precision_keeps_them(seed):
+def test_synthesis_is_walk_then_labels(seed):
     picture = random_picture(seed)
     params = SynthesisParams(
         exp_times=3, semantic_bg_threshold=0.3, instance_bg_threshold=0.2, min_area=0.005
@@ -219,10 +219,6 @@ def test_synthesis_is_walk_then_labels_and_half_precision_keeps_them(seed):
     assert len(walked) == len(owners) > 3 and list(dict.fromkeys(owners.tolist())) == [7, 2, 4]
     again, parts = labels_from_scores(walked, owners, picture[4], params)
     assert (again == label).all() and (parts.masks == instances.masks).all()
-    half = (walked / walked.max()).half().float()
-    again, parts = labels_from_scores(half, owners, picture[4], params)
-    assert (again == label).mean() >= 0.999
-    assert (parts.masks.any(0) == instances.masks.any(0)).mean() >= 0.999
 
 
 @pytest.mark.parametrize(("seed", "kind"), [(0, "max"), (1, "mean")])
