@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -79,7 +80,7 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
     instance = {
         name: InstanceTally(names, protocol=params.protocol) for name in ("cam_components", "instance_label")
     }
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     cams = CamSource.of(job)
     count, foreground = 0, False
     for record in progress(data.items, STAGE.name, quiet=job.execution.quiet):
@@ -95,17 +96,26 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
                 semantic["cam"].add(cam_label(cam.high_res_cam, cam.class_ids, params.cam_threshold), truth)
                 parts = cam_components(cam.high_res_cam, cam.class_ids, params.component_threshold)
                 instance["cam_components"].add(parts, truth)
-                seen |= {"cam", "cam_components"}
+                seen.update(["cam", "cam_components"])
             if job.run.has(SEMANTIC_LABEL, image_id):
                 semantic["semantic_label"].add(job.run.read(SEMANTIC_LABEL, image_id), truth)
                 instance["instance_label"].add(job.run.read(INSTANCE_LABEL, image_id), truth)
-                seen |= {"semantic_label", "instance_label"}
+                seen.update(["semantic_label", "instance_label"])
         except ShapeError as error:
             raise ArtifactError(
                 f"{job.run.root}: the maps or labels of {image_id} do not fit its true masks in {data.origin} "
                 f"({error}); evaluate them on the data set they were made from"
             ) from error
     require_foreground(foreground, count, data.origin)
+    for name, what in (("cam", "activation maps"), ("semantic_label", "labels")):
+        if 0 < seen[name] < count:
+            logger.warning(
+                "%d of the %d pictures with true masks have no %s: the figures are of the other %d",
+                count - seen[name],
+                count,
+                what,
+                seen[name],
+            )
     tallies: dict[str, SemanticTally | InstanceTally] = {**semantic, **instance}
     figures.update({name: tally.report() for name, tally in tallies.items() if name in seen})
     return count

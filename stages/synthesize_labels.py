@@ -39,7 +39,7 @@ class Params(SynthesisParams):
     cam_dir: str | None = None
     """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
     keep_scores: bool = field(default=False, metadata={"fingerprint": False})
-    """Keep the walked scores (float16, stride 4), for --from-scores and for the tool sweep."""
+    """Keep the walked scores for --from-scores and the tool sweep; in float16, which changes under 0.1 % of pixels."""
     from_scores: bool = field(default=False, metadata={"fingerprint": False})
     """Make the labels anew from kept scores, with other thresholds; replaces the labels, keeps the scores."""
 
@@ -141,7 +141,10 @@ def _require_evidence(job: Job[Params, DataSet]) -> None:
 def kept_scores(
     walked: Tensor, class_ids: IntArray, size: tuple[int, int], evidence: FloatArray | None
 ) -> WalkedScores:
-    """What is kept of walked maps: half the digits, relative to the largest value, on which no label depends.
+    """What is kept of walked maps: in float16, relative to the largest value.
+
+    Labels made from it differ from those of the walk itself where the two best scores of a pixel, the background's
+    among them, are within 2**-10 of one another: in fewer than 0.1 % of the pixels (measured in docs/TUNING.md).
 
     Args:
         walked: (M, h, w) float32 walked maps, not negative.
