@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks import ap_noise
 from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.runtime.store import RunFolder, StageRecord
@@ -142,6 +144,38 @@ def test_a_run_folder_evaluated_by_an_earlier_version_is_evaluated_anew(by_hand:
     assert record is not None
     assert record.params["protocol"] == "voc"
     assert "ignore_void" not in record.params
+
+
+def test_pictures_without_labels_are_told(by_hand: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    voc = Path(by_hand[1])
+    for place in (
+        "JPEGImages/x.jpg",
+        "Annotations/x.xml",
+        "SegmentationClass/x.png",
+        "SegmentationObject/x.png",
+    ):
+        shutil.copy(voc / place, (voc / place).with_stem("y"))
+    assert main(["evaluate", *by_hand]) == 0
+    assert metrics_of(by_hand)["pictures"] == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "have no" in line]
+    assert line.endswith("1 of the 2 pictures with true masks have no labels: the figures are of the other 1")
+
+
+def test_each_rule_of_the_original_has_its_line(
+    by_hand: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ap_noise", *by_hand[:4]])
+    ap_noise.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["what"]: line["ap50"] for line in lines[:5]} == {
+        "protocol voc": 50.0,
+        "voc, but void is background": 25.0,
+        "voc, but with fragments": 100.0,
+        "voc, but equal scores one after the other": 50.0,
+        "protocol original": 66.7,
+    }
+    assert lines[-1]["true instances"] == 2
+    assert lines[-1]["0.5"] == 1
 
 
 def objects(
