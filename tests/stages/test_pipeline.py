@@ -175,4 +175,4 @@ def test_evaluate_alone_needs_no_segmenter(run_copy: Callable[..., TinyRun]) -> 
     copy = run_copy("train_cam", "make_cam")
     assert stage_main("evaluate", copy.flags()) == 0
     metrics = RunFolder(copy.run_dir).read(METRICS)
-    assert metrics.keys() == {"pictures", "cam", "cam_components"}
+    assert metrics.keys() == {"protocol", "pictures", "cam", "cam_components"}
