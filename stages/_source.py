@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,8 @@ from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet
 
 logger = logging.getLogger(__name__)
+_MOST_CLASSES = 20
+"""Classes that are all named with their numbers of pictures; of more, the commonest and the rarest."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Source:
     coco_json: str | None = None
     """COCO instances file; its categories are the tags, its masks are for evaluation only."""
     classes: tuple[str, ...] = ()
-    """Classes to use, in this order (a,b,c), of --label-csv or --coco-json; by default all of them."""
+    """Classes of --label-csv or --coco-json to use, in this order: a b, or a,b, or "big cat, small"; default: all."""
     image_list: str | None = None
     """List of image ids: a text file, or the name of a list in ImageSets; by default VOC's training list, else all."""
     class_names: str | None = None
@@ -135,7 +138,9 @@ def load_source(source: Source) -> DataSet:
         data = _load_coco(source, Path(source.coco_json))
     else:
         data = _load_voc(source, Path(source.voc_root or ""))
-    return replace(data, listed=source.image_list is not None)
+    data = replace(data, listed=source.image_list is not None)
+    _log_classes(data)
+    return data
 
 
 def _require_one(source: Source) -> None:
@@ -186,7 +191,7 @@ def _voc_list(root: Path, names: Sequence[str], image_list: str | None) -> Loade
 
 
 def _load_csv(source: Source, path: Path) -> DataSet:
-    whole = load_folder_csv(path, Path(source.image_dir or ""), classes=_split(source.classes))
+    whole = load_folder_csv(path, Path(source.image_dir or ""), classes=source.classes)
     ids = tuple(range(1, whole.images.num_classes + 1))
     return _with_list(
         DataSet(whole.images, path, ids, partial(restrict, whole, path), _no_truth), source, whole
@@ -194,7 +199,7 @@ def _load_csv(source: Source, path: Path) -> DataSet:
 
 
 def _load_coco(source: Source, path: Path) -> DataSet:
-    coco = load_coco(path, Path(source.image_dir or ""), classes=_split(source.classes))
+    coco = load_coco(path, Path(source.image_dir or ""), classes=source.classes)
     whole, truth = coco.loaded, coco.truths.ground_truth
     load_list = partial(restrict, whole, path)
     data = DataSet(whole.images, path, coco.category_ids, load_list, truth, coco=coco)
@@ -207,10 +212,6 @@ def _with_list(data: DataSet, source: Source, whole: LoadedSet) -> DataSet:
     return replace(data, images=chosen.images)
 
 
-def _split(classes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name.strip() for part in classes for name in part.split(",") if name.strip())
-
-
 def no_data_set() -> DataSet:
     """The data set of stages that need none: no picture, no class."""
     nothing = ImageSet((), ())
@@ -219,6 +220,28 @@ def no_data_set() -> DataSet:
 
 def _no_truth(image_id: str) -> GroundTruth | None:
     return None
+
+
+def _log_classes(data: DataSet) -> None:
+    """Say what classes there are in how many pictures, and which of them nothing can be learned about."""
+    names, pictures = data.images.class_names, len(data.items)
+    counts = Counter(class_id for record in data.items for class_id in record.class_ids)
+    told = [f"{repr(name) if ',' in name else name} ({counts[place]})" for place, name in enumerate(names)]
+    if len(told) > _MOST_CLASSES:
+        order = sorted(range(len(names)), key=lambda class_id: -counts[class_id])
+        ends = [*order[: _MOST_CLASSES // 2], *order[-_MOST_CLASSES // 4 :]]
+        told = [told[class_id] for class_id in ends]
+        told.insert(_MOST_CLASSES // 2, "...")
+    logger.info("%s: pictures: %d, classes: %d: %s", data.origin, pictures, len(names), ", ".join(told))
+    everywhere = [repr(name) for class_id, name in enumerate(names) if counts[class_id] == pictures]
+    if everywhere and (len(names) == 1 or (pictures > 1 and not data.listed)):
+        logger.warning(
+            "warning: %s: every picture that is used shows %s: train_cam cannot learn from this where that is. Add "
+            "pictures without it, with a tag of their own (in a table of 0 and 1: a column 'other', with 1 for each "
+            "picture that shows none of the classes)",
+            data.origin,
+            " and ".join(everywhere[:3]),
+        )
 
 
 def _log_warnings(warnings: Sequence[str], count: int) -> None:

@@ -6,12 +6,13 @@ same stem may be used in two folders. Names that could lead out of a folder are 
 
 from __future__ import annotations
 
+import csv
 import difflib
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,8 +238,37 @@ def _without_suffix(name: str) -> str:
     return name[: name.rindex(".")] if name.lower().endswith(PICTURE_SUFFIXES) else name
 
 
-def _choose(names: Sequence[str], classes: Sequence[str], source: Path) -> tuple[int, ...]:
+def chosen_names(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """The class names that the words of --classes stand for: `a b`, `a,b`, and names that hold commas.
+
+    A run of parts between commas that is a known name stands for it, the longest first, so that `cat, small` and
+    `cat, small,dog` need no quotation marks in them. In double quotation marks a name is taken as it is.
+
+    Args:
+        words: as the user wrote them.
+        known: names of the data set.
+
+    Returns:
+        Names in the order of the words; also those that are not known.
+    """
+    found: list[str] = []
+    for word in words:
+        if word.strip() in known:
+            found.append(word.strip())
+            continue
+        quoted = word.count('"') > 1 and "\n" not in word
+        parts = next(csv.reader([word], skipinitialspace=True)) if quoted else word.split(",")
+        while parts:
+            runs = ((end, ",".join(parts[:end]).strip()) for end in range(1 if quoted else len(parts), 0, -1))
+            end, name = next((run for run in runs if run[1] in known), (1, parts[0].strip()))
+            found += [name] if name else []
+            parts = parts[end:]
+    return found
+
+
+def _choose(names: Sequence[str], words: Sequence[str], source: Path) -> tuple[int, ...]:
     place_of = {name: place for place, name in enumerate(names)}
+    classes = chosen_names(words, place_of)
     if not classes:
         return tuple(range(len(names)))
     for name in classes:
