@@ -127,6 +127,7 @@ def read_tags(path: Path, classes: Sequence[str] = ()) -> TagRows:
 def _marked_rows(table: Table, columns: Columns) -> TagRows:
     names = [table.names[place] for place in columns.marks]
     rows = []
+    missing = 0
     for row in table.rows:
         where = f"{table.path}: line {row.line}"
         if len(row.cells) < len(table.names) or any(row.cells[len(table.names) :]):
@@ -146,16 +147,17 @@ def _marked_rows(table: Table, columns: Columns) -> TagRows:
                 )
             if mark in YES:
                 labels.append(name)
+            missing += not mark and bool(row[place])
         rows.append((row.line, _picture_of(row, columns, table), labels))
-    return TagRows(rows, tuple(names), list(columns.notes))
+    told = [f"cells that are missing values (NA and the like), read as 0: {missing}"] if missing else []
+    return TagRows(rows, tuple(names), [*columns.notes, *told])
 
 
 def _tagged_rows(table: Table, columns: Columns, classes: Sequence[str]) -> TagRows:
     notes = list(columns.notes)
     cells = [(row, _cells_of(row, columns, table)) for row in table.rows]
-    denied = {
-        row.line for row in table.rows if columns.certainty and mark_of(row[columns.certainty]) in _ZERO
-    }
+    sure = None if columns.certainty is None else table.column(columns.certainty)
+    denied = {row.line for row, cell in zip(table.rows, sure or (), strict=False) if mark_of(cell) in _ZERO}
     if denied:
         notes.append(f"rows left out because 0 says that the tag is not in the picture: {len(denied)}")
         cells = [(row, [] if row.line in denied else found) for row, found in cells]
@@ -173,10 +175,27 @@ def _tagged_rows(table: Table, columns: Columns, classes: Sequence[str]) -> TagR
         counted = ", ".join(f"{name!r} ({count} rows)" for name, count in sorted(missing.items()))
         notes.append(f"read as no tag: {counted}; --classes with such a name makes it a class")
     every = {tag for _, _, tags in rows for tag in tags}
+    if every and {tag.lower() for tag in every} <= YES | NO:
+        notes.append(_doubt(rows, table))
     if every and all(_WHOLE.fullmatch(tag) for tag in every):
         # pandas writes whole numbers so where some are missing.
         rows = [(line, name, [tag.removesuffix(".0") for tag in tags]) for line, name, tags in rows]
     return TagRows(rows, (), [*notes, *told])
+
+
+def _doubt(rows: Sequence[tuple[int, str, list[str]]], table: Table) -> str:
+    """What to say of a table whose tags are all a yes or no."""
+    for line, _, tags in rows:
+        if len(set(tags)) < len(tags):
+            raise DataError(
+                f"{table.path}: line {line}: a list of 0 and 1 names no class; write the names of the classes, or give "
+                f"each class a column ('image,cat,dog')"
+            )
+    found = sorted({tag for _, _, tags in rows for tag in tags})
+    return (
+        f"all labels are {' or '.join(map(repr, found))} and were taken as names of classes; if they say whether a "
+        f"picture shows something, name the column after that ('image,dog' with 0 and 1 below)"
+    )
 
 
 def _cells_of(row: Row, columns: Columns, table: Table) -> list[list[str] | str]:

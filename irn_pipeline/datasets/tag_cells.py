@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 MISSING = frozenset({"na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none"})
 """How pandas, R, Excel and databases write a missing value, in lower case."""
-NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 YES, NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "-1", "-1.0", "false", "no", ""})
 
 
@@ -27,19 +27,26 @@ def is_filled(cell: object) -> bool:
 
 def holds_marks(cells: Iterable[object]) -> bool:
     """Whether all cells are a yes or no, or empty."""
-    return {mark_of(cell) for cell in cells} <= YES | NO
+    return all(mark_of(cell) in YES or mark_of(cell) in NO for cell in cells)
 
 
 def are_numbers(cells: Iterable[object]) -> bool:
     """Whether there are cells, and all that are not empty hold numbers."""
-    filled = [text for text in map(mark_of, cells) if text]
-    return bool(filled) and all(map(NUMBER.fullmatch, filled))
+    some = False
+    for text in filter(None, map(mark_of, cells)):
+        if not NUMBER.fullmatch(text):
+            return False
+        some = True
+    return some
 
 
 def is_running(cells: Sequence[object]) -> bool:
     """Whether cells are 0, 1, 2 ... or 1, 2, 3 ..."""
-    texts = [str(cell).removesuffix(".0") for cell in cells]
-    return any(texts == [str(number) for number in range(start, start + len(texts))] for start in (0, 1))
+    texts = (str(cell).removesuffix(".0") for cell in cells)
+    first = next(texts, "")
+    return first in ("0", "1") and all(
+        text == str(number) for number, text in enumerate(texts, int(first) + 1)
+    )
 
 
 def without_missing(tags: Iterable[str], classes: Collection[str]) -> list[str]:
@@ -65,9 +72,17 @@ def one_spelling(counts: Mapping[str, int], classes: Collection[str]) -> dict[st
     chosen: dict[str, str] = {}
     for names in groups.values():
         asked = [name for name in names if name in classes]
-        best = asked[0] if asked else min(names, key=lambda name: (-counts[name], name.swapcase()))
+        best = (
+            asked[0]
+            if asked
+            else min(names, key=lambda name: (-counts[name], not _composed(name), name.swapcase()))
+        )
         chosen.update({name: name if len(asked) > 1 else best for name in names})
     return chosen
+
+
+def _composed(name: str) -> bool:
+    return unicodedata.is_normalized("NFC", name)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -125,13 +125,14 @@ def columns_of(table: Table, classes: frozenset[str]) -> Columns:
     if classes and classes <= {table.names[place] for place in chosen} and marked.issuperset(chosen):
         return _mark_columns(table, image, chosen, others)
     if labels and len(free) > 1 and marked.issuperset(free):
-        if labels != free:
+        headings = [table.names[place] for place in free]
+        if labels == free:
+            labels = labels if len(set(headings)) < len(free) else []
+        elif not classes or classes.intersection(headings):
             raise DataError(
-                f"{where}: columns {', '.join(repr(table.names[p]) for p in free[:6])} hold 0 and 1, but some are "
-                f"named as columns of tags; take out what is no class, or name the columns that are with --classes"
+                f"{where}: columns {', '.join(map(repr, headings[:6]))} hold 0 and 1, but some are named as columns "
+                f"of tags; take out what is no class, or name the columns that are with --classes"
             )
-        if len({table.names[place] for place in free}) == len(free):
-            labels = []
     if labels:
         return _label_columns(table, image, labels, others)
     if not free:
@@ -160,7 +161,7 @@ def columns_without_heading(rows: Sequence[Row], path: Path) -> Columns:
     labels = [place for place in labels if not _are_parts(table.column(place))] or labels
     passed = [f"column {place + 1}" for place in range(width) if place not in (image, *labels)]
     notes = [f"passed over: {', '.join(passed)} (row numbers or parts of the set)"] if passed else []
-    return Columns(image, tuple(labels), notes=(*notes, *_doubts(table, labels)))
+    return Columns(image, tuple(labels), notes=tuple(notes))
 
 
 def _label_columns(table: Table, image: int, labels: list[int], others: Sequence[int]) -> Columns:
@@ -180,8 +181,7 @@ def _label_columns(table: Table, image: int, labels: list[int], others: Sequence
     certainty = next(
         (place for place in passed if _CERTAINTY_KEY.fullmatch(key_of(table.names[place]))), None
     )
-    notes = _passed_over(table, passed)
-    return Columns(image, (*labels, *beyond), certainty=certainty, notes=(*notes, *_doubts(table, labels)))
+    return Columns(image, (*labels, *beyond), certainty=certainty, notes=_passed_over(table, passed))
 
 
 def _mark_columns(table: Table, image: int, marks: Sequence[int], others: Sequence[int]) -> Columns:
@@ -208,32 +208,18 @@ def _mark_columns(table: Table, image: int, marks: Sequence[int], others: Sequen
     marks = [place for place in marks if place not in numbers]
     if not marks:
         raise DataError(f"{where}: no column holds labels; {FORMS}")
-    return Columns(image, marks=tuple(marks), notes=tuple(_passed_over(table, sorted([*passed, *numbers]))))
+    return Columns(image, marks=tuple(marks), notes=_passed_over(table, sorted([*passed, *numbers])))
 
 
-def _passed_over(table: Table, passed: Iterable[int]) -> list[str]:
+def _passed_over(table: Table, passed: Iterable[int]) -> tuple[str, ...]:
     names = [table.names[place] for place in passed]
     if not names:
-        return []
+        return ()
     told = ", ".join(repr(name) if name else "one without a name" for name in names[:8])
     told += f" and {len(names) - 8} more" if len(names) > 8 else ""
-    hint = (
-        "; the pictures of all rows are used: --image-list names some"
-        if any(_PARTS_KEY.fullmatch(key_of(name)) for name in names)
-        else ""
-    )
-    return [f"columns passed over because they name no class: {told}{hint}"]
-
-
-def _doubts(table: Table, labels: Sequence[int]) -> list[str]:
-    cells = [cell for place in labels for cell in table.column(place)]
-    if not holds_marks(cells) or not any(map(is_filled, cells)):
-        return []
-    found = sorted({str(cell) for cell in cells if is_filled(cell)})
-    return [
-        f"all labels are {' or '.join(map(repr, found))} and were taken as names of classes; if they say "
-        f"whether a picture shows something, name the column after that ('image,dog' with 0 and 1 below)"
-    ]
+    if any(_PARTS_KEY.fullmatch(key_of(name)) for name in names):
+        told += "; the pictures of all rows are used: --image-list FILE picks some"
+    return (f"columns passed over because they name no class: {told}",)
 
 
 def _image_column(table: Table) -> int | None:

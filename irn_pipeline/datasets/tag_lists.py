@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from irn_pipeline.datasets.picture_folder import chosen_names
-from irn_pipeline.datasets.tag_cells import NUMBER, name_key
+from irn_pipeline.datasets.tag_cells import MISSING, NUMBER, name_key
 from irn_pipeline.errors import DataError
 
 _LISTS = {"[": "]", "{": "}", "(": ")", "'": "'", '"': '"'}
@@ -23,7 +23,8 @@ _HOLDS_TAGS = re.compile(
 )
 _LONGEST_LIST = 1 << 16
 """Characters of a cell that is read as a Python list."""
-_MARKS = "|;,+&/ "
+_MARKS = ("|", ";", ",", "+", "&", " and ", "/", ":", " ")
+"""Separators of tags, in the order in which they are judged."""
 _MOSTLY, _NEARLY_ALL = 0.5, 0.9
 
 
@@ -64,7 +65,8 @@ def listed_tags(value: object, where: str) -> list[str] | str:
         )
     pieces = [piece.strip() for piece in _PIECE.findall(inner)]
     if all(NUMBER.fullmatch(number) for piece in pieces for number in piece.split()):
-        pieces = [number for piece in pieces for number in piece.split()]
+        numbers = [number for piece in pieces for number in piece.split()]
+        return _tags([float(number) if "." in number else number for number in numbers], where)
     return [tag for tag in (piece.strip("'\" ") for piece in pieces) if tag]
 
 
@@ -133,11 +135,15 @@ def split_texts(
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Decide, separator by separator, whether the texts of a table's cells are lists of tags or names.
 
-    A separator cuts all texts that hold it, or none. `|` and the blanks, commas and semicolons between numbers always
-    cut. Others cut where every part of these texts is also a tag by itself; else it counts whether the user asks for a
-    class that is such a text, or for one that is only a part of them. Else commas and semicolons cut where most parts
-    recur in other texts and the table has no other way to list tags; blanks, which belong to many names, where one of
-    these holds for nearly all parts; slashes, `+` and `&` do not.
+    A separator cuts all texts that hold it, or none; the first rule that fits decides.
+
+    1. `|` cuts; blanks, commas and semicolons do between whole numbers.
+    2. Commas, semicolons, `+` and `&` cut where every part of these texts is also a tag by itself.
+    3. A class that the user asks for: such a text keeps them; at commas and semicolons, what is only a part cuts them.
+    4. If the table lists tags otherwise, nothing cuts.
+    5. Commas and semicolons cut where most parts recur in other texts.
+    6. Blanks, which belong to many names, cut where texts share parts, and all parts are tags by themselves, or nearly
+       all recur and some hold an underscore.
 
     Args:
         texts: cells that are no list by their form; repeats do not matter.
@@ -158,21 +164,20 @@ def split_texts(
             continue
         single = (whole - several.keys()) | set(alone)
         cut, told = _is_list(mark, several, single, asked, lists=lists)
-        example = next(iter(several))[:60]
+        example = min(several, key=len)[:60]
         if cut:
             tags = {
                 text: tuple(part for tag in found for part in parts_of[tag]) for text, found in tags.items()
             }
             lists = True
             notes.append(
-                f"cells such as {example!r} were read as lists of tags, with "
-                f"{'blanks' if mark == ' ' else repr(mark)} between them; a name that looks so is kept where "
-                f"--classes has it in quotation marks: '\"{example}\"'"
+                f"cells such as {example!r} were read as lists of tags; to keep one as a name, give it to --classes in "
+                f"quotation marks ('\"{example}\"')"
             )
         elif told:
             notes.append(
-                f"cells such as {example!r} were read as one name each; if they are lists, write '|' between the "
-                f"tags, or name the tags with --classes"
+                f"cells such as {example!r} were read as one name each, not as lists; if they are lists, write '|' "
+                f"between the tags{', or pick the tags with --classes' if mark in ',;' else ''}"
             )
     return tags, notes
 
@@ -191,23 +196,23 @@ def _is_list(
 ) -> tuple[bool, bool]:
     """Whether a separator cuts the texts that hold it, and, where it does not, whether that is to be told."""
     parts = [part for text in several.values() for part in text]
-    known = {name_key(tag) for tag in single}
+    known = {name_key(tag) for tag in single} | MISSING
     uses = Counter(key for text in several.values() for key in {name_key(part) for part in text})
     keys = [name_key(part) for part in parts]
     all_known = all(key in known for key in keys)
     numbers = mark in " ,;" and all(part.isdecimal() for part in parts)
     if several.keys() & asked.quoted:
         return False, False
-    if mark == "|" or numbers or (all_known and mark not in "/ "):
+    if mark == "|" or numbers or (all_known and mark in ";,+&"):
         return True, False
     if several.keys() & asked.names:
         return False, False
-    if asked.names & (set(parts) - set(single)):
+    if mark in ",;" and asked.names & (set(parts) - set(single)):
         return True, False
     recurring = sum(key in known or uses[key] > 1 for key in keys) / len(keys)
     # "cat, small", "cat, large", "dog, small" ...: as many parts everywhere, none of them at two places.
     places = {(place, name_key(part)) for text in several.values() for place, part in enumerate(text)}
-    grid = not known and len({len(text) for text in several.values()}) == 1 and len(places) == len(uses)
+    grid = not single and len({len(text) for text in several.values()}) == 1 and len(places) == len(uses)
     if mark == " ":
         joined = recurring >= _NEARLY_ALL and any("_" in part for part in parts)
         likely = not lists and not grid and (all_known or joined)

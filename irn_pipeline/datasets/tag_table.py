@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 from irn_pipeline.datasets.voc_lists import read_text
@@ -52,9 +54,13 @@ class Table:
     rows: list[Row]
     line: int = 1
 
-    def column(self, place: int) -> list[object]:
-        """The cells of a column."""
-        return [row[place] for row in self.rows]
+    def column(self, place: int) -> Sequence[object]:
+        """The cells of a column; an empty text where a row ends before it."""
+        return self._columns[place] if place < len(self._columns) else [""] * len(self.rows)
+
+    @cached_property
+    def _columns(self) -> list[tuple[object, ...]]:
+        return list(zip_longest(*(row.cells for row in self.rows), fillvalue=""))
 
 
 def read_rows(path: Path) -> list[Row]:

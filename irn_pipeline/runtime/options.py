@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -118,9 +119,14 @@ def parse(parser: OptionParser, arguments: Sequence[str], config: Mapping[str, A
         config: destination ("voc_root", "make_cam.scales") -> value.
 
     Raises:
-        ConfigError: an unknown flag (the nearest known one is named), or a value of the wrong type.
+        ConfigError: an unknown flag (the nearest known one is named), a value of the wrong type, or a list of values
+            in two places.
     """
     known = [action.dest for action in parser._actions if action.dest != "help"]
+    lists = {flag for action in parser._actions if action.nargs == "+" for flag in action.option_strings}
+    for flag, count in Counter(word.split("=")[0] for word in arguments).items():
+        if flag in lists and count > 1:
+            raise ConfigError(f"{flag} is given {count} times; write all values after one {flag}")
     try:
         if config:
             checked = parser.parse_object(_nest(config), defaults=False)

@@ -336,5 +336,5 @@ def test_rows_and_columns_say_the_same(tmp_path_factory, tags):
     found = []
     for content in (rows, marks):
         (folder / "t.csv").write_text(content)
-        found.append({i: set(names) for _, i, names in read_tags(folder / "t.csv")[0]} if tags else {})
+        found.append({i: set(names) for _, i, names in read_tags(folder / "t.csv").rows} if tags else {})
     assert found == [tags, tags]
