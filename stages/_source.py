@@ -36,7 +36,7 @@ class Source:
     """Table of tags: image,label[,label...] or columns of 0 and 1, as CSV, TSV or JSON lines (.jsonl)."""
     coco_json: str | None = None
     """COCO instances file; its categories are the tags, its masks are for evaluation only."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[str | int, ...] = ()
     """Classes of --label-csv or --coco-json to use, in this order: a b, or a,b, or "big cat, small"; default: all."""
     image_list: str | None = None
     """List of image ids: a text file, or the name of a list in ImageSets; by default VOC's training list, else all."""
@@ -191,7 +191,7 @@ def _voc_list(root: Path, names: Sequence[str], image_list: str | None) -> Loade
 
 
 def _load_csv(source: Source, path: Path) -> DataSet:
-    whole = load_folder_csv(path, Path(source.image_dir or ""), classes=source.classes)
+    whole = load_folder_csv(path, Path(source.image_dir or ""), classes=[str(name) for name in source.classes])
     ids = tuple(range(1, whole.images.num_classes + 1))
     return _with_list(
         DataSet(whole.images, path, ids, partial(restrict, whole, path), _no_truth), source, whole
@@ -199,7 +199,7 @@ def _load_csv(source: Source, path: Path) -> DataSet:
 
 
 def _load_coco(source: Source, path: Path) -> DataSet:
-    coco = load_coco(path, Path(source.image_dir or ""), classes=source.classes)
+    coco = load_coco(path, Path(source.image_dir or ""), classes=[str(name) for name in source.classes])
     whole, truth = coco.loaded, coco.truths.ground_truth
     load_list = partial(restrict, whole, path)
     data = DataSet(whole.images, path, coco.category_ids, load_list, truth, coco=coco)
