@@ -191,7 +191,9 @@ def _voc_list(root: Path, names: Sequence[str], image_list: str | None) -> Loade
 
 
 def _load_csv(source: Source, path: Path) -> DataSet:
-    whole = load_folder_csv(path, Path(source.image_dir or ""), classes=[str(name) for name in source.classes])
+    whole = load_folder_csv(
+        path, Path(source.image_dir or ""), classes=[str(name) for name in source.classes]
+    )
     ids = tuple(range(1, whole.images.num_classes + 1))
     return _with_list(
         DataSet(whole.images, path, ids, partial(restrict, whole, path), _no_truth), source, whole

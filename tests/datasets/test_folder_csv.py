@@ -301,9 +301,10 @@ def test_lists_that_do_not_fit(photos, content, message):
         restrict(whole, photos, path)
 
 
-CELLS = st.sampled_from(
-    ["image", "label", "a.jpg", "b", "cats/a", "dog", "0", "1", "", '"', "..", "é", "\\", "x" * 50]
-)
+CELLS = st.sampled_from([
+    *("image", "label", "a.jpg", "b", "cats/a", "dog", "0", "1", "", '"', "..", "é", "\\", "x" * 50, "id", "split"),
+    *("['a', 'b']", "['a' 'b'", "{'a': 1}", '"[""a""]"', '"a, b"', "a|b", "a b", "NA", "Dog", "2", "sep=;", "(", "'"),
+])  # fmt: skip
 TABLES = st.lists(st.lists(CELLS, max_size=4).map(",".join), max_size=6).map("\n".join).map(str.encode)
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists)
 KEYS = st.sampled_from(["image", "file_name", "label", "labels", "dog", ""])

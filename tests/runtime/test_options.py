@@ -59,6 +59,11 @@ def test_a_flag_wins_over_the_file() -> None:
         (["--repeat", "many"], {}, "repeat"),
         (["--scales", "big"], {}, "scales"),
         (["--mark", "comma"], {}, "mark"),
+        (
+            ["--scales", "1", "--scales=2"],
+            {},
+            "--scales is given 2 times; write all values after one --scales",
+        ),
         ([], {"repeat": "many"}, "repeat"),
         ([], {"repeat": 1.5}, "repeat"),
         ([], {"scales": {"a": 1}}, "scales"),

@@ -126,6 +126,71 @@ def test_classes_as_flags(root, kind, words):
     assert only.category_ids == ((16,) if kind == "coco" else (1,))
 
 
+def test_classes_of_a_coco_file_may_hold_commas(root):
+    path = root / "coco.json"
+    path.write_text(path.read_text().replace('"bird"', '"bird, small"'))
+    for words in (("car", "bird, small"), ("car,bird, small",), ('car,"bird, small"',)):
+        data = load_source(Source(**flags_of(root, "coco"), classes=words))
+        assert data.images.class_names == ("car", "bird, small") and data.category_ids == (3, 16)
+
+
+def test_classes_of_a_yaml_file_may_be_numbers(root):
+    (root / "tags.csv").write_text("image,label\na,2\nb,10\nc,1\n")
+    parser = new_parser("x", "x")
+    add_options(parser, Source)
+    config = {**flags_of(root, "csv"), "classes": [10, "1"]}
+    data = load_source(from_namespace(Source, parse(parser, [], config)))
+    assert data.images.class_names == ("10", "1")
+
+
+def lines_of(caplog, data_flags):
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load_source(Source(**data_flags))
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("kind", ["voc", "csv", "coco"])
+def test_classes_are_told_with_their_pictures(root, kind, caplog):
+    names = "car (2), bird (2)" if kind == "coco" else "bird (2), car (2)"
+    (told,) = [line for line in lines_of(caplog, flags_of(root, kind)) if "bird" in line and "car" in line]
+    assert told.endswith(f": pictures: 3, classes: 2: {names}")
+
+
+def test_of_many_classes_the_commonest_and_the_rarest_are_told(root, caplog):
+    rows = [(f"{name:02}", image) for name in range(25) for image in "abc"[: 3 if name < 20 else 1]]
+    (root / "tags.csv").write_text("image,label\n" + "".join(f"{image},n{name}\n" for name, image in rows))
+    (told,) = [line for line in lines_of(caplog, flags_of(root, "csv")) if "classes: 25" in line]
+    assert told.split(": ")[-1].split(", ") == [
+        *(f"n{name:02} (3)" for name in range(10)),
+        "...",
+        *(f"n{name:02} (1)" for name in range(20, 25)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "whole"),
+    [
+        ("image,car\na,1\nb,0\nc,1\n", "'car'"),
+        ("image,label\na,car\nb,car\n", "'car'"),
+        ("image,label\na,car\n", "'car'"),
+        ("image,label\na,car,bird\nb,car\n", "'car'"),
+        ("image,label\na,car,bird\nb,car,bird\n", "'bird' and 'car'"),
+        ("image,label\na,car\nb,bird\n", None),
+        ("image,car,other\na,1,0\nb,0,1\nc,1,0\n", None),
+    ],
+)
+def test_a_class_that_every_picture_shows_cannot_be_learned(root, caplog, table, whole):
+    (root / "tags.csv").write_text(table)
+    lines = [line for line in lines_of(caplog, flags_of(root, "csv")) if "train_cam cannot learn" in line]
+    assert len(lines) == (whole is not None)
+    if whole is not None:
+        assert (
+            f"every picture that is used shows {whole}: train_cam" in lines[0]
+            and "a column 'other'" in lines[0]
+        )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -164,7 +229,7 @@ def test_what_is_left_out_is_logged_and_counted(root, caplog):
         lines = [record.getMessage() for record in caplog.records]
         assert any("left out because they are not in" in line and "1 (a)" in line for line in lines)
         # The second warning: car is left with one picture.
-        assert lines[-1] == "2 warnings about the data set; 2 pictures are used"
+        assert "2 warnings about the data set; 2 pictures are used" in lines
 
 
 def test_artifacts_of_ids_with_folders_do_not_meet(tmp_path):
