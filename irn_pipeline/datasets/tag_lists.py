@@ -23,7 +23,8 @@ _HOLDS_TAGS = re.compile(
 )
 _LONGEST_LIST = 1 << 16
 """Characters of a cell that is read as a Python list."""
-_MARKS = ("|", ";", ",", "+", "&", " and ", "/", ":", " ")
+_COMMAS = (";", ",", "\uff1b", "\uff0c", "\u3001")
+_MARKS = ("|", *_COMMAS, "+", "&", " and ", "/", ":", " ")
 """Separators of tags, in the order in which they are judged."""
 _MOSTLY, _NEARLY_ALL = 0.5, 0.9
 
@@ -61,7 +62,7 @@ def listed_tags(value: object, where: str) -> list[str] | str:
         or "..." in inner
     ):
         raise DataError(
-            f"{where}: {text[:60]!r} begins like a list of tags, but is none; write \"['cat', 'dog']\""
+            f"{where}: {text[:60]!r} looks like a list of tags, but cannot be read; write \"['cat', 'dog']\""
         )
     pieces = [piece.strip() for piece in _PIECE.findall(inner)]
     if all(NUMBER.fullmatch(number) for piece in pieces for number in piece.split()):
@@ -177,7 +178,7 @@ def split_texts(
         elif told:
             notes.append(
                 f"cells such as {example!r} were read as one name each, not as lists; if they are lists, write '|' "
-                f"between the tags{', or pick the tags with --classes' if mark in ',;' else ''}"
+                f"between the tags{', or pick the tags with --classes' if mark in _COMMAS else ''}"
             )
     return tags, notes
 
@@ -200,14 +201,14 @@ def _is_list(
     uses = Counter(key for text in several.values() for key in {name_key(part) for part in text})
     keys = [name_key(part) for part in parts]
     all_known = all(key in known for key in keys)
-    numbers = mark in " ,;" and all(part.isdecimal() for part in parts)
+    numbers = mark in (" ", *_COMMAS) and all(part.isdecimal() for part in parts)
     if several.keys() & asked.quoted:
         return False, False
-    if mark == "|" or numbers or (all_known and mark in ";,+&"):
+    if mark == "|" or numbers or (all_known and mark in (*_COMMAS, "+", "&")):
         return True, False
     if several.keys() & asked.names:
         return False, False
-    if mark in ",;" and asked.names & (set(parts) - set(single)):
+    if mark in _COMMAS and asked.names & (set(parts) - set(single)):
         return True, False
     recurring = sum(key in known or uses[key] > 1 for key in keys) / len(keys)
     # "cat, small", "cat, large", "dog, small" ...: as many parts everywhere, none of them at two places.
@@ -217,6 +218,6 @@ def _is_list(
         joined = recurring >= _NEARLY_ALL and any("_" in part for part in parts)
         likely = not lists and not grid and (all_known or joined)
         return likely and max(uses.values()) > 1, likely
-    if mark in ",;":
+    if mark in _COMMAS:
         return not lists and not grid and recurring > _MOSTLY, True
     return False, all_known

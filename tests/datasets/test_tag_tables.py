@@ -141,9 +141,10 @@ def test_rows_that_deny_a_tag_give_none(load):
         ("image,width,height\np1.jpg,64,48\n", r"no column holds labels \('width', 'height'\)"),
         ("id,breed\np1,beagle\np2,boxer\n", "'beagle' in column 'breed' .* must be called 'label'"),
         (rows(["[0, 1, 0]", "[1, 0, 1]"]), "line 2: a list of 0 and 1 names no class"),
-        (rows(["['cat', 'dog"]), "line 2: .* begins like a list of tags, but is none"),
-        (rows(["array(['cat'], dtype=object)"]), "line 2: .* begins like a list of tags, but is none"),
-        (rows(["['cat' ... 'dog']"]), "line 2: .* begins like a list of tags, but is none"),
+        (rows(["['cat', 'dog"]), "line 2: .* looks like a list of tags, but cannot be read"),
+        (rows(["array(['cat'], dtype=object)"]), "line 2: .* looks like a list of tags, but cannot be read"),
+        (rows(['c(""cat"", ""dog"")']), "line 2: .* looks like a list of tags, but cannot be read"),
+        (rows(["['cat' ... 'dog']"]), "line 2: .* looks like a list of tags, but cannot be read"),
         (rows(["[['animal', 'cat']]"]), "line 2: 'list' is no label"),
         (rows(["[0.25, 0.75]"]), "line 2: '0.25' is no label"),
         (rows(['{""width"": 64}']), "line 2: an object with 'width' is no label"),
@@ -158,7 +159,7 @@ def test_what_is_not_clear_is_refused(load, content, message):
 # Lists in a cell
 
 
-@pytest.mark.parametrize("separator", [",", ", ", ";", " ; ", "|", " | ", "||", " ", "+", " & "])
+@pytest.mark.parametrize("separator", [",", ", ", ";", " ; ", "|", " | ", "||", " ", "+", " & ", "\u3001"])
 @pytest.mark.parametrize("form", ["comma", "semicolon", "tab", "jsonl"])
 def test_texts_whose_parts_are_tags_elsewhere_are_lists(load, separator, form):
     cells = [cell.format(separator) for cell in LISTS]
