@@ -161,10 +161,16 @@ def _tagged_rows(table: Table, columns: Columns, classes: Sequence[str]) -> TagR
     if denied:
         notes.append(f"rows left out because 0 says that the tag is not in the picture: {len(denied)}")
         cells = [(row, [] if row.line in denied else found) for row, found in cells]
+    lists = _lists_tags(cells, columns, table)
+    if not lists:
+        # Lists of one may hold "cat, dog" as well as plain cells.
+        cells = [
+            (row, [cell[0] if isinstance(cell, list) and cell else cell for cell in f]) for row, f in cells
+        ]
     texts = {cell for _, found in cells for cell in found if isinstance(cell, str)}
     alone = {tag for _, found in cells for cell in found if isinstance(cell, list) for tag in cell}
     asked = Asked.of(classes, texts | alone)
-    tags_of, told = split_texts(texts, alone, asked, lists=_lists_tags(cells, columns, table))
+    tags_of, told = split_texts(texts, alone, asked, lists=lists)
     rows, missing = [], Counter[str]()
     for row, found in cells:
         tags = [tag for cell in found for tag in (tags_of.get(cell, ()) if isinstance(cell, str) else cell)]

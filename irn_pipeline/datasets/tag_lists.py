@@ -49,7 +49,9 @@ def listed_tags(value: object, where: str) -> list[str] | str:
     if text[:1] not in _LISTS and not _BROKEN_LIST.search(text):
         return text
     content = _python_value(text)
-    if isinstance(content, list | tuple | set | dict | str):
+    if isinstance(content, str):
+        return content.strip()
+    if isinstance(content, list | tuple | set | dict):
         return _tags(sorted(content, key=str) if isinstance(content, set) else content, where)
     if not _BROKEN_LIST.search(text):
         return text

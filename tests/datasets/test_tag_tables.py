@@ -206,6 +206,13 @@ def test_lists_by_their_form(load, left, between, right):
     assert not told(loaded)
 
 
+@pytest.mark.parametrize("cell", ['[""{}""]', '""{}""', "['{}']"])
+def test_lists_of_one_text_are_judged_as_the_text(load, cell):
+    loaded = load(rows([cell.format(text.format(", ")) for text in LISTS]))
+    assert tags_of(loaded) == TAGS_OF_LISTS and "were read as lists of tags" in told(loaded)[0]
+    assert names_of(load(rows([cell.format("cat, small"), cell.format("dog")]))) == ("cat, small", "dog")
+
+
 def test_lists_that_were_written_without_quotation_marks(load):
     loaded = load("image,labels\np1.jpg,['cat', 'dog']\np2.jpg,['cat']\np3.jpg,['dog','car']\n")
     assert tags_of(loaded) == {"p1": "cat dog", "p2": "cat", "p3": "car dog"}
