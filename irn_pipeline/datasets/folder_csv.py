@@ -74,7 +74,7 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
             repeated.add(image_id)
         by_picture.setdefault(image_id, set()).update(labels)
     counts = Counter(found.columns) + Counter(label for labels in by_picture.values() for label in labels)
-    spelling = one_spelling(counts, chosen_names(classes, counts))
+    spelling = one_spelling(counts, set(chosen_names(classes, counts)))
     names = in_order(set(spelling.values()))
     if not names:
         raise DataError(f"{label_csv}: names no class; {FORMS}")
@@ -165,7 +165,8 @@ def _tagged_rows(table: Table, columns: Columns, classes: Sequence[str]) -> TagR
     if not lists:
         # Lists of one may hold "cat, dog" as well as plain cells.
         cells = [
-            (row, [cell[0] if isinstance(cell, list) and cell else cell for cell in f]) for row, f in cells
+            (row, [cell[0] if isinstance(cell, list) and cell else cell for cell in found])
+            for row, found in cells
         ]
     texts = {cell for _, found in cells for cell in found if isinstance(cell, str)}
     alone = {tag for _, found in cells for cell in found if isinstance(cell, list) for tag in cell}
@@ -181,7 +182,7 @@ def _tagged_rows(table: Table, columns: Columns, classes: Sequence[str]) -> TagR
         counted = ", ".join(f"{name!r} ({count} rows)" for name, count in sorted(missing.items()))
         notes.append(f"read as no tag: {counted}; --classes with such a name makes it a class")
     every = {tag for _, _, tags in rows for tag in tags}
-    if every and {tag.lower() for tag in every} <= YES | NO:
+    if {tag.lower() for tag in every} <= YES | NO and not every <= asked.names:
         notes.append(_doubt(rows, table))
     if every and all(_WHOLE.fullmatch(tag) for tag in every):
         # pandas writes whole numbers so where some are missing.

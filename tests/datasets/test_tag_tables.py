@@ -352,7 +352,7 @@ def test_a_label_that_is_yes_or_no_is_doubted(load, cells):
         len(told(loaded)) == 1
         and "name the column after that ('image,dog' with 0 and 1 below)" in told(loaded)[0]
     )
-    assert not told(load(rows(["0", "1", "2"])))
+    assert not told(load(rows(["0", "1", "2"]))) and not told(load(rows(cells), classes=tuple(cells[:2])))
 
 
 def test_columns_of_0_and_1_may_be_called_label(load):
