@@ -238,7 +238,7 @@ def _log_classes(data: DataSet) -> None:
     everywhere = [repr(name) for class_id, name in enumerate(names) if counts[class_id] == pictures]
     if everywhere and (len(names) == 1 or (pictures > 1 and not data.listed)):
         logger.warning(
-            "warning: %s: every picture that is used shows %s (pictures without a class are left out): train_cam cannot "
+            "warning: %s: every picture that is used shows %s (those without a class are left out): train_cam cannot "
             "learn from this where that is. Add pictures without it and give them a tag of their own: rows with the "
             "label 'other', or in a table of 0 and 1 a column 'other' with 1 where the classes have 0",
             data.origin,
