@@ -52,7 +52,7 @@ class Checkpoint:
 
 
 def _as_array(value: object) -> np.ndarray[Any, Any]:
-    array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise ShapeError(f"an array of numbers is needed, found {array.dtype} of the shape {array.shape}")
     return array

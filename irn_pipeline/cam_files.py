@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from irn_pipeline.errors import ArtifactError, ShapeError
@@ -109,9 +108,6 @@ def _class_ids(value: object) -> IntArray:
 
 
 def _array(name: str, value: object) -> npt.NDArray[Any]:
-    if isinstance(value, Tensor):
-        value = value.detach()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" or array.ndim == 0:
         raise ShapeError(

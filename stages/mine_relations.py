@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.errors import IrnError
-from irn_pipeline.ops.crf import CrfBackend, CrfParams, confident_label
+from irn_pipeline.ops.crf import CrfBackend, confident_label
+from irn_pipeline.ops.crf_params import CrfParams
 from irn_pipeline.ops.reference_crf import require_reference
 from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.parallel import parallel_map
@@ -52,15 +53,7 @@ class Params:
 
     def crf(self) -> CrfParams:
         """The CRF's own parameters."""
-        return CrfParams(
-            confidence=self.crf_confidence,
-            iterations=self.crf_iterations,
-            gaussian_sxy=self.crf_gaussian_sxy,
-            gaussian_compat=self.crf_gaussian_compat,
-            bilateral_sxy=self.crf_bilateral_sxy,
-            bilateral_srgb=self.crf_bilateral_srgb,
-            bilateral_compat=self.crf_bilateral_compat,
-        )
+        return CrfParams(**{entry.name: getattr(self, f"crf_{entry.name}") for entry in fields(CrfParams)})
 
 
 @dataclass(frozen=True)

@@ -113,11 +113,6 @@ def laplacian_log_kernel(embeddings: Tensor, seeds: Tensor, sigma: Tensor | floa
     return -torch.linalg.vector_norm(embeddings - seeds[:, :, None, None], dim=1) / sigma
 
 
-def gaussian_log_kernel(embeddings: Tensor, seeds: Tensor) -> Tensor:
-    """Logarithm of the Gaussian kernel, -|Psi_u - Psi_s|^2 / 2; arguments as `laplacian_log_kernel`."""
-    return -(embeddings - seeds[:, :, None, None]).square().sum(1) / 2
-
-
 def kernel_cross_entropy(log_kernel: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of a kernel taken as a probability, cell by cell, stable for K near 0 and near 1.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -12,48 +11,13 @@ import numpy.typing as npt
 
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.ops.cam import cam_index, require_one_map_per_class
+from irn_pipeline.ops.crf_params import CrfParams
 from irn_pipeline.ops.masks import label_from_index
 from irn_pipeline.ops.reference_crf import reference_model
 from irn_pipeline.structures import BACKGROUND, IGNORE, FloatArray, IntArray, LabelArray
 
 CrfBackend: TypeAlias = Literal["lattice", "pydensecrf"]
 """Who computes the CRF: this package, several times faster, or the reference library. Their labels agree."""
-
-
-@dataclass(frozen=True)
-class CrfParams:
-    """Parameters of the dense CRF; the defaults are the published ones.
-
-    Raises:
-        ConfigError: a parameter is out of range.
-    """
-
-    confidence: float = 0.7
-    """Probability that a given label is right, above 0 and below 1."""
-    iterations: int = 10
-    """Mean-field iterations."""
-    gaussian_sxy: float = 3.0
-    """Standard deviation of the smoothness term, in pixels."""
-    gaussian_compat: float = 3.0
-    """Weight of the smoothness term."""
-    bilateral_sxy: float = 50.0
-    """Standard deviation of the appearance term, in pixels."""
-    bilateral_srgb: float = 5.0
-    """Standard deviation of the appearance term, in colour values 0..255."""
-    bilateral_compat: float = 10.0
-    """Weight of the appearance term."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ConfigError(f"the CRF's confidence must be above 0 and below 1, got {self.confidence}")
-        if self.iterations < 0:
-            raise ConfigError(f"the CRF's iterations must be 0 or more, got {self.iterations}")
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"the CRF's {name} must be above 0, got {getattr(self, name)}")
-        for name in ("gaussian_compat", "bilateral_compat"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"the CRF's {name} must be 0 or more, got {getattr(self, name)}")
 
 
 _PUBLISHED = CrfParams()

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from irn_pipeline.errors import ShapeError
+from irn_pipeline.ops.crf_params import DEEPLAB_CRF, CrfParams
 from irn_pipeline.ops.reference_crf import reference_model
 from irn_pipeline.structures import FloatArray
 
 
-@dataclass(frozen=True)
-class SoftCrfParams:
-    """Parameters of the dense CRF on probabilities; the defaults are the usual ones of DeepLab v2 on VOC."""
-
-    iterations: int = 10
-    """Mean-field iterations."""
-    gaussian_sxy: float = 1.0
-    """Standard deviation of the smoothness term, in pixels."""
-    gaussian_compat: float = 3.0
-    """Weight of the smoothness term."""
-    bilateral_sxy: float = 67.0
-    """Standard deviation of the appearance term, in pixels."""
-    bilateral_srgb: float = 3.0
-    """Standard deviation of the appearance term, in colour values 0..255."""
-    bilateral_compat: float = 4.0
-    """Weight of the appearance term."""
-
-
-_PUBLISHED = SoftCrfParams()
-
-
 def dense_crf_probabilities(
-    image: npt.NDArray[np.uint8], probabilities: FloatArray, crf: SoftCrfParams = _PUBLISHED
+    image: npt.NDArray[np.uint8], probabilities: FloatArray, crf: CrfParams = DEEPLAB_CRF
 ) -> FloatArray:
     """Smooth label probabilities along the edges of their picture.
 
@@ -42,7 +20,7 @@ def dense_crf_probabilities(
         image: (H, W, 3) uint8 RGB picture.
         probabilities: (L, H, W) floats in [0, 1], one map per label, background included; values below 1e-5
             count as 1e-5.
-        crf: parameters of the CRF.
+        crf: parameters of the CRF; its confidence is not used.
 
     Returns:
         (L, H, W) float32 probabilities of the labels after the last mean-field iteration; they sum to 1.

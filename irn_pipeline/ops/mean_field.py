@@ -15,15 +15,7 @@ import numpy.typing as npt
 
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.ops.lattice_loops import SPARE_ROWS
-from irn_pipeline.ops.mean_field_loops import (
-    CORNERS,
-    FEW_LANES,
-    MANY_LANES,
-    blur_few,
-    blur_many,
-    iterate_few,
-    iterate_many,
-)
+from irn_pipeline.ops.mean_field_loops import CORNERS, LANES, blur_lanes, iterate
 from irn_pipeline.ops.permutohedral import Lattice, filter_values
 from irn_pipeline.structures import FloatArray
 
@@ -131,13 +123,10 @@ def mean_field(
     refined = np.empty_like(seeds)
     # Of all labels the given one stands out by this much, and the others are alike.
     evidence = np.float32(np.log(confidence)) - np.float32(np.log((1 - confidence) / (num_labels - 1)))
-    channels = len(labels) * (num_labels - 1)
-    lanes, iterate, blur = (
-        (FEW_LANES, iterate_few, blur_few) if channels <= FEW_LANES else (MANY_LANES, iterate_many, blur_many)
-    )
+    groups = -(-len(labels) * (num_labels - 1) // LANES)
     border = model.lattices[0].num_corners + SPARE_ROWS
     rows = border + model.lattices[1].num_corners + SPARE_ROWS
-    blurred, splatted = (np.zeros((-(-channels // lanes), rows, lanes), np.float32) for _ in range(2))
+    blurred, splatted = (np.zeros((groups, rows, LANES), np.float32) for _ in range(2))
     for iteration in range(iterations + 1):
         first, last = iteration == 0, iteration == iterations
         iterate(
@@ -148,7 +137,7 @@ def mean_field(
             break
         for group in splatted:
             for lattice, field in zip(model.lattices, (group[:border], group[border:]), strict=True):
-                blur(lattice.chains, lattice.starts, field)
+                blur_lanes(lattice.chains, lattice.starts, field)
         blurred, splatted = splatted, blurred
         splatted.fill(0)
     return refined

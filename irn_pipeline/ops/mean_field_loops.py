@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from irn_pipeline.ops.lanes import blur_lanes, gather_lanes, splat_lanes
 from irn_pipeline.ops.lattice_loops import SPARE_ROWS, IndexArray
 from irn_pipeline.structures import FloatArray, IntArray
 
@@ -17,6 +15,11 @@ SeedArray: TypeAlias = npt.NDArray[np.int16]
 
 CORNERS = 9
 """Corners around a pixel: 6 in the appearance lattice (x, y, red, green, blue), 3 in the smoothness lattice."""
+LANES = 4
+"""Channels side by side in a field: two runs of three labels have four. Their loops are written out: the compiler
+would keep an array of four in memory, not in registers."""
+_FUSED = {"contract"}
+"""Multiply and add in one instruction, where the processor has it."""
 _BLOCK = 128
 """Pixels worked on together: their beliefs fit in the first-level cache."""
 _LOG2_E = np.float32(1.4426950408889634)
@@ -62,16 +65,14 @@ def _log_odds(
 ) -> None:
     """Logarithms of unnormalised beliefs, (S, L - 1, block), and label 0's, (S, block); no messages at first."""
     runs, others, _ = belief.shape
-    lanes = message.shape[2]
     weight = np.float32(0 if first else 1)
     for s in range(runs):
         for p in range(size):
             zero[s, p] = weight * total[start + p]
             zero[s, p] += evidence if seeds[s, start + p] == 0 else np.float32(0)
         for k in range(others):
-            group, lane = (s * others + k) // lanes, (s * others + k) % lanes
             for p in range(size):
-                value = weight * message[group, p, lane]
+                value = weight * message[s * others + k, p]
                 zero[s, p] -= value
                 belief[s, k, p] = value + (evidence if seeds[s, start + p] == k + 1 else np.float32(0))
 
@@ -82,7 +83,6 @@ def _normalise(
 ) -> None:
     """Softmax of the logarithms, back in the order of the channels."""
     runs, others, _ = belief.shape
-    lanes = message.shape[2]
     best = np.empty(size, np.float32)
     for s in range(runs):
         for p in range(size):
@@ -104,9 +104,8 @@ def _normalise(
         for p in range(size):
             zero[s, p] = np.float32(1) / zero[s, p]
         for k in range(others):
-            group, lane = (s * others + k) // lanes, (s * others + k) % lanes
             for p in range(size):
-                message[group, p, lane] = belief[s, k, p] * zero[s, p]
+                message[s * others + k, p] = belief[s, k, p] * zero[s, p]
 
 
 @njit(cache=True, nogil=True)
@@ -121,61 +120,97 @@ def _decide(belief: FloatArray, zero: FloatArray, refined: SeedArray, start: int
             refined[s, start + p] = label
 
 
-def _compiled_loops(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The loops over pixels and over corners, for one number of channels side by side."""
+@njit(cache=True, nogil=True, fastmath=_FUSED)
+def _gather(corners: IndexArray, weights: FloatArray, field: FloatArray, message: FloatArray) -> None:
+    """`lattice_loops.gather` of LANES channels: (M, LANES) field, (LANES, block) message."""
+    for p in range(len(corners)):
+        a = b = c = d = np.float32(0)
+        for j in range(CORNERS):
+            row, weight = corners[p, j], weights[p, j]
+            a += weight * field[row, 0]
+            b += weight * field[row, 1]
+            c += weight * field[row, 2]
+            d += weight * field[row, 3]
+        message[0, p], message[1, p], message[2, p], message[3, p] = a, b, c, d
 
-    @njit(cache=True, nogil=True)
-    def iterate(
-        corners: IndexArray,
-        weights: FloatArray,
-        total: FloatArray,
-        blurred: FloatArray,
-        splatted: FloatArray,
-        seeds: SeedArray,
-        num_labels: int,
-        evidence: np.float32,
-        refined: SeedArray,
-        first: bool,
-        last: bool,
-    ) -> None:
-        """One pass over all pixels, in blocks: messages, softmax, and the next splat, or the label at last."""
-        runs, pixels = seeds.shape
-        groups = len(blurred)
-        message = np.zeros((groups, _BLOCK, lanes), np.float32)
-        belief = np.zeros((runs, num_labels - 1, _BLOCK), np.float32)
-        zero = np.zeros((runs, _BLOCK), np.float32)
-        power = np.empty(belief.size, np.int32)
-        for start in range(0, pixels, _BLOCK):
-            size = min(_BLOCK, pixels - start)
-            if not first:
-                for g in range(groups):
-                    for p in range(size):
-                        gather_lanes(message[g], p, blurred[g], corners, weights, start + p, CORNERS, lanes)
-            _log_odds(message, belief, zero, total, seeds, start, size, evidence, first)
-            if last:
-                _decide(belief, zero, refined, start, size)
-                continue
-            _normalise(message, belief, zero, power, size)
+
+@njit(cache=True, nogil=True, fastmath=_FUSED)
+def _splat(corners: IndexArray, weights: FloatArray, message: FloatArray, field: FloatArray) -> None:
+    """`lattice_loops.splat` of LANES channels: (LANES, block) message, (M, LANES) field."""
+    for p in range(len(corners)):
+        a, b, c, d = message[0, p], message[1, p], message[2, p], message[3, p]
+        for j in range(CORNERS):
+            row, weight = corners[p, j], weights[p, j]
+            field[row, 0] += weight * a
+            field[row, 1] += weight * b
+            field[row, 2] += weight * c
+            field[row, 3] += weight * d
+
+
+@njit(cache=True, nogil=True, fastmath=_FUSED)
+def blur_lanes(chains: IndexArray, starts: IntArray, field: FloatArray) -> None:
+    """`lattice_loops.blur` of LANES channels: (M + SPARE_ROWS, LANES) field."""
+    half = np.float32(0.5)
+    zero_row = np.uint32(len(field) - SPARE_ROWS)
+    for axis in range(len(starts) - 1):
+        a = b = c = d = np.float32(0)  # the values of the row before
+        for t in range(starts[axis], starts[axis + 1]):
+            row = chains[t]
+            after = chains[t + 1] if t + 1 < starts[axis + 1] else zero_row
+            target = row + (row == zero_row)
+            e, f, g, h = field[row, 0], field[row, 1], field[row, 2], field[row, 3]
+            field[target, 0] = e + half * (a + field[after, 0])
+            field[target, 1] = f + half * (b + field[after, 1])
+            field[target, 2] = g + half * (c + field[after, 2])
+            field[target, 3] = h + half * (d + field[after, 3])
+            a, b, c, d = e, f, g, h
+
+
+@njit(cache=True, nogil=True)
+def iterate(
+    corners: IndexArray,
+    weights: FloatArray,
+    total: FloatArray,
+    blurred: FloatArray,
+    splatted: FloatArray,
+    seeds: SeedArray,
+    num_labels: int,
+    evidence: np.float32,
+    refined: SeedArray,
+    first: bool,
+    last: bool,
+) -> None:
+    """One pass over all pixels, in blocks: messages, softmax, and the next splat, or the label at last.
+
+    Args:
+        corners: (N, CORNERS), as in `PairwiseModel`.
+        weights: (N, CORNERS) float32, as in `PairwiseModel`.
+        total: (N,) float32, as in `PairwiseModel`.
+        blurred: (G, M, LANES) float32 corner values of the last iteration; G groups hold all channels.
+        splatted: of the same shape, zeros; takes the values of this iteration.
+        seeds: (S, N) int16 given labels.
+        num_labels: number of labels L; there are S * (L - 1) channels.
+        evidence: logarithm of how much more probable the given label is.
+        refined: (S, N) int16, takes the labels in the last pass.
+        first: there are no messages yet.
+        last: take the labels, and splat no more.
+    """
+    runs, pixels = seeds.shape
+    groups = len(blurred)
+    message = np.zeros((groups * LANES, _BLOCK), np.float32)
+    belief = np.zeros((runs, num_labels - 1, _BLOCK), np.float32)
+    zero = np.zeros((runs, _BLOCK), np.float32)
+    power = np.empty(belief.size, np.int32)
+    for start in range(0, pixels, _BLOCK):
+        size = min(_BLOCK, pixels - start)
+        near, shares = corners[start : start + size], weights[start : start + size]
+        if not first:
             for g in range(groups):
-                for p in range(size):
-                    splat_lanes(message[g], p, splatted[g], corners, weights, start + p, CORNERS, lanes)
-
-    @njit(cache=True, nogil=True)
-    def blur(chains: IndexArray, starts: IntArray, field: FloatArray) -> None:
-        """`permutohedral.blur` of several channels side by side."""
-        zero_row = len(field) - SPARE_ROWS
-        before = np.empty((1, lanes), np.float32)
-        for axis in range(len(starts) - 1):
-            before.fill(0)
-            for t in range(starts[axis], starts[axis + 1]):
-                row = np.int64(chains[t])
-                following = np.int64(chains[t + 1]) if t + 1 < starts[axis + 1] else zero_row
-                blur_lanes(field, row, following, row + (row == zero_row), before, lanes)
-
-    return iterate, blur
-
-
-FEW_LANES, MANY_LANES = 4, 8
-"""Two or three labels of two runs fill 2 or 4 channels; a vector register holds 4 or, mostly, 8."""
-iterate_few, blur_few = _compiled_loops(FEW_LANES)
-iterate_many, blur_many = _compiled_loops(MANY_LANES)
+                _gather(near, shares, blurred[g], message[g * LANES : (g + 1) * LANES])
+        _log_odds(message, belief, zero, total, seeds, start, size, evidence, first)
+        if last:
+            _decide(belief, zero, refined, start, size)
+            continue
+        _normalise(message, belief, zero, power, size)
+        for g in range(groups):
+            _splat(near, shares, message[g * LANES : (g + 1) * LANES], splatted[g])

@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from irn_pipeline.errors import ConfigError
-
-
-class PairwiseTerms(Protocol):
-    """Parameters of the two pairwise terms; `CrfParams` and `SoftCrfParams` have them."""
-
-    @property
-    def gaussian_sxy(self) -> float:
-        """Standard deviation of the smoothness term, in pixels."""
-        ...
-
-    @property
-    def gaussian_compat(self) -> float:
-        """Weight of the smoothness term."""
-        ...
-
-    @property
-    def bilateral_sxy(self) -> float:
-        """Standard deviation of the appearance term, in pixels."""
-        ...
-
-    @property
-    def bilateral_srgb(self) -> float:
-        """Standard deviation of the appearance term, in colour values 0..255."""
-        ...
-
-    @property
-    def bilateral_compat(self) -> float:
-        """Weight of the appearance term."""
-        ...
+from irn_pipeline.ops.crf_params import CrfParams
 
 
 def require_reference() -> None:
@@ -54,7 +26,7 @@ def require_reference() -> None:
         ) from error
 
 
-def reference_model(image: npt.NDArray[np.uint8], num_labels: int, crf: PairwiseTerms) -> Any:
+def reference_model(image: npt.NDArray[np.uint8], num_labels: int, crf: CrfParams) -> Any:
     """Pydensecrf's model of a picture with both pairwise terms; the caller gives it the unary.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from irn_pipeline.errors import ConfigError, IrnError
 from irn_pipeline.foreign.text import plain_line
-from irn_pipeline.runtime.cluster import require_dask
+from irn_pipeline.runtime.dask_backend import require_dask
 from irn_pipeline.runtime.execution import Execution, set_up_logging
 from irn_pipeline.runtime.options import (
     OptionParser,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from joblib import Parallel, delayed
 
-from irn_pipeline.runtime.cluster import cluster_map
+from irn_pipeline.runtime.dask_backend import dask_map
 from irn_pipeline.runtime.faults import MemoryExhausted, WorkerDied, is_out_of_memory
 
 if (
@@ -57,7 +57,7 @@ def parallel_map(
     """
     named, workers = _Named(function), execution.worker_count
     if execution.backend == "dask":
-        yield from cluster_map(named, items, scheduler=execution.scheduler, workers=workers, shared=shared)
+        yield from dask_map(named, items, execution.scheduler, workers, shared)
         return
     if workers <= 1:
         yield from map(named, items)

@@ -152,18 +152,25 @@ def test_a_dictionary_of_arrays_comes_back(tmp_path: Path, protocol: int) -> Non
     assert (found["scalar"], found["count"], found["names"]) == (0.25, 5, ["a", ("b", None, 1.5)])
 
 
-def test_torch_tensors_come_back(tmp_path: Path) -> None:
+def test_torch_tensors_come_back_as_arrays(tmp_path: Path) -> None:
     content = {
         "keys": torch.tensor([0, 14]),
         "cam": torch.rand(2, 4, 5)[:, ::2],
         "half": torch.rand(3).half(),
+        "brain": torch.rand(3).bfloat16(),
+        "none": torch.zeros(0, 4),
         "high_res": np.ones((2, 13, 17), np.float32),
     }
     found = load_pickled_npy(save(tmp_path / "good.npy", content))
     assert isinstance(found, dict)
-    for key in ("keys", "cam", "half"):
-        assert torch.equal(found[key], content[key])  # type: ignore[arg-type]
-        assert found[key].dtype == content[key].dtype  # type: ignore[attr-defined]
+    for key in ("keys", "cam", "half", "none"):
+        expected = content[key].numpy()  # type: ignore[attr-defined]
+        assert type(found[key]) is np.ndarray
+        assert found[key].dtype == expected.dtype
+        assert np.array_equal(found[key], expected)
+        assert found[key].flags.writeable
+    assert found["brain"].dtype == np.float32
+    assert found["brain"].tolist() == content["brain"].tolist()  # type: ignore[attr-defined]
     assert np.array_equal(found["high_res"], content["high_res"])  # type: ignore[arg-type]
 
 
@@ -227,13 +234,15 @@ class OldTensor:
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("LongStorage", "int64"), ("FloatStorage", "float32"), ("HalfStorage", "float16")]
 )
-def test_tensors_of_old_torch_come_back(tmp_path: Path, kind: str, dtype: str, location: str) -> None:
+def test_tensors_of_old_torch_come_back_as_arrays(
+    tmp_path: Path, kind: str, dtype: str, location: str
+) -> None:
     array = np.arange(12).astype(dtype)
     whole = OldTensor(old_storage(array, kind, location), (3, 4), (4, 1))
     part = OldTensor(old_storage(array, kind, location), (2, 2), (4, 1), 5)
     found = load_pickled_npy(save(tmp_path / "good.npy", {"cam": whole, "part": part}))
     assert isinstance(found, dict)
-    assert str(found["cam"].dtype) == f"torch.{dtype}"
+    assert str(found["cam"].dtype) == dtype
     assert found["cam"].tolist() == array.reshape(3, 4).tolist()
     assert found["part"].tolist() == [[5, 6], [9, 10]]
 
@@ -256,6 +265,100 @@ def test_arrays_out_of_nothing_are_refused(tmp_path: Path) -> None:
     for hostile in (Calls(make, np.ndarray, (10**12,), b"b"), Calls(np.ndarray, (10**12,))):
         with pytest.raises(ArtifactError, match=r"bad\.npy"):
             load_pickled_npy(save(tmp_path / "bad.npy", {"cam": hostile}))
+
+
+def text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def named(module: str, name: str) -> bytes:
+    return text(module) + text(name) + b"\x93"
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+
+
+def dtype(name: str, state: bytes = b"") -> bytes:
+    return named("numpy", "dtype") + text(name) + b"\x89\x88\x87R" + state
+
+
+RECONSTRUCT = named("numpy._core.multiarray", "_reconstruct")
+EMPTY = RECONSTRUCT + named("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
+FILL_WITH_OBJECT = b"(K\x01)" + dtype("O8") + b"\x89]Natb"
+"""The state of an array without dimensions that holds None."""
+SCALAR = named("numpy._core.multiarray", "scalar")
+ATTRIBUTES = b"N}" + text("__defaults__") + b")s\x86b"
+"""A state that Python's unpickler sets attributes from."""
+STATES_AND_ARGUMENTS = {
+    "attributes of a function": named("_codecs", "encode") + ATTRIBUTES,
+    "attributes of numpy's function": RECONSTRUCT + ATTRIBUTES,
+    "attributes of a class": named("numpy", "ndarray") + ATTRIBUTES,
+    "attributes of a dictionary": named("collections", "OrderedDict") + b")R" + ATTRIBUTES,
+    "attributes of a list": b"]" + ATTRIBUTES,
+    "attributes of an array": EMPTY + ATTRIBUTES,
+    "attributes of a dtype": dtype("f4") + ATTRIBUTES,
+    "dtype with objects in its flags": dtype("f8", b"(K\x03" + text("<") + b"NNNK\x08K\x08K\x3ftb"),
+    "dtype with fields": dtype("f8", b"(K\x03" + text("<") + b"N" + text("a") + b"\x85}K\x08K\x08K\x00tb"),
+    "dtype with a state of one": dtype("f8", b"K\x03\x85b"),
+    "dtype without a size": dtype("V8"),
+    "dtype of dates": dtype("M8"),
+    "dtype of a list": named("numpy", "dtype") + b"]\x85R",
+    "dtype alone": dtype("f4"),
+    "array of another class": RECONSTRUCT + named("collections", "OrderedDict") + b"K\x00\x85C\x01b\x87R",
+    "array of a class that is a text": RECONSTRUCT + text("ndarray") + b"K\x00\x85C\x01b\x87R",
+    "array by its class": named("numpy", "ndarray") + b"K\x08\x85\x85R",
+    "array that is not filled": EMPTY,
+    "array filled twice": EMPTY + FILL_WITH_OBJECT + FILL_WITH_OBJECT,
+    "array of objects in a list": b"]" + EMPTY + FILL_WITH_OBJECT + b"a",
+    "array of two objects": EMPTY + b"(K\x01K\x02\x85" + dtype("O8") + b"\x89](NNetb",
+    "array of objects in bytes": EMPTY + b"(K\x01)" + dtype("O8") + b"\x89C\x08AAAAAAAAtb",
+    "array of objects over bytes": (
+        named("numpy._core.numeric", "_frombuffer") + b"(C\x08AAAAAAAA" + dtype("O8") + b")" + text("C") + b"tR"
+    ),
+    "number of objects": SCALAR + dtype("O8") + b"C\x08AAAAAAAA\x86R",
+    "number of another length": SCALAR + dtype("f8") + b"C\x04AAAA\x86R",
+    "number whose dtype is a text": SCALAR + text("f8") + b"C\x08AAAAAAAA\x86R",
+    "array without its bytes": EMPTY + b"(K\x01" + number(10**12) + b"\x85" + dtype("f8") + b"\x89C\x00tb",
+    "array of a negative size": EMPTY + b"(K\x01" + number(-1) + b"\x85" + dtype("f8") + b"\x89C\x00tb",
+    "dictionary out of pairs": named("collections", "OrderedDict") + b"]\x85R",
+    "bytes out of a number": named("builtins", "bytes") + number(10**11) + b"\x85R",
+    "text in another encoding": named("_codecs", "encode") + text("a") + text("zip") + b"\x86R",
+    "storage out of a text": named("torch.storage", "_load_from_bytes") + text("a") + b"\x85R",
+    "tensor of a number": named("torch._utils", "_rebuild_tensor_v2") + b"(K\x00K\x00))\x89}tR",
+    "function as a value": named("_codecs", "encode"),
+    "function as a key": b"}" + named("_codecs", "encode") + b"Ns",
+    "new object": named("collections", "OrderedDict") + b")\x81",
+    "old instance": b"(i_codecs\nencode\n",
+    "object": b"(" + named("_codecs", "encode") + b"o",
+    "set": b"\x8f",
+    "twice the top": b"]2a",
+    "number that is called": b"K\x01)R",
+    "text with a state": text("a") + b"}b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES_AND_ARGUMENTS)
+def test_made_up_states_and_arguments_are_refused(tmp_path: Path, name: str) -> None:
+    path = with_pickle(tmp_path / "bad.npy", b"\x80\x04" + STATES_AND_ARGUMENTS[name] + b".")
+    with pytest.raises(ArtifactError, match=r"bad\.npy: (refused|is no readable)"):
+        load_pickled_npy(path)
+
+
+def test_what_these_states_are_made_of_is_admitted(tmp_path: Path) -> None:
+    filled = (
+        EMPTY
+        + b"(K\x01K\x02\x85"
+        + dtype("f4", b"(K\x03" + text(">") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb")
+    )
+    filled += b"\x89C\x08" + np.array([1, 2], ">f4").tobytes() + b"tb"
+    found = load_pickled_npy(with_pickle(tmp_path / "good.npy", b"\x80\x04]" + filled + b"a."))
+    assert isinstance(found, list)
+    assert found[0].tolist() == [1, 2]
+    scalar = SCALAR + dtype("f8") + b"C\x08" + np.float64(2.5).tobytes() + b"\x86R."
+    assert load_pickled_npy(with_pickle(tmp_path / "good.npy", b"\x80\x04" + scalar)) == 2.5
+    nothing = EMPTY + FILL_WITH_OBJECT + b"."
+    assert load_pickled_npy(with_pickle(tmp_path / "good.npy", b"\x80\x04" + nothing)) is None
 
 
 def test_a_plain_array_needs_no_pickle(tmp_path: Path) -> None:

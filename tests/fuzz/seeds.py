@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import socket
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from pycocotools import mask as rle
 
 from irn_pipeline import artifacts
 from irn_pipeline.artifacts import Checkpoint
-from irn_pipeline.runtime.lock import Holder
 from irn_pipeline.runtime.optimisation import Schedule, learning_rates, make_optimizer
 from irn_pipeline.runtime.store import StageRecord
 from irn_pipeline.runtime.training import _State
@@ -198,5 +196,5 @@ def records() -> list[bytes]:
 
 
 def locks() -> list[bytes]:
-    """The lock of a process that has ended: no process has so high an id."""
-    return [json.dumps(asdict(Holder(socket.gethostname(), 2**22 + 1, 5, "now", "x"))).encode()]
+    """The text of a lock, whose holder has ended."""
+    return [b"process 7 on here since now (x)"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -126,7 +127,9 @@ def _read_record(path: Path) -> object:
 
 
 def _read_lock(path: Path) -> object:
-    found = str(holder_of(path.parent))
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        found = holder_of(path.parent)
     with stage_lock(path.parent):
         return found
 

@@ -14,7 +14,6 @@ from irn_pipeline.nn.semiconv import (
     SemiconvEmbedding,
     attraction_loss,
     coordinate_map,
-    gaussian_log_kernel,
     hard_seed,
     kernel_cross_entropy,
     laplacian_log_kernel,
@@ -143,44 +142,18 @@ def test_laplacian_kernel_by_hand():
     embeddings = torch.tensor([[[[0.0, 3]], [[0.0, 4]]]])
     log_kernel = laplacian_log_kernel(embeddings, torch.zeros(1, 2), 2.0)
     assert log_kernel.flatten().tolist() == [0, -2.5]
-    assert gaussian_log_kernel(embeddings, torch.zeros(1, 2)).flatten().tolist() == [0, -12.5]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.3, 30))
-def test_kernels_are_1_for_the_cell_itself_and_between_0_and_1(seed, sigma):
+def test_the_kernel_is_1_for_the_cell_itself_and_between_0_and_1(seed, sigma):
     embeddings = random(2, 4, 5, 5, seed=seed)
     seeds = embeddings[:, :, 2, 3]
-    for log_kernel in (
-        laplacian_log_kernel(embeddings, seeds, sigma),
-        gaussian_log_kernel(embeddings, seeds),
-    ):
-        kernel = log_kernel.exp()
-        assert kernel[:, 2, 3].tolist() == [1, 1]
-        assert (kernel > 0).all()
-        assert (kernel <= 1).all()
-        assert (kernel < 1).sum() == 48
-
-
-def test_gaussian_kernel_is_geometric_times_appearance():
-    embeddings = semi_convolution(random(1, 5, 6, 7))
-    seeds = embeddings[:, :, 3, 3]
-    both = gaussian_log_kernel(embeddings, seeds).exp()
-    geometric = gaussian_log_kernel(embeddings[:, :2], seeds[:, :2]).exp()
-    appearance = gaussian_log_kernel(embeddings[:, 2:], seeds[:, 2:]).exp()
-    torch.testing.assert_close(both, geometric * appearance)
-
-
-def test_without_displacement_the_kernel_is_bilateral():
-    appearance = random(1, 3, 6, 7)
-    features = torch.cat([torch.zeros(1, 2, 6, 7), appearance], 1)
-    embeddings = semi_convolution(features)
-    kernel = gaussian_log_kernel(embeddings, embeddings[:, :, 1, 4]).exp()[0]
-    for i in range(6):
-        for j in range(7):
-            range_distance = (appearance[0, :, i, j] - appearance[0, :, 1, 4]).square().sum().item()
-            expected = math.exp(-((i - 1) ** 2 + (j - 4) ** 2) / 2) * math.exp(-range_distance / 2)
-            assert kernel[i, j].item() == pytest.approx(expected, rel=1e-4)
+    kernel = laplacian_log_kernel(embeddings, seeds, sigma).exp()
+    assert kernel[:, 2, 3].tolist() == [1, 1]
+    assert (kernel > 0).all()
+    assert (kernel <= 1).all()
+    assert (kernel < 1).sum() == 48
 
 
 def test_steered_logits_never_rise_and_stay_at_the_hard_seed():

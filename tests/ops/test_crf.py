@@ -9,7 +9,7 @@ import pytest
 
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.ops import crf as crf_module
-from irn_pipeline.ops.crf import CrfParams
+from irn_pipeline.ops.crf_params import CrfParams
 
 BACKENDS = ("lattice", "pydensecrf")
 

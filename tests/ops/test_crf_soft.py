@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.ops.crf_soft import SoftCrfParams, dense_crf_probabilities
+from irn_pipeline.ops.crf_params import DEEPLAB_CRF, CrfParams
+from irn_pipeline.ops.crf_soft import dense_crf_probabilities
 
 pytest.importorskip("pydensecrf")
 
@@ -55,7 +56,10 @@ def random_case(seed=0, size=(12, 14), labels=3):
 def test_agrees_with_exact_mean_field():
     image, probabilities = random_case()
     # Moderate terms, so that beliefs stay away from 0 and 1 and are worth comparing as numbers.
-    crf = SoftCrfParams(3, gaussian_compat=2.5, bilateral_sxy=10.0, bilateral_srgb=20.0, bilateral_compat=2.5)
+    crf = CrfParams(
+        iterations=3, gaussian_sxy=1.0, gaussian_compat=2.5,
+        bilateral_sxy=10.0, bilateral_srgb=20.0, bilateral_compat=2.5,
+    )  # fmt: skip
     found = dense_crf_probabilities(image, probabilities, crf)
     exact = exact_mean_field(image, probabilities, crf)
     change, error = np.abs(exact - probabilities).mean(), np.abs(found - exact).mean()
@@ -66,7 +70,7 @@ def test_agrees_with_exact_mean_field():
 
 def test_zero_iterations_give_the_probabilities_back():
     image, probabilities = random_case(labels=4)
-    found = dense_crf_probabilities(image, probabilities, replace(SoftCrfParams(), iterations=0))
+    found = dense_crf_probabilities(image, probabilities, replace(DEEPLAB_CRF, iterations=0))
     assert found.dtype == np.float32 and found.shape == probabilities.shape
     np.testing.assert_allclose(found, probabilities, atol=2e-5)
 
@@ -83,7 +87,7 @@ def test_a_sure_speck_outlasts_one_that_is_in_doubt(halves):
     first = np.full((24, 32), 0.6, np.float32)
     first[12, 8], doubtful = 1e-5, first.copy()
     doubtful[12, 8] = 0.45
-    crf = SoftCrfParams(gaussian_compat=1.0, bilateral_compat=3.0)
+    crf = replace(DEEPLAB_CRF, gaussian_compat=1.0, bilateral_compat=3.0)
     assert dense_crf_probabilities(halves, two_labels(first), crf).argmax(0)[12, 8] == 1
     assert dense_crf_probabilities(halves, two_labels(doubtful), crf).argmax(0)[12, 8] == 0
 

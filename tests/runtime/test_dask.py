@@ -20,8 +20,7 @@ import pytest
 from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.runtime import cluster as cluster_engine
-from irn_pipeline.runtime import cluster_client
+from irn_pipeline.runtime import dask_backend
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.faults import MemoryExhausted, WorkerDied
 from irn_pipeline.runtime.parallel import parallel_map
@@ -236,18 +235,19 @@ def test_a_worker_without_the_package(cluster: Cluster, tmp_path: Path) -> None:
     until(lambda: len(cluster.scheduler.scheduler_info["workers"]) == 1)
 
 
-def test_a_worker_with_other_versions() -> None:
-    same = cluster_engine._versions()
+def test_a_worker_with_other_versions(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.with_workers(1)
+    same = dask_backend._versions()
     assert {"irn_pipeline", "python", "numpy", "distributed"} <= set(same)
-    assert cluster_engine._unfit((same, [])) is None
-    told = cluster_engine._unfit(({**same, "numpy": "1.0"}, []))
-    assert told is not None
-    assert f"numpy 1.0, not {np.__version__};" in told
-    assert "python" not in told
+    monkeypatch.setattr(dask_backend, "_versions", lambda: {**same, "numpy": "1.0"})
+    with pytest.raises(
+        ConfigError, match=rf"worker tcp://\S+ has other .*: numpy {np.__version__}, not 1.0; install"
+    ):
+        next(parallel_map(upper, tasks(1), cluster.execution))
 
 
 def test_an_address_of_something_else(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_client, "_PATIENCE", 1.0)
+    monkeypatch.setattr(dask_backend, "_PATIENCE", 1.0)
     cluster.with_workers(1)
     worker = next(iter(cluster.scheduler.scheduler_info["workers"]))
     with pytest.raises(ConfigError, match=r"is the address of a Dask Worker; give the scheduler's"):
@@ -278,7 +278,7 @@ def test_work_on_a_cluster_of_this_machine() -> None:
 def test_an_unreachable_scheduler_is_one_line(
     bench: Bench, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_client, "_PATIENCE", 1.0)
+    monkeypatch.setattr(dask_backend, "_PATIENCE", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
     flags = ["--voc-root", "voc", "--run-dir", "run", "--quiet", "--backend", "dask", "--scheduler", address]
