@@ -11,13 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from irn_pipeline.datasets.picture_folder import (
-    PICTURE_SUFFIXES,
-    TagTable,
-    build_set,
-    has_control_character,
-    picture_id,
-)
+from irn_pipeline.datasets.headers import PICTURE_SUFFIXES
+from irn_pipeline.datasets.picture_folder import TagTable, build_set
+from irn_pipeline.datasets.picture_scan import has_control_character, picture_id
 from irn_pipeline.datasets.voc import LoadedSet
 from irn_pipeline.datasets.voc_lists import read_text, some
 from irn_pipeline.errors import DataError
@@ -64,8 +60,12 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
     rows, columns = read_tags(label_csv)
     by_picture: dict[str, set[str]] = {}
     repeated: set[str] = set()
+    files: dict[str, str] = {}
     for line, name, labels in rows:
         image_id = picture_id(name, f"{label_csv}: line {line}")
+        if name.lower().endswith(PICTURE_SUFFIXES):
+            # Two suffixes of one picture decide nothing.
+            files[image_id] = name if files.get(image_id, name) == name else image_id
         for label in labels:
             _require_class_name(label, f"{label_csv}: line {line}")
         if image_id in by_picture:
@@ -81,7 +81,7 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
         warnings.append(
             f"{label_csv}: pictures with several rows, whose tags were joined: {some(sorted(repeated))}"
         )
-    return build_set(TagTable(names, tags), label_csv, image_dir, classes, warnings)[0]
+    return build_set(TagTable(names, tags, files), label_csv, image_dir, classes, warnings)[0]
 
 
 def read_tags(path: Path) -> tuple[list[Tags], tuple[str, ...]]:
