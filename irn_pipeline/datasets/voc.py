@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
 
-from irn_pipeline.datasets.images import read_image_size, read_label
+from irn_pipeline.datasets.images import read_label
 from irn_pipeline.datasets.orientation import orient
 from irn_pipeline.datasets.voc_lists import choose_images, find_pictures, read_text, require_plain_id, some
+from irn_pipeline.datasets.voc_sizes import voc_size
 from irn_pipeline.errors import DataError
 from irn_pipeline.foreign.files import regular_bytes
-from irn_pipeline.ops.orientation import UPRIGHT
 from irn_pipeline.structures import IGNORE, GroundTruth, ImageRecord, ImageSet, Instances
 
 VOC_CLASSES: tuple[str, ...] = (
@@ -103,7 +102,7 @@ def load_voc(
         raise DataError(
             f"{source}: none of its {len(image_ids)} pictures has an XML file that names an object"
         )
-    turned = orient(records, voc_root, warnings, partial(_told_size, voc_root))
+    turned = orient(records, voc_root, warnings, partial(voc_size, voc_root))
     return LoadedSet(ImageSet(tuple(class_names), turned), tuple(warnings), tuple(skipped))
 
 
@@ -206,22 +205,6 @@ def _read_tags(path: Path, known: dict[str, int]) -> tuple[int, ...]:
             f"correct it, or name the data set's classes with --class-names FILE"
         )
     return tuple(sorted(known[name] for name in stripped))
-
-
-def _told_size(voc_root: Path, record: ImageRecord) -> tuple[int, int] | None:
-    """(H, W) of a picture by its XML file, else by its class mask."""
-    try:
-        # `_read_tags` has refused files with a DOCTYPE, the only way to an entity bomb.
-        xml = ElementTree.fromstring(regular_bytes(voc_root / "Annotations" / f"{record.image_id}.xml"))
-        height, width = (int(float(xml.findtext(f"size/{side}", ""))) for side in ("height", "width"))
-        if height > 0 < width:
-            return height, width
-    except (OSError, LookupError, ValueError, OverflowError, ElementTree.ParseError):
-        pass
-    try:
-        return read_image_size(voc_root / "SegmentationClass" / f"{record.image_id}.png", UPRIGHT)
-    except DataError:
-        return None
 
 
 def _png_stems(folder: Path) -> set[str]:
