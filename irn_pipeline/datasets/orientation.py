@@ -73,7 +73,8 @@ def orient(
 def _look(path: Path) -> tuple[Header | None, bool]:
     """The header, and whether more frames or pages follow; None where the picture cannot be read."""
     try:
-        return read_header(path), has_more_frames(path)
+        header = read_header(path)
+        return header, header.kind != "JPEG" and has_more_frames(path)
     except DataError:  # told when the picture is read
         return None, False
 
