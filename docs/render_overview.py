@@ -56,7 +56,7 @@ class Drawer:
     def row(self, record: ImageRecord) -> list[LabelArray]:
         """One (H, W, 3) uint8 RGB panel for each title; the last one is white where truth is unknown."""
         run, params, image_id = self.job.run, self.job.params, record.image_id
-        image = read_image(record.path)
+        image = read_image(record.path, record.orientation)
         size = (image.shape[0], image.shape[1])
         with torch.inference_mode(), self.job.execution.autocast():
             pixels = normalise(to_tensor(image).to(self.job.execution.torch_device()))

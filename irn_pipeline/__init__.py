@@ -1,3 +1,3 @@
 """Weakly supervised instance and semantic segmentation from image-level labels (IRNet)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -55,6 +55,8 @@ class ImageRecord:
     path: Path
     class_ids: tuple[int, ...]
     """Sorted foreground class ids, without repeats."""
+    orientation: int | None = None
+    """EXIF orientation that it is turned by when it is read; 1 for pixels as stored, None for what the file says."""
 
 
 @dataclass(frozen=True)

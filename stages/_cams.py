@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from irn_pipeline.artifacts import CAM
 from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.errors import ArtifactError, DataError
+from irn_pipeline.older_runs import read_upright, rotation_hint
 from irn_pipeline.runtime.stage import Job, Produced
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from irn_pipeline.structures import Cam, ImageRecord
@@ -73,13 +74,13 @@ class CamSource:
         """
         path = self.path(record.image_id)
         if self.folder is None:
-            cam, name = self.run.read(CAM, record.image_id), None
+            cam, name = read_upright(self.run, CAM, record), None
         else:
             cam, name = read_cam_file(path, size)
         if cam.size != size:
             raise ArtifactError(
-                f"{path}: is of a {cam.size[0]}x{cam.size[1]} picture, but {record.path} is {size[0]}x{size[1]}; "
-                "make the CAMs of this data set again"
+                f"{path}: is of a {cam.size[0]}x{cam.size[1]} picture, but {record.path} is {size[0]}x{size[1]}"
+                f"{rotation_hint(record)}; make the CAMs of this data set again"
             )
         largest = int(max(cam.class_ids, default=-1))
         if largest >= len(self.class_names):

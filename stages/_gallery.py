@@ -25,6 +25,7 @@ from irn_pipeline.export.report_pictures import Panel, PanelMaker
 from irn_pipeline.export.report_records import Picture, Quality
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.older_runs import read_upright
 from irn_pipeline.ops.clustering import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.runtime.execution import Execution
@@ -136,7 +137,9 @@ class Gallery:
 
     def _draw(self, record: ImageRecord) -> _Drawn:
         maker = self._maker
-        image = _attempt(record, lambda: read_image(record.path)) if self.data.items else None
+        image = (
+            _attempt(record, lambda: read_image(record.path, record.orientation)) if self.data.items else None
+        )
         cam = _attempt(record, lambda: self._read(CAM, record))
         confident = _attempt(record, lambda: self._read(IR_LABEL, record))
         instances = _attempt(record, lambda: self._read(INSTANCE_LABEL, record))
@@ -201,7 +204,7 @@ class Gallery:
         return self.data.ground_truth(record.image_id) if self.data.items else None
 
     def _read(self, artifact: Artifact[T], record: ImageRecord) -> T | None:
-        return self.run.read(artifact, record.image_id) if self.run.has(artifact, record.image_id) else None
+        return read_upright(self.run, artifact, record) if self.run.has(artifact, record.image_id) else None
 
 
 def _attempt(record: ImageRecord, work: Callable[[], T]) -> T | None:

@@ -135,7 +135,7 @@ def model_figures(
             continue
         count += 1
         foreground |= truth.has_foreground
-        image = to_unit_tensor(read_image(record.path)).to(device)
+        image = to_unit_tensor(read_image(record.path, record.orientation)).to(device)
         with execution.autocast():
             found, painted = model.predict_with_label(image)
         instances.add(found, truth)

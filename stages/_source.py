@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from irn_pipeline.datasets.coco import CocoSet, load_coco
 from irn_pipeline.datasets.folder_csv import load_folder_csv
@@ -15,8 +16,8 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import restrict
 from irn_pipeline.datasets.voc import VOC_CLASSES, LoadedSet, load_ground_truth, load_voc, read_class_names
 from irn_pipeline.errors import ConfigError, DataError
-from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.parallel import prefetch
+from irn_pipeline.runtime.stage import Job
 from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ class DataSet:
         """Image ids of pictures for COCO exports: those of the COCO file where it lists them, else numbers."""
         return range(1, len(paths) + 1) if self.coco is None else self.coco.image_ids_of(paths)
 
-    def readable(self, execution: Execution) -> ImageSet:
-        """The pictures that decode; each of the others is logged with the reason, and counted.
+    def readable(self, job: Job[Any, DataSet]) -> ImageSet:
+        """The pictures that decode; each of the others is logged with the reason, once a command, and counted.
 
         Training stages ask this first, because they cannot skip a picture in the middle of a batch.
 
@@ -98,17 +99,19 @@ class DataSet:
             DataError: not one picture can be read.
         """
         good: list[ImageRecord] = []
-        found = prefetch(_problem, self.images.records, execution.worker_count)
+        found = prefetch(_problem, self.images.records, job.execution.worker_count)
         for record, problem in zip(self.images.records, found, strict=True):
             if problem is None:
                 good.append(record)
-            else:
+            elif job.is_news(record.image_id, problem):
                 logger.warning("%s: left out: %s", record.image_id, problem)
         bad = len(self.images) - len(good)
         if not good:
             raise DataError(f"{self.origin}: none of its {bad} pictures can be read; see the messages above")
         if bad:
-            logger.warning("%d of %d pictures cannot be read and are left out", bad, len(self.images))
+            logger.warning(
+                "%d of %d pictures cannot be read and are left out (named above)", bad, len(self.images)
+            )
         return ImageSet(self.images.class_names, tuple(good))
 
     def with_list(self, image_list: str) -> DataSet:
@@ -118,7 +121,7 @@ class DataSet:
 
 def _problem(record: ImageRecord) -> str | None:
     try:
-        read_image(record.path)
+        read_image(record.path, record.orientation)
     except DataError as error:
         return str(error)
     return None

@@ -78,6 +78,8 @@ def read_labels(
 
     Raises:
         ArtifactError: there are no labels of this picture, or they are damaged.
+
+    Labels of rotated photographs that a version before 0.2 made are of the pixels as stored.
     """
     run = RunFolder(Path(run_dir))
     label, instances = run.read(SEMANTIC_LABEL, image_id), run.read(INSTANCE_LABEL, image_id)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from irn_pipeline.artifacts import INSTANCE_LABEL, METRICS, SEMANTIC_LABEL
 from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, DataError, ShapeError
+from irn_pipeline.older_runs import read_upright, rotation_hint
 from irn_pipeline.ops.cam import cam_components, cam_label
 from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
@@ -98,13 +99,13 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
                 instance["cam_components"].add(parts, truth)
                 seen.update(["cam", "cam_components"])
             if job.run.has(SEMANTIC_LABEL, image_id):
-                semantic["semantic_label"].add(job.run.read(SEMANTIC_LABEL, image_id), truth)
-                instance["instance_label"].add(job.run.read(INSTANCE_LABEL, image_id), truth)
+                semantic["semantic_label"].add(read_upright(job.run, SEMANTIC_LABEL, record), truth)
+                instance["instance_label"].add(read_upright(job.run, INSTANCE_LABEL, record), truth)
                 seen.update(["semantic_label", "instance_label"])
         except ShapeError as error:
             raise ArtifactError(
                 f"{job.run.root}: the maps or labels of {image_id} do not fit its true masks in {data.origin} "
-                f"({error}); evaluate them on the data set they were made from"
+                f"({error}{rotation_hint(record)}); evaluate them on the data set they were made from"
             ) from error
     require_foreground(foreground, count, data.origin)
     for name, what in (("cam", "activation maps"), ("semantic_label", "labels")):

@@ -14,6 +14,7 @@ from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.voc_png import object_map
+from irn_pipeline.older_runs import read_upright, rotation_hint
 from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import atomic_path
@@ -137,8 +138,9 @@ def _labelled(job: Job[Params, DataSet]) -> Iterator[_Labelled]:
 
 def _read(job: Job[Params, DataSet], record: ImageRecord) -> _Labelled:
     image_id = record.image_id
-    size = read_image_size(record.path)
-    instances, label = job.run.read(INSTANCE_LABEL, image_id), job.run.read(SEMANTIC_LABEL, image_id)
+    size = read_image_size(record.path, record.orientation)
+    instances = read_upright(job.run, INSTANCE_LABEL, record)
+    label = read_upright(job.run, SEMANTIC_LABEL, record)
     kept = instances.without_fragments()
     for artifact, found in (
         (INSTANCE_LABEL, kept.size if len(kept) else size),
@@ -147,7 +149,7 @@ def _read(job: Job[Params, DataSet], record: ImageRecord) -> _Labelled:
         if found != size:
             raise ArtifactError(
                 f"{job.run.path(artifact, image_id)}: has {found[0]}x{found[1]} pixels, but {record.path} "
-                f"{size[0]}x{size[1]}; export with the data set that the labels were made from"
+                f"{size[0]}x{size[1]}{rotation_hint(record)}; export with the data set that the labels were made from"
             )
     beyond = kept.class_ids[(kept.class_ids < 0) | (kept.class_ids >= job.data.images.num_classes)]
     if len(beyond):

@@ -18,6 +18,7 @@ from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_siz
 from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
 from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.cam import merge_cams, merge_scales
 from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.runtime.parallel import prefetch
@@ -77,6 +78,7 @@ class _Input:
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Activation maps of every pending picture."""
+    require_upright(job.run, STAGE.name, pending)
     sources = tuple(CamSource.of_folder(job, folder) for folder in job.params.from_cams)
     network = None if _needs_no_network(job.params) else _network(job)
     there = list(pending)
@@ -147,7 +149,7 @@ class _reader:
 
     def __call__(self, record: ImageRecord) -> _Input:
         try:
-            image = to_tensor(read_image(record.path))
+            image = to_tensor(read_image(record.path, record.orientation))
             size = (int(image.shape[-2]), int(image.shape[-1]))
             found = [source.read(record, size) for source in self.sources]
         except IrnError as error:

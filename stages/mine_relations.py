@@ -9,6 +9,7 @@ from pathlib import Path
 from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.errors import IrnError
+from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.crf import CrfBackend, confident_label
 from irn_pipeline.ops.crf_params import CrfParams
 from irn_pipeline.ops.reference_crf import require_reference
@@ -76,7 +77,7 @@ class Miner:
         record = replace(record, path=self.base / record.path)
         try:
             with clock.section("read"):
-                image = read_image(record.path)
+                image = read_image(record.path, record.orientation)
                 cam, file_format = self.cams.read(record, (image.shape[0], image.shape[1]))
             with clock.section("CRF"):
                 label = confident_label(
@@ -89,12 +90,14 @@ class Miner:
                     backend=self.params.crf_backend,
                 )
         except IrnError as error:
-            return Produced(record.image_id, problem=str(error))
+            # With the paths as the user gave them, so that a problem reads as in the stages before.
+            return Produced(record.image_id, problem=str(error).replace(f"{self.base}/", ""))
         return Produced(record.image_id, (label,), file_format=file_format, seconds=clock.seconds)
 
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Confident labels of every pending picture, on all cores."""
+    require_upright(job.run, STAGE.name, pending)
     if job.params.crf_backend == "pydensecrf":
         require_reference()  # once, and not as the problem of every picture
     cams = CamSource.of(job)

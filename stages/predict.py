@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,10 @@ from PIL import Image
 
 from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.picture_folder import PICTURE_SUFFIXES
+from irn_pipeline.datasets.orientation import orient
+from irn_pipeline.datasets.picture_scan import scan_pictures
 from irn_pipeline.datasets.transforms import to_unit_tensor
+from irn_pipeline.datasets.voc_lists import some
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.overlay import overlay_instances
@@ -24,7 +25,7 @@ from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import atomic_path
-from irn_pipeline.structures import Instances, LabelArray
+from irn_pipeline.structures import ImageRecord, Instances, LabelArray
 from stages._output import output_folder, write_index_png
 from stages._segmenter import load_segmenter
 from stages._source import DataSet
@@ -39,22 +40,13 @@ class Params:
     model: str = "mask_rcnn"
     """Which model of the run folder: as given to train_segmenter."""
     images: str | None = None
-    """Folder of pictures, at any depth: JPEG, PNG, WebP or BMP."""
+    """Folder of pictures, at any depth, under the same rules as --image-dir."""
     out: str | None = None
     """Folder to write into; by default predict/MODEL in the run folder."""
     min_score: float = 0.5
     """Instances below this score are left out."""
     overlays: bool = True
     """Also draw the masks over the pictures."""
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """One file; `name` is its path below the folder of pictures, without the suffix."""
-
-    path: Path
-    file_name: str
-    name: str
 
 
 def run(job: Job[Params, DataSet]) -> int:
@@ -64,8 +56,11 @@ def run(job: Job[Params, DataSet]) -> int:
         raise ConfigError("no pictures: give --images DIR, a folder of pictures")
     source = Path(params.images)
     out = Path(params.out) if params.out else job.run.stage_dir(STAGE.name) / params.model
-    pictures = _find_pictures(source, out)
+    warnings: list[str] = []
+    pictures = _find_pictures(source, out, warnings)
     segmenter, checkpoint = load_segmenter(job.run, params.model, job.execution)
+    for warning in warnings:
+        logger.warning("warning: %s", warning)
     image_ids = job.data.coco_image_ids([picture.path for picture in pictures])
     output_folder(out)
     decoded = prefetch(_decode, pictures, job.execution.worker_count)
@@ -81,12 +76,13 @@ def run(job: Job[Params, DataSet]) -> int:
         ) as coco,
     ):
         for picture, image_id, image in zip(bar, image_ids, decoded, strict=True):
+            file_name = picture.path.relative_to(source).as_posix()
             if isinstance(image, DataError):
-                logger.warning("%s: skipped: %s", picture.file_name, image)
+                logger.warning("%s: skipped: %s", file_name, image)
                 continue
             found, label = _predict(segmenter, image, params.min_score, job.execution)
-            coco.add(picture.file_name, (image.shape[0], image.shape[1]), found, image_id)
-            left_out += _write_pictures(out, picture.name, image, found, label, overlays=params.overlays)
+            coco.add(file_name, (image.shape[0], image.shape[1]), found, image_id)
+            left_out += _write_pictures(out, picture.image_id, image, found, label, overlays=params.overlays)
         if not coco.num_images:
             raise DataError(
                 f"{source}: none of its {len(pictures)} pictures can be read; see the messages above"
@@ -105,33 +101,30 @@ def run(job: Job[Params, DataSet]) -> int:
     return coco.num_images
 
 
-def _find_pictures(source: Path, out: Path) -> list[_Picture]:
+def _find_pictures(source: Path, out: Path, warnings: list[str]) -> tuple[ImageRecord, ...]:
     """Pictures below `source` in order, but for those that an earlier prediction wrote there."""
-    if not source.is_dir():
-        raise DataError(f"{source}: no such folder; --images must name a folder of pictures")
     whole, own = source.resolve(), out.resolve()
     if own == whole:
         raise ConfigError(f"--out {out}: is the folder of pictures itself; name another one")
-    pictures: list[_Picture] = []
-    for path in sorted(source.rglob("*")):
-        # Files like ._name.jpg are left behind by macOS and hold no picture.
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("._") and path.is_file():
-            below = path.relative_to(source)
-            if not own.is_relative_to(whole) or not (whole / below).is_relative_to(own):
-                pictures.append(_Picture(path, below.as_posix(), below.with_suffix("").as_posix()))
-    if not pictures:
-        raise DataError(
-            f"{source}: holds no picture; --images needs files {', '.join(PICTURE_SUFFIXES)}, at any depth"
-        )
-    named = defaultdict(list)
-    for picture in pictures:
-        named[picture.name].append(picture.file_name)
-    for name, files in named.items():
-        if len(files) > 1:
+    results = f"{own.relative_to(whole).as_posix()}/" if own.is_relative_to(whole) else "/"
+    ignored: list[str] = []
+    found = scan_pictures(source, warnings, ignored, flag="--images")
+    records: list[ImageRecord] = []
+    for name, files in sorted(found.items()):
+        paths = [path for path in files if not path.startswith(results)]
+        if len(paths) > 1:
             raise DataError(
-                f"{source}: {' and '.join(files)} would both be written to masks/{name}.png; rename one of them"
+                f"{source}: {' and '.join(paths)} would both be written to masks/{name}.png; rename one of them"
             )
-    return pictures
+        records += (ImageRecord(name, source / path, ()) for path in paths)
+    if not records:
+        raise DataError(f"{source}: holds no picture but those of {out}; --images needs others")
+    others = [path for path in ignored if not path.startswith(results)]
+    if others:
+        warnings.append(
+            f"{source}: files and folders passed over, hidden or no pictures by their suffix: {some(others)}"
+        )
+    return orient(records, source, warnings)
 
 
 def _category_ids(checkpoint: Checkpoint, data: DataSet) -> tuple[int, ...] | None:
@@ -154,9 +147,9 @@ def _category_ids(checkpoint: Checkpoint, data: DataSet) -> tuple[int, ...] | No
     return checkpoint.category_ids or None
 
 
-def _decode(picture: _Picture) -> LabelArray | DataError:
+def _decode(picture: ImageRecord) -> LabelArray | DataError:
     try:
-        return read_image(picture.path)
+        return read_image(picture.path, picture.orientation)
     except DataError as error:
         return error
 

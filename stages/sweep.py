@@ -14,6 +14,7 @@ from irn_pipeline.artifacts import CAM, CAM_SWEEP, SWEEP, WALKED_SCORES
 from irn_pipeline.errors import ArtifactError, DataError, ShapeError
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.instance import InstanceEvaluator
+from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.cam import cam_index
 from irn_pipeline.ops.label_params import LabelParams
 from irn_pipeline.ops.labels import labels_over_thresholds
@@ -136,6 +137,7 @@ class _ScoreLabels:
         return self._run.has(WALKED_SCORES, image_id)
 
     def made(self, record: ImageRecord, truth: GroundTruth) -> Iterator[tuple[LabelArray, Instances]]:
+        require_upright(self._run, WALKED_SCORES.stage, [record])
         scores = self._run.read(WALKED_SCORES, record.image_id)
         walked = torch.from_numpy(scores.maps).float()
         return labels_over_thresholds(walked, scores.class_ids, scores.size, self._thresholds, self._params)

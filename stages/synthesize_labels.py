@@ -17,6 +17,7 @@ from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LA
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.errors import ArtifactError, IrnError
+from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.ops.labels import class_maps, labels_from_scores, walk_scores
@@ -59,6 +60,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    require_upright(job.run, STAGE.name, pending)
     network = load_irn(job.run, job.execution)
     device, clock = job.execution.torch_device(), job.clock
     evidence_wanted = bool(job.params.bg_search) or job.params.keep_scores
@@ -68,7 +70,7 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
 
     def read(record: ImageRecord) -> _Input:
         try:
-            image = to_tensor(read_image(record.path))
+            image = to_tensor(read_image(record.path, record.orientation))
             cam, file_format = cams.read(record, (int(image.shape[-2]), int(image.shape[-1])))
             return _Input(record, image, cam, file_format=file_format)
         except IrnError as error:

@@ -61,7 +61,7 @@ class Params:
 def fit(job: Job[Params, DataSet]) -> int:
     """Train the classifier, or take the original's, and write its checkpoint."""
     params = job.params
-    images = job.data.readable(job.execution)
+    images = job.data.readable(job)
     network = CamNetwork(
         num_classes=images.num_classes,
         backbone=params.backbone,

@@ -20,6 +20,7 @@ from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
 from irn_pipeline.nn.irn_network import IrnNetwork, pad_image
 from irn_pipeline.nn.losses import irn_losses
 from irn_pipeline.nn.original_names import load_original
+from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.runtime.optimisation import OptimizerName, Schedule
 from irn_pipeline.runtime.progress import progress
@@ -97,8 +98,9 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
     load_backbone_weights(network.backbone, _weights(job))
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     paths = pair_paths(params.radius)
-    readable = job.data.readable(execution).records
+    readable = job.data.readable(job).records
     records = tuple(r for r in readable if job.run.has(IR_LABEL, r.image_id))
+    require_upright(job.run, IR_LABEL.stage, records)
     left_out = len(readable) - len(records)
     if left_out:
         logger.warning("%d pictures have no confident label and are left out", left_out)
@@ -142,7 +144,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
         name=STAGE.name,
     )  # fmt: skip
     if params.mean_shift_list is not None:
-        records = job.data.with_list(params.mean_shift_list).readable(execution).records
+        records = job.data.with_list(params.mean_shift_list).readable(job).records
     network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
     return seen
 
@@ -163,7 +165,9 @@ def _mean_displacement(
     means: dict[str, Tensor] = {}
     share = job.ranks.share(records)
     for record in progress(share, "mean displacement", quiet=job.execution.quiet):
-        image = normalise(to_tensor(read_image(record.path))[..., :side, :side].to(device))
+        image = normalise(
+            to_tensor(read_image(record.path, record.orientation))[..., :side, :side].to(device)
+        )
         with job.execution.autocast():
             displacement = network.displacement_field(pad_image(image, params.pad_to)[None])
         means[record.image_id] = displacement.float().mean(dim=(0, 2, 3)).cpu()

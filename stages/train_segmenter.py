@@ -22,6 +22,7 @@ from irn_pipeline.datasets.mask_samples import MaskSamples, collate_lists
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
 from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.targets import training_target
 from irn_pipeline.runtime.optimisation import Schedule
 from irn_pipeline.runtime.stage import FitStage, Job
@@ -131,7 +132,7 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     kept: list[ImageRecord] = []
     seen: set[int] = set()
     missing = empty = 0
-    for record in job.data.readable(job.execution).records:
+    for record in job.data.readable(job).records:
         instances = _instances(job, record.image_id)
         if instances is None:
             missing += 1
@@ -150,6 +151,8 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
             f"{where}: not one instance label to train on; run stage {INSTANCE_LABEL.stage} on these pictures "
             "first, or lower its --instance-bg-threshold"
         )
+    if job.params.labels != "truth":
+        require_upright(job.run, INSTANCE_LABEL.stage, kept)
     lacking = [name for index, name in enumerate(job.data.images.class_names) if index not in seen]
     if lacking:
         logger.warning("no instance of %s in the labels: the model cannot learn them", ", ".join(lacking))

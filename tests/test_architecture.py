@@ -30,6 +30,7 @@ ALLOWED = {
     "cam_files": BASE | {"runtime", "cam_files"},
     "walked_scores": BASE | {"walked_scores"},
     "artifacts": BASE | {"runtime", "cam_files", "walked_scores", "artifacts"},
+    "older_runs": BASE | {"ops", "runtime", "older_runs"},
 }
 """Room of the library -> rooms that it may import; `stages` is in no room's list."""
 MAY_IMPORT_STAGES = {"stages", "stages.__main__", "stages.api"}

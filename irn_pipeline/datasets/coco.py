@@ -27,7 +27,8 @@ from irn_pipeline.datasets.coco_values import (
     told,
     whole_number,
 )
-from irn_pipeline.datasets.picture_folder import TagTable, build_set, picture_id
+from irn_pipeline.datasets.picture_folder import TagTable, build_set
+from irn_pipeline.datasets.picture_scan import picture_id
 from irn_pipeline.datasets.voc import LoadedSet
 from irn_pipeline.datasets.voc_lists import some
 from irn_pipeline.errors import DataError
@@ -108,7 +109,10 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
         picture.image_id: {chosen.place_of[found.category] for found in objects[picture.image_id]}
         for picture in pictures.values()
     }
-    loaded, places = build_set(TagTable(chosen.names, tags), coco_json, image_dir, classes, warnings)
+    files = {picture.image_id: picture.file_name for picture in pictures.values()}
+    sizes = {p.image_id: p.size for p in pictures.values() if isinstance(p.size, tuple)}
+    table = TagTable(chosen.names, tags, files, sizes)
+    loaded, places = build_set(table, coco_json, image_dir, classes, warnings)
     class_of = {place: class_id for class_id, place in enumerate(places)}
     by_image_id = {picture.image_id: picture for picture in pictures.values()}
     truths = CocoTruths(
@@ -116,7 +120,10 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
         {key: class_of[place] for key, place in chosen.place_of.items() if place in class_of},
         {
             record.image_id: TruePicture(
-                record.path, by_image_id[record.image_id].size, tuple(objects[record.image_id])
+                record.path,
+                by_image_id[record.image_id].size,
+                tuple(objects[record.image_id]),
+                record.orientation,
             )
             for record in loaded.images.records
         },
@@ -133,6 +140,7 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
 @dataclass(frozen=True)
 class _Picture:
     image_id: str
+    file_name: str
     coco_id: int | str
     size: tuple[int, int] | str | None
 
@@ -273,7 +281,7 @@ def _pictures(content: dict[str, Any], path: Path) -> dict[int | str, _Picture]:
             )
         named.add(image_id)
         own = entry["id"] if isinstance(entry["id"], str) else key
-        found[key] = _Picture(image_id, own, picture_size(entry, where))
+        found[key] = _Picture(image_id, name, own, picture_size(entry, where))
     if not found:
         raise DataError(f"{path}: lists no images")
     return found

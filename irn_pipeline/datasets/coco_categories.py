@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from irn_pipeline.datasets.coco_values import entries, told, whole_number
-from irn_pipeline.datasets.picture_folder import has_control_character
+from irn_pipeline.datasets.picture_scan import has_control_character
 from irn_pipeline.errors import DataError
 
 _NO_CLASS = frozenset(

@@ -46,11 +46,12 @@ class TrueObject:
 
 @dataclass(frozen=True, slots=True)
 class TruePicture:
-    """A picture and its annotations; its size is what `picture_size` found."""
+    """A picture, its annotations and its EXIF orientation; its size is what `picture_size` found."""
 
     path: Path
     size: tuple[int, int] | str | None
     objects: tuple[TrueObject, ...]
+    orientation: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class CocoTruths:
             return None
         if isinstance(picture.size, str):
             raise DataError(picture.size)
-        size = read_image_size(picture.path)
+        size = read_image_size(picture.path, picture.orientation)
         if picture.size not in (None, size):
             raise DataError(
                 f"{picture.path}: {size[0]}x{size[1]} pixels (height x width), but {self.coco_json} says "
-                f"{picture.size}; the masks must belong to the picture as it is stored"
+                f"{picture.size}; the masks must belong to the picture as it is stored, or as it is shown"
             )
         if len(objects) * size[0] * size[1] > _MOST_MASK_BYTES:
             raise DataError(

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from irn_pipeline.datasets.picture_folder import TagTable, build_set, chosen_names, picture_id
+from irn_pipeline.datasets.headers import PICTURE_SUFFIXES
+from irn_pipeline.datasets.picture_folder import TagTable, build_set, chosen_names
+from irn_pipeline.datasets.picture_scan import picture_id
 from irn_pipeline.datasets.tag_cells import NO, YES, in_order, mark_of, one_spelling, without_missing
 from irn_pipeline.datasets.tag_columns import (
     Columns,
@@ -66,8 +68,12 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
     warnings = [f"{label_csv}: {note}" for note in found.notes]
     by_picture: dict[str, set[str]] = {}
     repeated: set[str] = set()
+    files: dict[str, str] = {}
     for line, name, labels in found.rows:
         image_id = picture_id(name, f"{label_csv}: line {line}")
+        if name.lower().endswith(PICTURE_SUFFIXES):
+            # Two suffixes of one picture decide nothing.
+            files[image_id] = name if files.get(image_id, name) == name else image_id
         for label in labels:
             require_class_name(label, f"{label_csv}: line {line}")
         if image_id in by_picture:
@@ -90,7 +96,7 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
         warnings.append(
             f"{label_csv}: pictures with several rows, whose tags were joined: {some(sorted(repeated))}"
         )
-    return build_set(TagTable(names, tags), label_csv, image_dir, classes, warnings)[0]
+    return build_set(TagTable(names, tags, files), label_csv, image_dir, classes, warnings)[0]
 
 
 def read_tags(path: Path, classes: Sequence[str] = ()) -> TagRows:

@@ -1,44 +1,61 @@
 """Reading pictures and label maps from disk: one decode each, and a one-line error for every broken file.
 
-The kind of a file is told from its first bytes, never from its name. Pixels keep the layout in which they are
-stored: an EXIF rotation is not applied, because masks drawn for a picture (VOC's among them) are not rotated.
+The kind of a file is told from its first bytes, never from its name. A picture is turned as its EXIF orientation says,
+as viewers, browsers and OpenCV show it, unless the caller asks for another orientation.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from irn_pipeline.datasets.headers import (
+    REPLACE,
+    Header,
+    exif_orientation,
+    first_line,
+    header_of,
+    jpeg_start,
+    missing,
+    open_picture,
+    picture_kind,
+    read_header,
+)
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import open_regular, regular_bytes
+from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.ops.orientation import UPRIGHT, inverse, turned
 from irn_pipeline.structures import MAX_PIXELS, LabelArray
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
-_SCAN_MARKER = 0xDA
-_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_REPLACE = "copy the file again from its source, or remove it from the data set"
+_BIT_DEPTHS = (8, 10, 12, 14, 16)
+_MOST_EXPANSION = 2048
+"""Bytes of pixels a byte of a file: deflate packs no more than 1032 into one, LZW 1365."""
 
 
-def read_image(path: Path) -> LabelArray:
+def read_image(path: Path, orientation: int | None = None) -> LabelArray:
     """Decode a picture.
 
-    JPEG goes through OpenCV (half the time of Pillow); since OpenCV fills up a cut JPEG silently with grey,
-    the end marker is looked for first. Grey and palette pictures become RGB, 16 bits are scaled to 8, alpha
-    is dropped.
+    JPEG goes through OpenCV; since OpenCV fills up a cut JPEG silently with grey, the end marker is looked for first.
+    Grey and palette pictures become RGB, transparent pixels are laid over white (a picture without one opaque pixel is
+    taken as opaque), and of several frames or pages the first is read.
+
+    More than 8 bits become 8: values are divided by the largest value of the smallest of 8, 10, 12, 14 and 16 bits that
+    holds the picture's maximum, since cameras and microscopes store 12 bits in 16. Floating-point values of at most 1
+    are fractions of white. Each picture is looked at alone, so that it looks the same in every data set.
 
     Args:
-        path: a JPEG, PNG, WebP or BMP file.
+        path: a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF file.
+        orientation: the EXIF orientation to turn it by; None for what the file says, 1 for pixels as stored.
 
     Returns:
-        (H, W, 3) uint8 RGB, as stored (no EXIF rotation).
+        (H, W, 3) uint8 RGB.
 
     Raises:
         DataError: the file is missing, unreadable, cut off, not a picture, or of more than MAX_PIXELS.
@@ -46,13 +63,19 @@ def read_image(path: Path) -> LabelArray:
     """
     data = _read_bytes(path)
     if data.startswith(_JPEG_START):
-        return _decode_jpeg(data, path)
-    with _open(data, path) as picture:
-        pixels = _load(picture, path)
-        if picture.mode.startswith("I"):
-            grey = np.asarray(pixels).astype(np.int64)
-            return np.repeat(((grey + 128) // 257).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(pixels.convert("RGB"))
+        start = jpeg_start(data)
+        stored, done = _decode_jpeg(data, start.scan, start.size, path), UPRIGHT
+        own = exif_orientation(start.exif) if orientation is None else UPRIGHT
+    else:
+        header = header_of(io.BytesIO(data), path)
+        _require_size(header.size, path)
+        own = header.orientation
+        # Pillow and OpenCV turn TIFF files themselves, and no others.
+        stored, done = _decode(data, header, path), own if header.kind == "TIFF" else UPRIGHT
+    wanted = own if orientation is None else orientation
+    if wanted == done:
+        return stored
+    return np.ascontiguousarray(turned(turned(stored, inverse(done)), wanted))
 
 
 def read_label(path: Path) -> LabelArray:
@@ -62,13 +85,13 @@ def read_label(path: Path) -> LabelArray:
         path: a palette or grey PNG of 1 to 16 bits.
 
     Returns:
-        (H, W) uint8 labels.
+        (H, W) uint8 labels, as stored.
 
     Raises:
         DataError: the file is missing, unreadable, cut off, in colour, or holds a value above 255.
     """
     data = _read_bytes(path)
-    with _open(data, path) as picture:
+    with _open(data, picture_kind(data[:64], path), path) as picture:
         pixels = np.asarray(_load(picture, path))
         mode = picture.mode
     if pixels.ndim != 2:
@@ -85,93 +108,136 @@ def read_label(path: Path) -> LabelArray:
     return np.array(pixels, np.uint8)
 
 
-def read_image_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path, orientation: int | None = None) -> tuple[int, int]:
     """Size of a picture from its header, without decoding it.
 
     Args:
-        path: a file that `read_image` or `read_label` accepts.
+        path: a file that `read_image` accepts.
+        orientation: as for `read_image`.
 
     Returns:
-        (H, W) in pixels, as stored.
+        (H, W) in pixels, of what `read_image` returns.
 
     Raises:
         DataError: the file is missing, unreadable or not a picture (a cut-off one is not noticed here).
     """
-    try:
-        with open_regular(path) as file, _guarded_open(file) as picture:
-            return picture.height, picture.width
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything for damaged files
-        raise DataError(f"{path}: not a readable picture ({_first_line(error)}); {_REPLACE}") from None
+    return read_header(path).seen_size(orientation)
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         data = regular_bytes(path)
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise missing(path) from None
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
     if not data:
-        raise DataError(f"{path}: the file is empty; {_REPLACE}")
+        raise DataError(f"{path}: the file is empty; {REPLACE}")
     return data
 
 
-def _decode_jpeg(data: bytes, path: Path) -> LabelArray:
-    scan, pixel_count = _first_scan(data)
-    if pixel_count > MAX_PIXELS:
-        raise DataError(f"{path}: the JPEG has {pixel_count} pixels, above {MAX_PIXELS}; make it smaller")
+def _require_size(size: tuple[int, int], path: Path) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(f"{path}: has {size[0] * size[1]} pixels, above {MAX_PIXELS}; make it smaller")
+
+
+def _decode_jpeg(data: bytes, scan: int, size: tuple[int, int], path: Path) -> LabelArray:
+    _require_size(size, path)
     if data.find(_JPEG_END, scan) < 0:
-        raise DataError(f"{path}: the JPEG is cut off (it has no end marker); {_REPLACE}")
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DataError(f"{path}: the JPEG cannot be decoded ({_first_line(error)}); {_REPLACE}") from None
-    if pixels is None:
-        raise DataError(f"{path}: the JPEG cannot be decoded; {_REPLACE}")
+        raise DataError(f"{path}: the JPEG is cut off (it has no end marker); {REPLACE}")
+    pixels = _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
     return np.asarray(pixels, np.uint8)
 
 
-def _first_scan(data: bytes) -> tuple[int, int]:
-    """Offset of the first scan, or the end of the data; a preview in the header has an end marker too.
-
-    Also the number of pixels that the header announces.
-    """
-    position, pixel_count = 2, 0
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] == _SCAN_MARKER:
-            return position, pixel_count
-        if data[position + 1] == 0xFF:
-            position += 1
-            continue
-        if data[position + 1] in _FRAME_MARKERS:
-            sides = data[position + 5 : position + 7], data[position + 7 : position + 9]
-            pixel_count = int.from_bytes(sides[0], "big") * int.from_bytes(sides[1], "big")
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return len(data), pixel_count
-
-
-def _guarded_open(file: BinaryIO) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file, formats=_FORMATS)
+def _decode(data: bytes, header: Header, path: Path) -> LabelArray:
+    """(H, W, 3) pixels of a file that is no JPEG."""
+    # Pillow drops the lower half of 16-bit colours, and reads no colours in floating point.
+    if header.bits > 8 and (header.samples > 1 or header.bits > 32):
+        height, width = header.size
+        if height * width * header.samples * header.bits > 8 * _MOST_EXPANSION * len(data):
+            raise DataError(f"{path}: holds less than its pixels need, it is cut off or damaged; {REPLACE}")
+        # OpenCV 4 and 5 have it in different places. What is wrong with a file is told by this package.
+        set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+        level = set_log_level(0)
+        try:
+            return _deep_colours(_opencv(data, cv2.IMREAD_UNCHANGED, path))
+        finally:
+            set_log_level(level)
+    with _open(data, header.kind, path) as picture:
+        return _rgb(_load(picture, path), path)
 
 
-def _open(data: bytes, path: Path) -> Image.Image:
+def _opencv(data: bytes, flags: int, path: Path) -> npt.NDArray[Any]:
     try:
-        return _guarded_open(io.BytesIO(data))
-    except Image.UnidentifiedImageError:
-        raise DataError(f"{path}: not a JPEG, PNG, WebP or BMP picture; {_REPLACE}") from None
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{path}: the picture cannot be decoded ({first_line(error)}); {REPLACE}") from None
+    if pixels is None:
+        raise DataError(f"{path}: the picture cannot be decoded; {REPLACE}")
+    return pixels
+
+
+def _deep_colours(pixels: npt.NDArray[Any]) -> LabelArray:
+    """OpenCV's (H, W) or (H, W, 3 or 4) blue, green, red, alpha of any type -> RGB of 8 bits."""
+    if pixels.ndim == 2:
+        return _grey(_eight_bits(pixels))
+    colours = _eight_bits(pixels[..., 2::-1])
+    if pixels.shape[-1] < 4:
+        return colours
+    full = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+    alpha = (pixels[..., 3:].clip(0, full) * (255.0 / full)).round().astype(np.uint8)
+    return _over_white(colours, alpha)
+
+
+def _rgb(picture: Image.Image, path: Path) -> LabelArray:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _grey(_eight_bits(np.asarray(picture)))
+    try:
+        if picture.mode not in ("RGBA", "LA", "PA", "RGBa") and "transparency" not in picture.info:
+            return np.array(picture.convert("RGB"))
+        pixels = np.array(picture.convert("RGBA"))
+    except ValueError as error:
+        raise DataError(f"{path}: its colours cannot be read ({first_line(error)}); save it as RGB") from None
+    return _over_white(pixels[..., :3], pixels[..., 3:])
+
+
+def _grey(values: LabelArray) -> LabelArray:
+    return np.repeat(values[..., None], 3, axis=2)
+
+
+def _over_white(colours: LabelArray, alpha: LabelArray) -> LabelArray:
+    """Colours (H, W, 3) over white, as opaque as alpha (H, W, 1) says."""
+    if not alpha.any():  # some programs leave the alpha of BMP files unset
+        return np.ascontiguousarray(colours)
+    opaque = alpha.astype(np.uint16)
+    return ((colours * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
+
+
+def _eight_bits(values: npt.NDArray[Any]) -> LabelArray:
+    """Values of any type to 0..255, as `read_image` says."""
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    highest = float(values.max(initial=0))
+    white = next((2**bits - 1 for bits in _BIT_DEPTHS if highest <= 2**bits - 1), highest)
+    if values.dtype.kind == "f" and highest <= 1:
+        white = 1
+    if values.dtype == np.uint16:  # a table instead of a copy in floating point
+        table = (np.arange(2**16) * (255 / white)).round().clip(0, 255).astype(np.uint8)
+        return table[values]
+    return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
+
+
+def _open(data: bytes, kind: str, path: Path) -> Image.Image:
+    try:
+        return open_picture(io.BytesIO(data), kind)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged files
-        raise DataError(f"{path}: not a readable picture ({_first_line(error)}); {_REPLACE}") from None
+        raise DataError(f"{path}: not a readable picture ({first_line(error)}); {REPLACE}") from None
 
 
 def _load(picture: Image.Image, path: Path) -> Image.Image:
@@ -181,14 +247,6 @@ def _load(picture: Image.Image, path: Path) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged files
         raise DataError(
-            f"{path}: the picture is cut off or damaged ({_first_line(error)}); {_REPLACE}"
+            f"{path}: the picture is cut off or damaged ({first_line(error)}); {REPLACE}"
         ) from None
     return picture
-
-
-def _missing(path: Path) -> DataError:
-    return DataError(f"{path}: no such file; check the folder and the spelling (upper and lower case count)")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

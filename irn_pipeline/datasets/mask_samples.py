@@ -86,7 +86,7 @@ class MaskSamples(Dataset[tuple[Tensor, SegmentationTarget]]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         record = self.records[index]
-        image = to_tensor(read_image(record.path))
+        image = to_tensor(read_image(record.path, record.orientation))
         truth = self.read_target(record.image_id)
         if truth.instances.size != tuple(image.shape[-2:]):
             raise DataError(

@@ -1,28 +1,29 @@
-"""Folders of pictures with a table of tags: ids that are relative paths, lists of ids, the choice of classes.
-
-An image id is the path of a picture below its folder, without the suffix and with "/" between folders, so the
-same stem may be used in two folders. Names that could lead out of a folder are refused, never mended.
-"""
+"""Folders of pictures with a table of tags: matching the two, lists of ids, the choice of classes."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import os
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from irn_pipeline.datasets.headers import READ_KINDS
+from irn_pipeline.datasets.orientation import orient
+from irn_pipeline.datasets.picture_scan import composed, scan_pictures, without_suffix
 from irn_pipeline.datasets.voc import LoadedSet, check_class_names
 from irn_pipeline.datasets.voc_lists import listed_ids, read_text, some
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.structures import ImageRecord, ImageSet
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_DRIVE = re.compile(r"[A-Za-z]:/")
+_NOT_READ = (
+    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw", ".jp2", ".j2k", ".jxl"),
+    *(".psd", ".svg", ".exr", ".hdr", ".dcm", ".ico", ".tga", ".pdf"),
+)
+"""Suffixes of pictures of other kinds, for tables that name pictures without their suffix."""
 
 
 @dataclass(frozen=True)
@@ -32,99 +33,15 @@ class TagTable:
     Attributes:
         names: every class of the file, in the order of its class ids if the user picks no others.
         tags: image id -> places in `names`; the pictures in the order of the file.
+        files: image id -> the picture's path as the file writes it; for those that are written with a suffix it
+            decides between pictures that differ in their suffix alone.
+        sizes: image id -> (H, W) as the file gives it, where it does.
     """
 
     names: tuple[str, ...]
     tags: dict[str, set[int]]
-
-
-def picture_id(name: str, where: str) -> str:
-    """The image id of a relative path.
-
-    Args:
-        name: path of a picture below its folder, with or without a suffix; "./" and doubled "/" are dropped.
-        where: file and line, for messages.
-
-    Returns:
-        The path without its suffix, in Unicode's composed form (a Mac stores names decomposed).
-
-    Raises:
-        DataError: the name is empty or absolute, or holds "..", a backslash or a control character.
-    """
-    plain = "/".join(part for part in name.split("/") if part not in ("", "."))
-    stem = _without_suffix(plain)
-    parts = stem.split("/")
-    problem = ""
-    if "\\" in name:
-        problem = "holds a backslash"
-    elif name.startswith("/") or _DRIVE.match(name):
-        problem = "is an absolute path"
-    elif ".." in parts or ".." in plain.split("/"):
-        problem = "holds '..'"
-    elif parts[-1] in ("", "."):
-        problem = "names no picture"
-    elif has_control_character(name):
-        problem = "holds a control character"
-    if problem:
-        raise DataError(
-            f"{where}: {name!r} {problem}; write the path of a picture below --image-dir, "
-            f"with '/' between folders"
-        )
-    return unicodedata.normalize("NFC", stem)
-
-
-def has_control_character(text: str) -> bool:
-    """Whether a text holds a control character or half of a surrogate pair, which no file can store."""
-    return not text.isprintable() and any(unicodedata.category(mark) in ("Cc", "Cs") for mark in text)
-
-
-def scan_pictures(image_dir: Path, warnings: list[str]) -> dict[str, tuple[str, ...]]:
-    """Files of a folder and its subfolders by image id; none of them is opened.
-
-    Links are followed, also out of the folder; a folder that is reached twice is read once. Files and folders
-    whose name starts with "._" or "." are passed over.
-
-    Args:
-        image_dir: the folder.
-        warnings: a sentence is added when names cannot be ids.
-
-    Returns:
-        Image id -> paths below `image_dir`; more than one where files differ in their suffix alone.
-
-    Raises:
-        DataError: the folder is missing, cannot be read, or holds no picture.
-    """
-    if not image_dir.is_dir():
-        raise DataError(f"{image_dir}: no such folder; --image-dir must name the folder of the pictures")
-    root, seen = str(image_dir), set[str]()
-    found: dict[str, tuple[str, ...]] = {}
-    unusable: list[str] = []
-    for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(folder, root)
-        for name in sorted(files):
-            if name.startswith("._") or not name.lower().endswith(PICTURE_SUFFIXES):
-                continue
-            path = name if inside == "." else f"{inside}/{name}"
-            try:
-                image_id = picture_id(path, root)
-            except DataError:
-                unusable.append(repr(path))
-                continue
-            found[image_id] = (*found.get(image_id, ()), path)
-    if unusable:
-        warnings.append(
-            f"{image_dir}: files left out because of backslashes or control characters in their names: "
-            f"{some(unusable)}"
-        )
-    if not found:
-        raise DataError(f"{image_dir}: holds no picture ({', '.join(PICTURE_SUFFIXES)})")
-    return found
+    files: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int]] | None = None
 
 
 def build_set(
@@ -151,19 +68,28 @@ def build_set(
     class_names = tuple(table.names[place] for place in places)
     check_class_names(class_names, f"{source}" if classes else f"{source} (--classes picks some)")
     class_of = {place: class_id for class_id, place in enumerate(places)}
-    files = scan_pictures(image_dir, warnings)
+    passed_over: list[str] = []
+    files = scan_pictures(image_dir, warnings, passed_over)
+    others = {
+        composed(path[: path.rindex(".")]): path for path in passed_over if path.lower().endswith(_NOT_READ)
+    }
     records: list[ImageRecord] = []
     absent: list[str] = []
+    unread: dict[str, str] = {}
     untagged: list[str] = []
     for image_id, tags in table.tags.items():
-        paths = files.get(image_id, ())
+        paths, written = files.get(image_id, ()), table.files.get(image_id, image_id)
+        if len(paths) > 1:
+            paths = tuple(path for path in paths if composed(path) == composed(written)) or paths
         if len(paths) > 1:
             raise DataError(
                 f"{image_dir}: {' and '.join(paths[:2])} differ in their suffix alone, and both would be "
-                f"picture {image_id!r}; rename one or move it away"
+                f"picture {image_id!r}; rename one or move it away, or name it with its suffix in {source}"
             )
         class_ids = tuple(sorted(class_of[tag] for tag in tags if tag in class_of))
-        if not paths:
+        if not paths and (image_id in others or os.path.lexists(image_dir / written)):
+            unread[image_id] = others.get(image_id, written)
+        elif not paths:
             absent.append(image_id)
         elif not class_ids:
             untagged.append(image_id)
@@ -171,6 +97,11 @@ def build_set(
             records.append(ImageRecord(image_id, image_dir / paths[0], class_ids))
     if absent:
         warnings.append(f"{source}: pictures left out because they are not in {image_dir}: {some(absent)}")
+    if unread:
+        warnings.append(
+            f"{source}: pictures left out although they are in {image_dir}: {some(unread.values())}; "
+            f"{READ_KINDS} files with such a suffix are read, hidden files and folders are not"
+        )
     if untagged:
         warnings.append(
             f"{source}: pictures left out because they show none of the classes: {some(untagged)}"
@@ -180,14 +111,18 @@ def build_set(
         hint = "; does --image-dir fit this file?" if absent else ""
         raise DataError(
             f"{source}: none of its {len(table.tags)} pictures can be used: {len(absent)} are not in {image_dir} "
-            f"(which holds {example!r}, for example), {len(untagged)} show none of the classes{hint}"
+            f"(which holds {example!r}, for example), {len(unread)} are there, but are hidden or no {READ_KINDS} "
+            f"files by their suffix, {len(untagged)} show none of the classes{hint}"
         )
+    sizes = table.sizes
+    told_size = None if sizes is None else lambda record: sizes.get(record.image_id)
+    turned = orient(records, source, warnings, told_size)
     counts = Counter(class_id for record in records for class_id in record.class_ids)
     for number, what in ((0, "no picture"), (1, "a single picture, too few to learn from")):
         rare = [repr(name) for class_id, name in enumerate(class_names) if counts[class_id] == number]
         if rare:
             warnings.append(f"{source}: classes with {what}: {len(rare)} ({', '.join(rare[:10])})")
-    loaded = LoadedSet(ImageSet(class_names, tuple(records)), tuple(warnings), (*absent, *untagged))
+    loaded = LoadedSet(ImageSet(class_names, turned), tuple(warnings), (*absent, *unread, *untagged))
     return loaded, places
 
 
@@ -216,7 +151,7 @@ def restrict(whole: LoadedSet, source: Path, image_list: str | Path | None) -> L
         if line in known:
             entries.append(line)
         elif line and not line.startswith("#"):
-            entries.append(_without_suffix(unicodedata.normalize("NFC", line.removeprefix("./"))))
+            entries.append(without_suffix(unicodedata.normalize("NFC", line.removeprefix("./"))))
     image_ids = listed_ids(entries, known, path, source)
     chosen = tuple(records[image_id] for image_id in image_ids if image_id in records)
     skipped = tuple(image_id for image_id in image_ids if image_id not in records)
@@ -232,10 +167,6 @@ def restrict(whole: LoadedSet, source: Path, image_list: str | Path | None) -> L
     if len(image_ids) < len(entries):
         warnings.append(f"{path}: {len(entries) - len(image_ids)} repeated lines were dropped")
     return LoadedSet(ImageSet(whole.images.class_names, chosen), tuple(warnings), skipped)
-
-
-def _without_suffix(name: str) -> str:
-    return name[: name.rindex(".")] if name.lower().endswith(PICTURE_SUFFIXES) else name
 
 
 def chosen_names(words: Sequence[str], known: Collection[str]) -> list[str]:
@@ -280,9 +211,3 @@ def _choose(names: Sequence[str], words: Sequence[str], source: Path) -> tuple[i
         if classes.count(name) > 1:
             raise ConfigError(f"--classes: {name!r} is named twice; class names must differ")
     return tuple(place_of[name] for name in classes)
-
-
-def _unreadable(error: OSError) -> None:
-    raise DataError(
-        f"{error.filename}: cannot be read ({error.strerror}); check the path and its permissions"
-    )

@@ -19,6 +19,7 @@ from irn_pipeline.datasets.transforms import (
     stride4_label,
     to_tensor,
 )
+from irn_pipeline.errors import DataError
 from irn_pipeline.structures import IGNORE, ImageRecord, ImageSet, LabelArray
 
 
@@ -42,7 +43,7 @@ class ClassificationSamples(Dataset[tuple[Tensor, Tensor]]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         record = self.images.records[index]
-        image = to_tensor(read_image(record.path))
+        image = to_tensor(read_image(record.path, record.orientation))
         height, width = image.shape[-2:]
         target = int(rng.integers(self.long_side[0], self.long_side[1] + 1))
         image = resize_image(image, scaled_size((height, width), target / max(height, width)))
@@ -84,8 +85,13 @@ class RelationSamples(Dataset[tuple[Tensor, Tensor]]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         record = self.records[index]
-        image = to_tensor(read_image(record.path))
+        image = to_tensor(read_image(record.path, record.orientation))
         label = torch.from_numpy(self.read_label(record.image_id))[None]
+        if label.shape[-2:] != image.shape[-2:]:
+            raise DataError(
+                f"{record.path}: is {image.shape[-2]}x{image.shape[-1]} pixels, its confident label is for "
+                f"{label.shape[-2]}x{label.shape[-1]}; make the labels again from these pictures"
+            )
         size = scaled_size((image.shape[-2], image.shape[-1]), float(rng.uniform(*self.scales)))
         image, label = resize_image(image, size), resize_label(label, size)
         if rng.random() < 0.5:

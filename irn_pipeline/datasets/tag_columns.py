@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from irn_pipeline.datasets.picture_folder import PICTURE_SUFFIXES, has_control_character
+from irn_pipeline.datasets.headers import PICTURE_SUFFIXES
+from irn_pipeline.datasets.picture_scan import has_control_character
 from irn_pipeline.datasets.tag_cells import are_numbers, holds_marks, is_filled, is_running
 from irn_pipeline.datasets.tag_table import FORMS, Row, Table
 from irn_pipeline.errors import DataError

@@ -6,13 +6,16 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from xml.parsers import expat
 
 import numpy as np
 
 from irn_pipeline.datasets.images import read_label
+from irn_pipeline.datasets.orientation import orient
 from irn_pipeline.datasets.voc_lists import choose_images, find_pictures, read_text, require_plain_id, some
+from irn_pipeline.datasets.voc_sizes import voc_size
 from irn_pipeline.errors import DataError
 from irn_pipeline.foreign.files import regular_bytes
 from irn_pipeline.structures import IGNORE, GroundTruth, ImageRecord, ImageSet, Instances
@@ -99,7 +102,8 @@ def load_voc(
         raise DataError(
             f"{source}: none of its {len(image_ids)} pictures has an XML file that names an object"
         )
-    return LoadedSet(ImageSet(tuple(class_names), tuple(records)), tuple(warnings), tuple(skipped))
+    turned = orient(records, voc_root, warnings, partial(voc_size, voc_root))
+    return LoadedSet(ImageSet(tuple(class_names), turned), tuple(warnings), tuple(skipped))
 
 
 def ground_truth_ids(voc_root: Path) -> tuple[str, ...]:

@@ -13,13 +13,16 @@ import re
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
+from irn_pipeline.datasets.headers import PICTURE_SUFFIXES, READ_KINDS
 from irn_pipeline.errors import DataError
 from irn_pipeline.foreign.files import regular_bytes
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = PICTURE_SUFFIXES
 _LIST_FOLDERS = ("Segmentation", "Main")
 _DEFAULT_LISTS = ("Segmentation/train_aug.txt", "Segmentation/train.txt", "Main/trainval.txt")
-_LIST_WITH_PATHS = re.compile(r"/?JPEGImages/([^/\\]+?)\.(?:jpe?g|png)(?:\s|$)", re.IGNORECASE)
+_LIST_WITH_PATHS = re.compile(
+    rf"/?JPEGImages/([^/\\]+?)(?:{'|'.join(map(re.escape, _SUFFIXES))})(?:\s|$)", re.IGNORECASE
+)
 _LIST_LABELS = ("-1", "0", "1")
 
 
@@ -28,7 +31,7 @@ def find_pictures(voc_root: Path, warnings: list[str]) -> dict[str, Path]:
 
     Args:
         voc_root: the folder that holds JPEGImages.
-        warnings: a sentence is added when files share a stem; .jpg then wins over .jpeg and .png.
+        warnings: a sentence is added when files share a stem; .jpg then wins over the others.
 
     Raises:
         DataError: the folder is missing, or holds no JPEGImages, or no picture.
@@ -53,7 +56,7 @@ def find_pictures(voc_root: Path, warnings: list[str]) -> dict[str, Path]:
                 twice.append(path.stem)
             pictures.setdefault(path.stem, path)
     if not pictures:
-        raise DataError(f"{folder}: holds no picture; put .jpg, .jpeg or .png files there")
+        raise DataError(f"{folder}: holds no picture; {READ_KINDS} files are read")
     if twice:
         warnings.append(f"several files share a name, {_SUFFIXES[0]} was preferred: {some(twice)}")
     return pictures

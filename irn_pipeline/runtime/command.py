@@ -186,8 +186,9 @@ class Pipeline(Generic[S]):
         source = from_namespace(self.source, values)
         named = source != self.source()
         data = self.load(source) if needs_data or named else self.no_data
+        run, reported = RunFolder(Path(options.run_dir)), set[tuple[str, str]]()
         for stage, params in work:
-            run_stage(stage, Job(RunFolder(Path(options.run_dir)), params, data, execution, ranks=ranks))
+            run_stage(stage, Job(run, params, data, execution, ranks=ranks, reported=reported))
 
 
 def _flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:

@@ -44,7 +44,8 @@ D = TypeVar("D", bound=Data)
 class Job(Generic[P, D]):
     """Everything a stage's work gets: where to write, with which parameters, on what data, how, beside whom.
 
-    The clock is a new one for every stage that is run; the work says in it where its time goes.
+    The clock is a new one for every stage that is run; the work says in it where its time goes. `reported` holds the
+    problems of items that the stages of one command have reported.
     """
 
     run: RunFolder
@@ -53,6 +54,13 @@ class Job(Generic[P, D]):
     execution: Execution
     clock: Clock = field(default_factory=Clock, compare=False)
     ranks: Ranks = field(default=ALONE, compare=False)
+    reported: set[tuple[str, str]] = field(default_factory=set, compare=False)
+
+    def is_news(self, image_id: str, problem: str) -> bool:
+        """Whether a problem has not been reported by this command yet; from now on it has."""
+        known = (image_id, problem) in self.reported
+        self.reported.add((image_id, problem))
+        return not known
 
     def write(self, artifact: Artifact[T], value: T) -> None:
         """Write an artifact of the whole stage; of several processes, the first does.

@@ -137,6 +137,10 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> _Begun:
             and not isinstance(stage, ReduceStage)
         ):
             raise ArtifactError(refusal(place, job.params, reads, previous, OTHER_FOLDER))
+    made_with = versions()
+    if isinstance(stage, MapStage) and previous is not None:
+        # A folder that is added to is as old as its oldest files.
+        made_with["irn_pipeline"] = previous.versions.get("irn_pipeline", made_with["irn_pipeline"])
     record = StageRecord(
         stage=folder,
         fingerprint=fingerprint,
@@ -145,7 +149,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> _Begun:
         complete=False,
         counts={"total": len(job.data.items)} if isinstance(stage, MapStage) else {},
         seconds=previous.seconds if previous else 0.0,
-        versions=versions(),
+        versions=made_with,
     )
     if isinstance(stage, FitStage) and previous is not None and previous.complete:
         return _Begun(record, previous)
@@ -214,7 +218,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
             elsewhere.update(produced.seconds)
             if produced.problem is not None:
                 problems.append(produced)
-                if not produced.common:
+                if not produced.common and job.is_news(produced.image_id, produced.problem):
                     logger.warning("%s: skipped: %s", produced.image_id, produced.problem)
             else:
                 formats.update(filter(None, [produced.file_format]))
@@ -232,7 +236,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
 
 
 def _checked(stage: Stage[Any], counts: dict[str, int]) -> dict[str, int]:
-    if counts["skipped"] and not counts["images"]:
+    if counts["skipped"] and not counts["images"] + counts["kept"]:
         raise DataError(
             f"{stage.name}: every one of the {counts['skipped']} pictures was skipped; see the messages above"
         )

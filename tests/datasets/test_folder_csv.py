@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from irn_pipeline.datasets.folder_csv import load_folder_csv, read_tags
-from irn_pipeline.datasets.picture_folder import picture_id, restrict, scan_pictures
+from irn_pipeline.datasets.picture_folder import restrict
+from irn_pipeline.datasets.picture_scan import picture_id, scan_pictures
 from irn_pipeline.errors import ConfigError, DataError
 
 PICTURES = ("a.jpg", "b.JPG", "cats/a.png", "dogs/my pet.v2.jpeg")
@@ -194,11 +195,48 @@ def test_missing_things(photos, tmp_path):
         load_folder_csv(table(photos, PLAIN), tmp_path / "empty")
 
 
-def test_two_suffixes_of_one_stem_are_an_error_only_for_a_picture_of_the_table(photos):
+def test_two_suffixes_of_one_stem_are_an_error_where_the_table_does_not_say_which(photos):
     (photos / "a.png").touch()
-    with pytest.raises(DataError, match=r"a\.jpg and a\.png differ in their suffix alone, .* 'a'; rename"):
-        load(photos, PLAIN)
+    for rows in ("image,label\na,dog\n", "a.jpg,dog\na.png,cat\n"):
+        with pytest.raises(
+            DataError, match=r"a\.jpg and a\.png differ in their suffix alone, .* 'a'; rename"
+        ):
+            load(photos, rows)
     assert tags_of(load(photos, "b.jpg,dog\n")) == {"b": {"dog"}}
+    for name in ("a.jpg", "a.png", "./a.png"):
+        (record,) = load(photos, f"{name},dog\n").images.records
+        assert record.path == photos / name
+
+
+def test_a_heic_file_beside_a_picture_of_the_same_name_is_not_in_the_way(photos):
+    (photos / "a.HEIC").touch()
+    (record,) = load(photos, "image,label\na,dog\n").images.records
+    assert record.path == photos / "a.jpg"
+
+
+def test_what_is_in_the_folder_is_never_called_absent(photos):
+    for name in ("raw.NEF", "only_by_stem.cr2", "table.xlsx"):
+        (photos / name).touch()
+    (photos / ".thumbs").mkdir()
+    (photos / ".thumbs" / "t.jpg").touch()
+    rows = "a.jpg,dog\nraw.NEF,dog\nonly_by_stem,cat\n.thumbs/t.jpg,cat\nnowhere.jpg,cat\ntable,cat\n"
+    loaded = load(photos, rows)
+    assert [record.image_id for record in loaded.images.records] == ["a"]
+    there = about(loaded, "although they are in")
+    assert "3 (raw.NEF, only_by_stem.cr2, .thumbs/t.jpg); JPEG, PNG" in there
+    assert about(loaded, "because they are not in").endswith("2 (nowhere, table)")
+    assert set(loaded.skipped) == {"raw.NEF", "only_by_stem", ".thumbs/t", "nowhere", "table"}
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["tif", "TIFF", "gif", "heic", "HEIF", "jfif", "jpe", "JPG", "bmp", "webp", "ppm", "avif", "mpo"],
+)
+def test_suffixes_of_pictures(photos, suffix):
+    (photos / f"new.{suffix}").touch()
+    for name in (f"new.{suffix}", "new"):
+        (record,) = load(photos, f"image,label\n{name},dog\n").images.records
+        assert (record.image_id, record.path) == ("new", photos / f"new.{suffix}")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +245,8 @@ def test_two_suffixes_of_one_stem_are_an_error_only_for_a_picture_of_the_table(p
         ("a.jpg", "a"),
         ("./x//y/a.b.JPEG", "x/y/a.b"),
         ("a", "a"),
-        ("a.tif", "a.tif"),
+        ("a.tif", "a"),
+        ("a.svg", "a.svg"),
         ("cafe\u0301.png", "caf\u00e9"),
         ("Screenshot 3.00\u202fPM.png", "Screenshot 3.00\u202fPM"),
         ("..a.jpg", "..a"),
@@ -258,11 +297,15 @@ def test_scan_follows_links_once_and_passes_over_hidden_files(photos, tmp_path):
     (outside / "far.jpg").touch()
     (photos / "linked").symlink_to(outside)
     (photos / "cats" / "loop").symlink_to(photos)
-    (photos / ".cache").mkdir()
-    for name in (".cache/x.jpg", "._a.jpg", "notes.txt", "odd\\name.jpg", "new\nline.jpg"):
+    for name in (".cache", ".ipynb_checkpoints", "cats/@eaDir", "__MACOSX"):
+        (photos / name).mkdir()
+    hidden = (".cache/x.jpg", "cats/@eaDir/x.jpg", "__MACOSX/x.jpg", "._a.jpg", ".h.png")
+    for name in (*hidden, "notes.txt", "a.heic", "odd\\name.jpg", "new\nline.jpg"):
         (photos / name).touch()
-    warnings = []
-    found = scan_pictures(photos, warnings)
+    warnings, passed_over = [], []
+    found = scan_pictures(photos, warnings, passed_over)
+    folders = [".cache/", ".ipynb_checkpoints/", "__MACOSX/", "cats/@eaDir/"]
+    assert sorted(passed_over) == sorted([*folders, "._a.jpg", ".h.png", "notes.txt", "a.heic"])
     assert found == {
         "a": ("a.jpg",),
         "b": ("b.JPG",),

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -86,8 +88,20 @@ def test_pictures_that_say_they_are_huge(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(bmp, "BMP")
     wide = bytearray(bmp.getvalue())
     wide[18:26] = struct.pack("<ii", 30_000, 30_000)
-    for name, content in (("bomb.jpg", bytes(jpeg)), ("bomb.bmp", bytes(wide))):
-        (tmp_path / name).write_bytes(content)
+    gif = io.BytesIO()
+    Image.new("L", (16, 16)).save(gif, "GIF")
+    canvas = bytearray(gif.getvalue())
+    canvas[6:10] = struct.pack("<HH", 30_000, 30_000)
+    _, deep = cv2.imencode(".tif", np.zeros((16, 16, 3), np.uint16), [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    tiff = bytearray(deep.tobytes())
+    for tag in (256, 257):
+        place = tiff.index(struct.pack("<HHI", tag, 4, 1)) if struct.pack("<HHI", tag, 4, 1) in tiff else 0
+        place = place or tiff.index(struct.pack("<HHI", tag, 3, 1))
+        tiff[place : place + 12] = struct.pack("<HHII", tag, 4, 1, 30_000)
+    pgm = b"P5 30000 30000 255\n"
+    bombs = {"bomb.jpg": jpeg, "bomb.bmp": wide, "bomb.gif": canvas, "bomb.tif": tiff, "bomb.pgm": pgm}
+    for name, content in bombs.items():
+        (tmp_path / name).write_bytes(bytes(content))
         with little(), pytest.raises(DataError, match=rf"{name}.*pixels"):
             images.read_image(tmp_path / name)
 

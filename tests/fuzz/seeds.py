@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -126,8 +127,16 @@ def pictures() -> list[bytes]:
     """Pictures of every format, and masks."""
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 255, (*SIZE, 3), np.uint8))
     masks = [picture.quantize(8), Image.fromarray(_label()), Image.fromarray(_label().astype(np.uint16))]
-    kinds = [(picture, suffix) for suffix in (".jpg", ".png", ".webp", ".bmp")] + [(m, ".png") for m in masks]
-    return [_saved(*kind) for kind in kinds]
+    suffixes = (".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ppm")
+    kinds = [(picture, suffix) for suffix in suffixes] + [(m, ".png") for m in masks]
+    deep = np.random.default_rng(4).integers(0, 4096, (*SIZE, 3)).astype(np.uint16)
+    floating = (deep / 4096).astype(np.float32)
+    arrays = ((".png", deep), (".tif", deep), (".tif", floating))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rotated = [_written(partial(picture.save, exif=exif), suffix) for suffix in (".jpg", ".png", ".tif")]
+    coded = [cv2.imencode(suffix, array)[1].tobytes() for suffix, array in arrays]
+    return [*(_saved(*kind) for kind in kinds), *coded, *rotated]
 
 
 def _saved(picture: Image.Image, suffix: str) -> bytes:

@@ -17,7 +17,9 @@ from torch import Tensor
 import stages.predict
 from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.picture_scan import scan_pictures
 from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.ops.orientation import inverse, turned
 from irn_pipeline.ops.palette import voc_palette
 from irn_pipeline.runtime.store import RunFolder, StageRecord
 from irn_pipeline.structures import Instances
@@ -280,3 +282,60 @@ def test_a_model_that_was_not_trained(
     assert str(tmp_path / "run") in line
     assert "train_segmenter" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_rules_are_those_of_image_dir_and_one_line_tells_what_was_passed_over(
+    tmp_path: Path, model: Thresholds, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    for name in (
+        "a.jpg",
+        "b.TIF",
+        "c.gif",
+        "deep/d.jfif",
+        ".ipynb_checkpoints/a-checkpoint.jpg",
+        "@eaDir/a.jpg",
+    ):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        kind = {".jfif": "JPEG"}.get(Path(name).suffix)
+        Image.fromarray(halves((8, 12))).save(source / name, format=kind)
+    save(tmp_path / "elsewhere" / "e.png", halves((8, 12)))
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    (source / "deep" / "loop").symlink_to(source)
+    (source / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (source / "f.png").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (source / "notes.txt").touch()
+    assert predict(tmp_path, "--images", str(source)) == 0
+    told = capsys.readouterr().err.splitlines()
+    (passed_over,) = [line for line in told if "passed over" in line]
+    assert passed_over.endswith(": 4 (.ipynb_checkpoints/, @eaDir/, notes.txt, ...)")
+    (unread,) = [line for line in told if "HEIC" in line]
+    assert (
+        unread
+        == f"f.png: skipped: {source / 'f.png'}: holds a HEIC picture, which cannot be read; convert it to JPEG or PNG"
+    )
+    assert told[-1] == "1 of 6 pictures cannot be read and were skipped"
+    names = [image["file_name"] for image in load(tmp_path / "out" / "predictions.json").imgs.values()]
+    assert names == ["a.jpg", "b.TIF", "c.gif", "deep/d.jfif", "linked/e.png"]
+    assert set(scan_pictures(source, [])) == {
+        Path(name).with_suffix("").as_posix() for name in [*names, "f.png"]
+    }
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_predictions_are_of_the_picture_as_it_is_shown(
+    tmp_path: Path, model: Thresholds, capsys: pytest.CaptureFixture[str], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "in").mkdir()
+    stored = np.ascontiguousarray(turned(halves((16, 24)), inverse(orientation)))
+    Image.fromarray(stored).save(tmp_path / "in" / "a.jpg", quality=95, exif=exif)
+    assert predict(tmp_path, "--images", str(tmp_path / "in")) == 0
+    assert capsys.readouterr().err.count("EXIF rotation: 1 (a); it is applied") == (orientation != 1)
+    coco = load(tmp_path / "out" / "predictions.json")
+    (image,) = coco.imgs.values()
+    assert (image["height"], image["width"]) == (16, 24)
+    bright = coco.annToMask(next(entry for entry in coco.anns.values() if entry["category_id"] == 2))
+    np.testing.assert_array_equal(bright, halves((16, 24))[..., 0] > 128)
+    assert read_image(tmp_path / "out" / "overlays" / "a.jpg").shape == (16, 24, 3)
