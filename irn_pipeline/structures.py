@@ -34,6 +34,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Red, green and blue in [0, 1], as the backbones' ImageNet weights expect pictures to be normalised."""
 
 
+def background_name(class_names: Sequence[str]) -> str:
+    """What the background is called beside these classes: "background", unless a class has that name.
+
+    Example:
+        >>> background_name(["cat"]), background_name(["cat", "background"])
+        ('background', '_background_')
+    """
+    name = "background"
+    while name in class_names:
+        name = f"_{name}_"
+    return name
+
+
 def strided_size(size: tuple[int, int], stride: int = CAM_STRIDE) -> tuple[int, int]:
     """Size of the grid that has one cell every `stride` pixels.
 
@@ -174,12 +187,14 @@ class GroundTruth:
         ignore: (H, W) bool pixels that are not counted when instances are compared.
         crowds: masks of groups of objects, by class, where the truth tells them; `ignore` covers what no instance of
             `instances` does. None where it tells no class: `ignore` belongs to every class.
+        has_instances: False where objects are not told apart: `instances` is empty, and only `label` can be compared.
     """
 
     label: LabelArray
     instances: Instances
     ignore: BoolArray
     crowds: Instances | None = None
+    has_instances: bool = True
 
     @property
     def has_foreground(self) -> bool:

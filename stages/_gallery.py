@@ -158,8 +158,9 @@ class Gallery:
             labels.append(maker.masks(kept.masks, "instance labels"))
         if label is not None:
             labels.append(maker.label(label, "semantic label"))
-        if truth is not None:
+        if truth is not None and truth.has_instances:
             labels.append(maker.masks(truth.instances.masks, "true instances", truth.ignore))
+        if truth is not None:
             labels.append(maker.label(truth.label, "true label"))
         sizes = [a.shape[:2] for a in (image, confident, label) if a is not None]
         sizes += [one.size for one in (cam, instances) if one is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,8 +19,10 @@ from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.progress import progress
-from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances, LabelArray
+from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances, LabelArray, background_name
 from stages._source import DataSet
+
+logger = logging.getLogger(__name__)
 
 ProtocolName: TypeAlias = Literal["original", "voc", "coco"]
 """Whose rules figures follow: the original implementation's, VOC's with void left out, or COCO's."""
@@ -61,9 +64,14 @@ class InstanceTally:
         self._coco = CocoEvaluator(count, void=_VOID[protocol])
         self._counts = CountingEvaluator(count, min_score=count_from, ignore_void=protocol != "original")
         self._ap = self._coco if protocol == "coco" else ap_evaluator(count, protocol)
+        self.count = self.without_instances = 0
 
     def add(self, predictions: Instances, truth: GroundTruth) -> None:
-        """Count one picture."""
+        """Count one picture, unless its truth does not tell objects apart."""
+        if not truth.has_instances:
+            self.without_instances += 1
+            return
+        self.count += 1
         self._coco.add(predictions, truth)
         self._counts.add(predictions, truth)
         if self._ap is not self._coco:
@@ -101,11 +109,13 @@ class SemanticTally:
     """
 
     def __init__(self, class_names: tuple[str, ...], *, protocol: ProtocolName = "voc") -> None:
-        self._names, self._protocol = ("background", *class_names), protocol
+        self._names, self._protocol = (background_name(class_names), *class_names), protocol
         self._matrix: Any = 0
+        self.count = 0
 
     def add(self, label: LabelArray, truth: GroundTruth) -> None:
         """Count one picture."""
+        self.count += 1
         if self._protocol == "original":
             label = np.where(label == IGNORE, np.uint8(BACKGROUND), label)
         self._matrix = self._matrix + confusion_matrix(label, truth.label, len(self._names))
@@ -123,7 +133,7 @@ def model_figures(
     """Run a model on every picture that has true masks and compare.
 
     Raises:
-        DataError: not one picture has.
+        DataError: not one picture has, or no class is in them.
     """
     names = pictures.images.class_names
     instances = InstanceTally(names, protocol=protocol, count_from=0.5)
@@ -143,7 +153,21 @@ def model_figures(
     if not count:
         raise DataError(f"{pictures.origin}: no picture of the held-out list has true masks")
     require_foreground(foreground, count, pictures.origin)
-    return {"pictures": count, **label.report(), **instances.report()}
+    log_without_instances(instances)
+    return {"pictures": count, **label.report(), **(instances.report() if instances.count else {})}
+
+
+def log_without_instances(instances: InstanceTally) -> None:
+    """Say why there is no average precision, or of how many pictures it is."""
+    without = instances.without_instances
+    if without and instances.count:
+        whole = instances.count + without
+        logger.warning(
+            "average precision is that of %d of %d pictures: the others have no object masks (SegmentationObject)",
+            *(instances.count, whole),
+        )
+    elif without:
+        logger.warning("no average precision: the true masks tell no objects apart (no SegmentationObject)")
 
 
 def require_foreground(found: bool, count: int, origin: Path) -> None:
@@ -160,7 +184,8 @@ def require_foreground(found: bool, count: int, origin: Path) -> None:
     if count and not found:
         raise DataError(
             f"{origin}: the true masks of {count} pictures show no object of any class, only background and pixels "
-            "that are not counted; expected class labels from 1 in PNGs, or masks without iscrowd in a COCO file"
+            "that are not counted; expected class labels from 1 in PNGs (0 is background and 255 is not counted: in "
+            "masks of 0 and 255 write the class's label for 255), or masks without iscrowd in a COCO file"
         )
 
 

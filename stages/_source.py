@@ -14,7 +14,8 @@ from irn_pipeline.datasets.coco import CocoSet, load_coco
 from irn_pipeline.datasets.folder_csv import load_folder_csv
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import restrict
-from irn_pipeline.datasets.voc import VOC_CLASSES, LoadedSet, load_ground_truth, load_voc, read_class_names
+from irn_pipeline.datasets.voc import VOC_CLASSES, LoadedSet, load_voc, read_class_names
+from irn_pipeline.datasets.voc_truth import VocTruths
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.runtime.parallel import prefetch
 from irn_pipeline.runtime.stage import Job
@@ -23,6 +24,7 @@ from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet
 logger = logging.getLogger(__name__)
 _MOST_CLASSES = 20
 """Classes that are all named with their numbers of pictures; of more, the commonest and the rarest."""
+_CLASS_FILES = ("class_names.txt", "labelmap.txt")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Source:
     image_list: str | None = None
     """List of image ids: a text file, or the name of a list in ImageSets; by default VOC's training list, else all."""
     class_names: str | None = None
-    """Text file with one class name a line; by default class_names.txt in the VOC root, else the 20 VOC classes."""
+    """Text file with one class name a line, or CVAT's labelmap.txt; by default class_names.txt or labelmap.txt in
+    the VOC root, else the 20 VOC classes."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +176,20 @@ def _require_one(source: Source) -> None:
 
 
 def _load_voc(source: Source, root: Path) -> DataSet:
-    names: Sequence[str] = VOC_CLASSES
-    if source.class_names is not None:
-        names = read_class_names(Path(source.class_names))
-    elif (root / "class_names.txt").is_file():
-        names = read_class_names(root / "class_names.txt")
+    files = [Path(source.class_names)] if source.class_names else [root / name for name in _CLASS_FILES]
+    file = next((path for path in files if source.class_names or path.is_file()), None)
+    names = VOC_CLASSES if file is None else read_class_names(file)
     loaded = load_voc(root, image_list=source.image_list, class_names=names)
+    others = "" if source.image_list else " (choose others with --image-list)"
+    logger.info("pictures: %d of %s%s", len(loaded.images), loaded.source, others)
+    logger.info("classes: %s (%s)", ", ".join(names), file or "those of Pascal VOC")
     _log_warnings(loaded.warnings, len(loaded.images))
     return DataSet(
         loaded.images,
         root,
         tuple(range(1, len(names) + 1)),
-        partial(_voc_list, root, tuple(names)),
-        partial(load_ground_truth, root, num_classes=len(names)),
+        partial(_voc_list, root, names),
+        VocTruths.find(root, len(names)).ground_truth,
     )
 
 

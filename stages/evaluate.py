@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from stages._scores import (
     InstanceTally,
     ProtocolName,
     SemanticTally,
+    log_without_instances,
     model_figures,
     require_foreground,
     table,
@@ -59,17 +59,15 @@ def run(job: Job[Params, DataSet]) -> int:
     count = _evaluate_labels(job, data, figures)
     figures |= _evaluate_models(job)
     if not figures:
-        raise DataError(
-            f"{job.run.root}: nothing to evaluate: no picture has both true masks in {data.origin} (PNGs in "
-            "SegmentationClass and SegmentationObject, or segmentations in a COCO file) and maps or labels in the "
-            "run folder"
-        )
+        raise DataError(_nothing(job, data, count))
     models = {k.removeprefix("segmenter."): v for k, v in figures.items() if k.startswith("segmenter.")}
     labels = {k: v for k, v in figures.items() if not k.startswith("segmenter.")}
     content: dict[str, Any] = {"protocol": job.params.protocol, "pictures": count, **labels}
     if models:
         # `segmenter` is the first of `segmenters`, for those who train a single one.
         content |= {"segmenter": next(iter(models.values())), "segmenters": models}
+    elif trained := trained_variants(job.run):
+        logger.info("%s", _heldout_needed(trained))
     job.run.write(METRICS, content)
     logger.info("%s\n%s", table(figures, job.params.protocol), job.run.path(METRICS))
     return count
@@ -81,7 +79,6 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
     instance = {
         name: InstanceTally(names, protocol=params.protocol) for name in ("cam_components", "instance_label")
     }
-    seen: Counter[str] = Counter()
     cams = CamSource.of(job)
     count, foreground = 0, False
     for record in progress(data.items, STAGE.name, quiet=job.execution.quiet):
@@ -97,29 +94,50 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
                 semantic["cam"].add(cam_label(cam.high_res_cam, cam.class_ids, params.cam_threshold), truth)
                 parts = cam_components(cam.high_res_cam, cam.class_ids, params.component_threshold)
                 instance["cam_components"].add(parts, truth)
-                seen.update(["cam", "cam_components"])
             if job.run.has(SEMANTIC_LABEL, image_id):
                 semantic["semantic_label"].add(read_upright(job.run, SEMANTIC_LABEL, record), truth)
                 instance["instance_label"].add(read_upright(job.run, INSTANCE_LABEL, record), truth)
-                seen.update(["semantic_label", "instance_label"])
-        except ShapeError as error:
+        except (ShapeError, DataError) as error:
             raise ArtifactError(
                 f"{job.run.root}: the maps or labels of {image_id} do not fit its true masks in {data.origin} "
                 f"({error}{rotation_hint(record)}); evaluate them on the data set they were made from"
             ) from error
     require_foreground(foreground, count, data.origin)
     for name, what in (("cam", "activation maps"), ("semantic_label", "labels")):
-        if 0 < seen[name] < count:
+        if 0 < semantic[name].count < count:
             logger.warning(
                 "%d of the %d pictures with true masks have no %s: the figures are of the other %d",
-                count - seen[name],
+                count - semantic[name].count,
                 count,
                 what,
-                seen[name],
+                semantic[name].count,
             )
+    log_without_instances(max(instance.values(), key=lambda tally: tally.without_instances))
     tallies: dict[str, SemanticTally | InstanceTally] = {**semantic, **instance}
-    figures.update({name: tally.report() for name, tally in tallies.items() if name in seen})
+    figures.update({name: tally.report() for name, tally in tallies.items() if tally.count})
     return count
+
+
+def _nothing(job: Job[Params, DataSet], data: DataSet, count: int) -> str:
+    """Why there is nothing to evaluate, and what to do."""
+    reason = (
+        f"{data.origin}: none of its {len(data.items)} pictures has true masks to compare maps and labels with "
+        "(SegmentationClass in a VOC folder, segmentations in a COCO file; a table of tags has none)"
+    )
+    if count:
+        reason = (
+            f"{job.run.root}: holds no maps or labels of the {count} pictures with true masks in {data.origin}; "
+            "run stage make_cam or synthesize_labels first"
+        )
+    trained = trained_variants(job.run)
+    return f"{job.run.root}: {_heldout_needed(trained)}. For the labels: {reason}" if trained else reason
+
+
+def _heldout_needed(trained: Sequence[str]) -> str:
+    return (
+        f"the trained models ({', '.join(trained)}) are evaluated on pictures held out from training only: name some "
+        "that have true masks with --heldout-list, by a text file with one image id a line or a list in ImageSets"
+    )
 
 
 def _evaluate_models(job: Job[Params, DataSet]) -> dict[str, dict[str, Any]]:
@@ -136,8 +154,6 @@ def _evaluate_models(job: Job[Params, DataSet]) -> dict[str, dict[str, Any]]:
     elif job.data.listed:
         pictures = job.data
     else:
-        if wanted:
-            logger.info("the trained models are not evaluated: name held-out pictures with --heldout-list")
         return {}
     figures: dict[str, dict[str, Any]] = {}
     for name in wanted:

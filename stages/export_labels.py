@@ -13,7 +13,7 @@ from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
-from irn_pipeline.export.voc_png import object_map
+from irn_pipeline.export.voc_png import labelmap, object_map
 from irn_pipeline.older_runs import read_upright, rotation_hint
 from irn_pipeline.runtime.progress import progress
 from irn_pipeline.runtime.stage import Job, ReduceStage
@@ -107,7 +107,15 @@ def _write_voc(job: Job[Params, DataSet], folder: Path) -> int:
             image_ids.append(item.image_id)
     if left_out:
         logger.warning("left out: %d instances of lowest score; a VOC PNG holds 254 objects", left_out)
-    _write_lines(folder / "class_names.txt", names)
+    # A first line "background" is read as the name of the background.
+    first = ("_background_",) if names[0].lower() == "background" else ()
+    _write_lines(folder / "class_names.txt", (*first, *names))
+    try:
+        _write_lines(folder / "labelmap.txt", labelmap(names))
+    except DataError as error:
+        logger.warning(
+            "labelmap.txt is not written: %s; CVAT and Datumaro will take other class names", error
+        )
     _write_lines(folder / "ImageSets" / "Segmentation" / "train.txt", image_ids)
     return len(image_ids)
 

@@ -70,7 +70,7 @@ class _Tally:
 
     def add(self, label: LabelArray, instances: Instances | None, truth: GroundTruth) -> None:
         self.label.add(label, truth)
-        if instances is not None:
+        if instances is not None and truth.has_instances:
             self.instances.add(instances, truth)
 
     def figures(self, *, with_instances: bool) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def run(job: Job[Params, DataSet]) -> int:
         try:
             for tally, (label, instances) in zip(tallies, labels.made(record, truth), strict=True):
                 tally.add(label, instances, truth)
-        except ShapeError as error:
+        except (ShapeError, DataError) as error:
             raise ArtifactError(
                 f"{job.run.root}: the maps or scores of {record.image_id} do not fit its true masks in {data.origin} "
                 f"({error}); name the data set they were made from"

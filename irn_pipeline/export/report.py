@@ -13,6 +13,7 @@ from markupsafe import Markup
 from irn_pipeline.export.report_charts import bar_chart, line_chart
 from irn_pipeline.export.report_pictures import hues, wheel_legend
 from irn_pipeline.export.report_records import Bar, Curves, Picture, Result, Series, StageSummary
+from irn_pipeline.structures import background_name
 
 SHOWN_EXTREMES = 8
 """Pictures in each of the rows "worst" and "best"."""
@@ -189,7 +190,8 @@ def _class_rows(report: Report) -> list[tuple[str, str | None, int | None, list[
     """Name, colour, number of pictures and figures of each class, and of the background where it has any."""
     columns = [dict(values) for result in report.results for _, values in result.per_class]
     known = {name for column in columns for name in column}
-    names = ["background"] if "background" in known and "background" not in report.class_names else []
+    background = background_name(report.class_names)
+    names = [background] if background in known else []
     colours = _colours(len(report.class_names))
     counts: dict[str, int] = dict(zip(report.class_names, report.class_counts, strict=False))
     rows: list[tuple[str, str | None, int | None, list[float | None]]] = [

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from irn_pipeline.errors import ShapeError
+from irn_pipeline.errors import DataError, ShapeError
 from irn_pipeline.ops.palette import voc_palette
-from irn_pipeline.structures import IGNORE, Instances, IntArray, LabelArray
+from irn_pipeline.structures import IGNORE, Instances, IntArray, LabelArray, background_name
 
 MAX_OBJECTS = IGNORE - 1
 """Objects that fit into an 8-bit map: 0 is background, and 255 stands for "unknown" in VOC's readers."""
@@ -51,6 +52,28 @@ def object_map(instances: Instances, size: tuple[int, int]) -> ObjectMap:
     for position in ascending:
         ids[instances.masks[position]] = np.searchsorted(positions, position) + 1
     return ObjectMap(ids, positions, len(instances) - len(positions))
+
+
+def labelmap(class_names: Sequence[str]) -> list[str]:
+    """Lines of CVAT's and Datumaro's labelmap.txt: the classes and their colours in the PNGs.
+
+    Args:
+        class_names: C names, in the order of the class ids.
+
+    Raises:
+        DataError: a name cannot be written in this format, which has no marks of quotation.
+
+    Example:
+        >>> labelmap(["cat"])
+        ['# label:color_rgb:parts:actions', 'background:0,0,0::', 'cat:128,0,0::']
+    """
+    for name in class_names:
+        if ":" in name or name.startswith("#"):
+            raise DataError(f"its format has no place for the class name {name!r}")
+    names = (background_name(class_names), *class_names)
+    colours = voc_palette().tolist()
+    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in zip(names, colours, strict=False)]
+    return ["# label:color_rgb:parts:actions", *lines]
 
 
 def save_palette_png(path: Path, index: LabelArray) -> None:

@@ -6,7 +6,8 @@ import pytest
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo, make_picture
 from irn_pipeline.datasets.synthetic_shapes import PAINTERS
-from irn_pipeline.datasets.voc import ground_truth_ids, load_ground_truth, load_voc, read_class_names
+from irn_pipeline.datasets.voc import load_voc, read_class_names
+from irn_pipeline.datasets.voc_truth import VocTruths
 from irn_pipeline.errors import DataError
 
 NUM_IMAGES, NUM_HELDOUT = 40, 4
@@ -51,15 +52,17 @@ def test_lists_names_and_sizes(demo):
     heldout = load_voc(demo, image_list="val", class_names=DEMO_CLASSES)
     assert (len(train.images), len(heldout.images)) == (NUM_IMAGES, NUM_HELDOUT)
     assert train.images.records[7].image_id == "train_0007"
-    assert len(ground_truth_ids(demo)) == NUM_IMAGES + NUM_HELDOUT
+    truths = VocTruths.find(demo, len(DEMO_CLASSES))
+    assert len(truths.class_masks) == len(truths.object_masks) == NUM_IMAGES + NUM_HELDOUT
     sizes = {read_image(record.path).shape for record in train.images.records}
     assert len(sizes) > NUM_IMAGES // 2
     assert all(144 <= height <= 192 and 176 <= width <= 240 for height, width, _ in sizes)
 
 
 def test_masks_agree_with_the_tags_and_with_one_another(demo):
+    truths = VocTruths.find(demo, len(DEMO_CLASSES))
     for record in load_voc(demo, class_names=DEMO_CLASSES).images.records:
-        truth = load_ground_truth(demo, record.image_id, num_classes=len(DEMO_CLASSES))
+        truth = truths.ground_truth(record.image_id)
         assert truth is not None
         assert read_image(record.path).shape[:2] == truth.label.shape
         assert tuple(np.unique(truth.instances.class_ids)) == record.class_ids

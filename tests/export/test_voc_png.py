@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from irn_pipeline.errors import ShapeError
-from irn_pipeline.export.voc_png import MAX_OBJECTS, object_map, save_palette_png
+from irn_pipeline.errors import DataError, ShapeError
+from irn_pipeline.export.voc_png import MAX_OBJECTS, labelmap, object_map, save_palette_png
 from irn_pipeline.ops.palette import voc_palette
 from irn_pipeline.structures import Instances
 
@@ -96,3 +96,24 @@ def test_every_pixel_has_the_best_of_its_instances(seed, count):
 def test_masks_of_another_size():
     with pytest.raises(ShapeError, match="4x6"):
         object_map(instances(np.ones((1, 6, 4)), [1]), (4, 6))
+
+
+def test_the_label_map_has_the_colours_of_the_pngs(tmp_path):
+    names = [f"class {number}" for number in range(1, 255)]
+    heading, *lines = labelmap(names)
+    assert heading == "# label:color_rgb:parts:actions"
+    assert lines[:3] == ["background:0,0,0::", "class 1:128,0,0::", "class 2:0,128,0::"] and len(lines) == 255
+    save_palette_png(tmp_path / "a.png", np.arange(255, dtype=np.uint8)[None])
+    shown = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))[0].tolist()
+    assert [line.split(":")[1] for line in lines] == [",".join(map(str, colour)) for colour in shown]
+
+
+def test_names_in_the_label_map():
+    assert [line.split(":")[0] for line in labelmap(["background", "naïve 犬"])[1:]] == [
+        "_background_",
+        "background",
+        "naïve 犬",
+    ]
+    for name in ("traffic:light", "#1"):
+        with pytest.raises(DataError, match=name):
+            labelmap(["cat", name])

@@ -236,8 +236,8 @@ def test_a_mask_that_cannot_be_read_stops_the_evaluation(
             {"segmentation": {"size": list(SIZE), "counts": [SIZE[0] * SIZE[1]]}},
             "show no object of any class",
         ),
-        ({"segmentation": []}, "no picture has both true masks in"),
-        ({"segmentation": None}, "no picture has both true masks in"),
+        ({"segmentation": []}, "none of its 3 pictures has true masks"),
+        ({"segmentation": None}, "none of its 3 pictures has true masks"),
     ],
     ids=["crowds", "run lengths without a pixel", "boxes only", "no segmentation"],
 )

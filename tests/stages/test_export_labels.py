@@ -18,7 +18,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
-from irn_pipeline.datasets.voc import load_ground_truth
+from irn_pipeline.datasets.voc import read_class_names
+from irn_pipeline.datasets.voc_truth import VocTruths
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.stage import Job, run_stage
@@ -166,7 +167,7 @@ def test_voc_is_read_back_as_a_data_set(run: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert export(run, data, out, "voc") == 3
     for image_id in ("photo", "one.two", "写真"):
-        truth = load_ground_truth(out, image_id, num_classes=2)
+        truth = VocTruths.find(out, 2).ground_truth(image_id)
         assert truth is not None
         expected = labels(image_id)
         np.testing.assert_array_equal(truth.label, semantic(expected))
@@ -179,6 +180,7 @@ def test_voc_is_read_back_as_a_data_set(run: RunFolder, tmp_path: Path) -> None:
     listed = (out / "ImageSets" / "Segmentation" / "train.txt").read_text(encoding="utf-8")
     assert listed.splitlines() == ["photo", "one.two", "写真"]
     assert (out / "class_names.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
+    assert read_class_names(out / "class_names.txt") == read_class_names(out / "labelmap.txt") == CLASSES
     with (out / "objects.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream))
     assert rows[:3] == [
@@ -282,6 +284,30 @@ def test_labels_of_other_classes(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="made with the classes naïve 犬, cat, but the data set has cat"):
         export(run, data, tmp_path / "out", "coco")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("background", "cat"), ("cat", "background")])
+def test_a_class_called_background_is_read_back(
+    run: RunFolder, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    data = pictures(tmp_path / "in", ["photo.png"])
+    data = replace(data, images=ImageSet(names, data.images.records))
+    fill(run, ["photo"])
+    export(run, data, tmp_path / "out", "voc")
+    for file in ("class_names.txt", "labelmap.txt"):
+        assert read_class_names(tmp_path / "out" / file) == names
+
+
+def test_a_class_name_that_no_label_map_can_hold(
+    run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = pictures(tmp_path / "in", ["photo.png"])
+    data = replace(data, images=ImageSet(("cat", "light:red"), data.images.records))
+    fill(run, ["photo"])
+    assert export(run, data, tmp_path / "out", "voc") == 1
+    assert "labelmap.txt is not written" in caplog.text and "'light:red'" in caplog.text
+    assert read_class_names(tmp_path / "out" / "class_names.txt") == ("cat", "light:red")
+    assert not (tmp_path / "out" / "labelmap.txt").exists()
 
 
 def test_a_file_in_place_of_the_folder(run: RunFolder, tmp_path: Path) -> None:

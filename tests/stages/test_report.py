@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,17 @@ def test_whole_run(run: RunFolder, data: Data) -> None:
     assert "best 62.5 % at 0.1" in text
     assert text.count("1 min 01 s") >= 5
     assert 'class="note"' not in text.split("</noscript>")[1]
+
+
+def test_a_class_called_background_has_a_row_beside_the_background(run: RunFolder, data: Data) -> None:
+    names = ("cat", "background")
+    per_class = {"_background_": 0.875, "cat": 0.5, "background": 0.25}
+    run.path(METRICS).unlink()
+    run.write(METRICS, {"pictures": 2, "semantic_label": {"miou": 0.5, "iou_per_class": per_class}})
+    text = make(run, replace(data, images=ImageSet(names, data.images.records)))
+    table = text[text.index("<h2>Classes</h2>") :]
+    rows = re.findall(r"<tr><td>(?:<span[^>]*></span>)?([^<]+)</td>.*?</span>([\d.]+)</td>", table, re.DOTALL)
+    assert rows == [("_background_", "0.875"), ("cat", "0.500"), ("background", "0.250")]
 
 
 def test_without_a_data_set(run: RunFolder) -> None:
