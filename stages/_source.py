@@ -182,7 +182,7 @@ def _load_voc(source: Source, root: Path) -> DataSet:
     loaded = load_voc(root, image_list=source.image_list, class_names=names)
     others = "" if source.image_list else " (choose others with --image-list)"
     logger.info("pictures: %d of %s%s", len(loaded.images), loaded.source, others)
-    logger.info("classes: %s (%s)", ", ".join(names), file or "those of Pascal VOC")
+    logger.info("class names: %s", file or "those of Pascal VOC")
     _log_warnings(loaded.warnings, len(loaded.images))
     return DataSet(
         loaded.images,

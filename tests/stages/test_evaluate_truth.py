@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ def test_the_label_map_of_cvat_names_the_classes(folder: Path, capsys: pytest.Ca
     (folder / "voc" / "labelmap.txt").write_text(label_map)
     assert evaluate(folder) == 0
     assert figures(folder)["instance_label"]["ap50_per_class"] == {"cat": 1, "dog": 1}
-    assert f"classes: cat, dog ({folder}/voc/labelmap.txt)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"class names: {folder}/voc/labelmap.txt" in told
+    assert re.search(r"classes: 2: cat \(\d+\), dog \(\d+\)", told)
 
 
 def test_a_class_called_background_has_figures_beside_the_background(folder: Path) -> None:
