@@ -226,6 +226,7 @@ def require_effect(
         if (tuple(value) if isinstance(value, list) else value) != defaults[name]
     ]
     if told:
+        set_up_logging(quiet=False)
         logger.warning(
             "%s: set in the configuration, but of no effect here: %s", stage.name, ", ".join(sorted(told))
         )

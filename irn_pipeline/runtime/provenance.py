@@ -15,11 +15,8 @@ from irn_pipeline.runtime.store import Artifact, RunFolder, StageRecord, fingerp
 
 OTHER_FOLDER = "give another --run-dir, or --overwrite to build this stage again"
 """The two ways out where results were made from other things."""
-MADE_BY_AN_EARLIER_VERSION = (
-    "made by an earlier version of this stage, whose results were others; the stages after it can still read them when "
-    "they are run by name"
-)
-MADE_BY_A_LATER_VERSION = "made by a later version of this stage; update irn_pipeline"
+_BY_AN_EARLIER_VERSION = "made by an earlier version of this stage, which gave other results"
+_BY_A_LATER_VERSION = "made by a later version of this stage"
 
 
 def result_params(params: Any) -> dict[str, Any]:
@@ -195,7 +192,7 @@ def _other_facts(facts: Mapping[str, str], then: Mapping[str, str]) -> list[str]
             continue
         if name == "version":
             later = was.isdecimal() and now.isdecimal() and int(was) > int(now)
-            found.append(MADE_BY_A_LATER_VERSION if later else MADE_BY_AN_EARLIER_VERSION)
+            found.append(_BY_A_LATER_VERSION if later else _BY_AN_EARLIER_VERSION)
         elif name in ("classes", "images"):
             found.append(f"the {'class names' if name == 'classes' else 'list of images'} changed")
         else:
@@ -217,7 +214,7 @@ def _facts_by_hash(stage: Stage[Any], job: Job[Any, Any], previous: StageRecord)
         then = job
     for version in range(stage.version, 0, -1):
         if stage_fingerprint(replace(stage, version=version), then, previous.reads) == previous.fingerprint:
-            return [] if version == stage.version else [MADE_BY_AN_EARLIER_VERSION]
+            return [] if version == stage.version else [_BY_AN_EARLIER_VERSION]
     return ["the seed, the class names, the list of images or the version of this program changed"]
 
 
@@ -239,10 +236,10 @@ def refusal(folder: Path, found: Sequence[str], previous: StageRecord, facts: Ma
         previous: the record of what the folder holds.
         facts: those of `facts_of`, now.
     """
+    ways = [OTHER_FOLDER]
     then = previous.facts.get("precision", "")
-    precise = (
-        f"give --precision {then} to go on as it was begun, or "
-        if facts.get("precision", then) != then
-        else ""
-    )
-    return f"{folder}: holds results made from other things ({'; '.join(found)}); {precise}{OTHER_FOLDER}"
+    if facts.get("precision", then) != then:
+        ways.insert(0, f"give --precision {then} to go on as it was begun")
+    if _BY_AN_EARLIER_VERSION in found:
+        ways.insert(0, "run the later stages by name to use them as they are")
+    return f"{folder}: holds results made from other things ({'; '.join(found)}); {', or '.join(ways)}"

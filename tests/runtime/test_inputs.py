@@ -35,7 +35,10 @@ def _files(work: Job[Params, Words]) -> Mapping[str, tuple[Files, ...]]:
         found["weights"] = (Files.one(params.weights),)
     if params.maps:
         found["maps"] = tuple(
-            Files(Path(folder), {word.image_id: Path(folder, f"{word.image_id}.txt") for word in work.data.items})
+            Files(
+                Path(folder),
+                {word.image_id: Path(folder, f"{word.image_id}.txt") for word in work.data.items},
+            )
             for folder in params.maps
         )
     return found
@@ -123,10 +126,10 @@ def test_another_file_that_is_not_there_is_refused(run: Path, weights: Path) -> 
 
 def test_a_file_instead_of_a_word_is_another_parameter(run: Path, weights: Path) -> None:
     fit(run, weights)
-    with pytest.raises(ArtifactError, match="weights was .*weights.pth, is now none"):
+    with pytest.raises(ArtifactError, match=r"weights was .*weights.pth, is now none"):
         fit(run, "none")
     fit(run, "none", overwrite=True)
-    with pytest.raises(ArtifactError, match="weights was none, is now .*weights.pth"):
+    with pytest.raises(ArtifactError, match=r"weights was none, is now .*weights.pth"):
         fit(run, weights)
 
 
@@ -188,7 +191,7 @@ def test_more_pictures_are_taken_later_and_the_first_ones_stay_known(run: Path, 
 
 def test_another_number_of_folders_is_another_parameter(run: Path, maps: Path) -> None:
     copy(run, maps)
-    with pytest.raises(ArtifactError, match="maps was .*, is now"):
+    with pytest.raises(ArtifactError, match=r"maps was .*, is now"):
         copy(run, maps, maps)
 
 
@@ -199,7 +202,9 @@ def test_results_of_other_content_have_another_fingerprint(run: Path, maps: Path
     assert copy(run, maps, overwrite=True).fingerprint != first.fingerprint
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"maps": 3}', '{"maps": [{"path": "x", "files": {"w0": [1]}}]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"maps": 3}', '{"maps": [{"path": "x", "files": {"w0": [1]}}]}']
+)
 def test_a_damaged_record_of_files_is_named_with_its_remedy(run: Path, maps: Path, content: str) -> None:
     copy(run, maps)
     path = run / "upper" / inputs.INPUTS_NAME
