@@ -8,6 +8,7 @@ Each is a pickled dictionary in a `.npy` file; nothing in it is run. The formats
 | AMN | (K,) | background first, (K + 1, h, w) | (K, H, W), or background first, (K + 1, H, W) |
 | CLIP-ES | (K,) | none | none; `attn_highres` (K, H, W) instead |
 | RIB without class | (0,) | none | none |
+| SEAM, MCTformer | none: the dictionary is {class from 0: (H, W) map} | none | the maps |
 
 Arrays may be NumPy's or torch tensors, of 16 or more bits.
 """
@@ -27,7 +28,11 @@ from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.foreign.npy import load_pickled_npy
 from irn_pipeline.structures import Cam, FloatArray, IntArray, strided_size
 
-_EXPECTED = "expected 'keys' with 'high_res' and 'cam' (irn, AdvCAM, RIB, ReCAM, AMN) or with 'attn_highres' (CLIP-ES)"
+_EXPECTED = (
+    "expected 'keys' with 'high_res' and 'cam' (irn, AdvCAM, RIB, ReCAM, AMN) or with 'attn_highres' (CLIP-ES), or "
+    "{class: map} (SEAM, MCTformer)"
+)
+_BY_CLASS = "SEAM, MCTformer"
 _REMEDY = "make it again (stage make_cam, or the project it comes from)"
 _LOWEST, _HIGHEST = -1.0, 2.0
 """Maps are in [0, 1], but resizing overshoots a little; maps beyond these bounds were never normalised."""
@@ -44,8 +49,8 @@ def read_cam_file(path: Path, size: tuple[int, int] | None = None) -> tuple[Cam,
         size: (H, W) of the picture in pixels, for files that hold no map because the picture has no class.
 
     Returns:
-        The maps in float32, and the name of the format: "irn", "AMN", "CLIP-ES" or "RIB without class", followed
-        by "float16" and "cam derived" in parentheses where they apply.
+        The maps in float32, and the name of the format: "irn", "AMN", "CLIP-ES", "RIB without class" or "SEAM,
+        MCTformer", followed by "float16" and "cam derived" in parentheses where they apply.
 
     Raises:
         ArtifactError: the file is damaged or hostile, of no known format, or its arrays do not fit one another.
@@ -53,9 +58,12 @@ def read_cam_file(path: Path, size: tuple[int, int] | None = None) -> tuple[Cam,
     content = load_pickled_npy(path)
     if not isinstance(content, Mapping):
         raise ArtifactError(f"{path}: {_EXPECTED}, in a dictionary; found {type(content).__name__}")
-    if "keys" not in content:
+    by_class = all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in content)
+    if "keys" not in content and not by_class:
         raise ArtifactError(f"{path}: has no 'keys'; {_EXPECTED}; found {_names(content)}")
     try:
+        if by_class:
+            return _of_classes(path, content, size)
         class_ids = _class_ids(content["keys"])
         if not len(class_ids) and not {"cam", "high_res", "attn_highres"} & content.keys():
             return _no_class(path, size), "RIB without class"
@@ -82,6 +90,23 @@ def _with_maps(path: Path, content: Mapping[str, Any], class_ids: IntArray) -> t
         *([] if "cam" in given else ["cam derived"]),
     ]
     return Cam(class_ids, cam, high_res), f"{kind} ({', '.join(remarks)})" if remarks else kind
+
+
+def _of_classes(path: Path, content: Mapping[Any, Any], size: tuple[int, int] | None) -> tuple[Cam, str]:
+    """Maps of SEAM and MCTformer; an empty dictionary is a picture without class."""
+    if not content:
+        return _no_class(path, size), f"{_BY_CLASS} without class"
+    class_ids = _class_ids(sorted(content))
+    given = [_array(f"class {key}", content[key]) for key in class_ids.tolist()]
+    for key, single in zip(class_ids.tolist(), given, strict=True):
+        if single.ndim != 2 or single.shape != given[0].shape:
+            raise ShapeError(
+                f"every class must have one (H, W) map, as in SEAM's and MCTformer's files; class {key} has "
+                f"{single.shape}, class {class_ids[0]} {given[0].shape}"
+            )
+    high_res = _maps("map", np.stack(given))
+    half = "float16, " if any(single.dtype == np.float16 for single in given) else ""
+    return Cam(class_ids, _at_stride(high_res), high_res), f"{_BY_CLASS} ({half}cam derived)"
 
 
 def _no_class(path: Path, size: tuple[int, int] | None) -> Cam:

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from irn_pipeline.datasets.synthetic import generate_demo
-from irn_pipeline.runtime.command import Pipeline, run_command
+from irn_pipeline.runtime.command import Pipeline, flag_value, run_command
+from irn_pipeline.runtime.store import RunFolder
 from stages import (
     evaluate,
     export_labels,
@@ -49,7 +50,8 @@ PIPELINE = Pipeline(
 DEMO_ROOT = Path("data/demo")
 DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--config", "--help")
 """Beginnings of the flags that say that another data set is meant."""
-DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", "runs/demo")
+DEMO_RUN = Path("runs/demo")
+DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", str(DEMO_RUN))
 
 
 def stage_main(name: str, arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +60,11 @@ def stage_main(name: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def run_main(arguments: Sequence[str]) -> int:
-    """The command that runs a range of stages; without any data set it works on the generated demo set."""
+    """The command that runs a range of stages.
+
+    Without a data set and a run folder it works on the generated demo set; in other run folders than the demo's a data
+    set must be named.
+    """
     return run_command(partial(_run_range, list(arguments)))
 
 
@@ -79,10 +85,22 @@ def _run_range(words: list[str]) -> None:
     while _is_range(words[:1]):
         chosen.append(words.pop(0))
     needs_data = any(stage.needs_data for stage in PIPELINE.select(chosen))
-    if needs_data and not any(word.startswith(DATA_FLAGS) for word in words):
+    if needs_data and not any(word.startswith(DATA_FLAGS) for word in words) and _is_demo_run(words):
         _make_demo_set()
         words = ["--config", str(CONFIGS / "demo.yaml"), *DEMO_FLAGS, *words]
     PIPELINE.run_range(chosen, words)
+
+
+def _is_demo_run(words: Sequence[str]) -> bool:
+    """Whether the run folder is the demo's: none is named, or its own, or one that holds results of the demo set."""
+    named = [flag_value(words, flag, "the path of a run folder") for flag in ("--run-dir", "--run_dir")]
+    folder = next((Path(name) for name in named if name is not None), DEMO_RUN)
+    if folder.resolve() == DEMO_RUN.resolve():
+        return True
+    run = RunFolder(folder)
+    origins = {record.data for name in run.folders() if (record := run.record(name)) is not None}
+    # Records of earlier versions do not say.
+    return origins - {""} == {str(DEMO_ROOT)}
 
 
 def _make_demo_set() -> None:

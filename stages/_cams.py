@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from irn_pipeline.artifacts import CAM
 from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.older_runs import read_upright, rotation_hint
-from irn_pipeline.runtime.stage import Job, Produced
+from irn_pipeline.runtime.stage import Files, Job, Produced
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from irn_pipeline.structures import Cam, ImageRecord
 from stages._source import DataSet
@@ -117,6 +117,20 @@ def cams_not_read(params: WithCamDir) -> tuple[Artifact[Any], ...]:
         return ()
     require_cam_files("--cam-dir", params.cam_dir)
     return (CAM,)
+
+
+def cam_files(job: Job[Any, DataSet], *folders: str) -> tuple[Files, ...]:
+    """The files of the data set's pictures in folders of other projects' maps."""
+    sources = [CamSource.of_folder(job, folder) for folder in folders]
+    return tuple(
+        Files(Path(folder), {item.image_id: source.path(item.image_id) for item in job.data.items})
+        for folder, source in zip(folders, sources, strict=True)
+    )
+
+
+def cam_dir_files(job: Job[Any, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    """Those that a job's `cam_dir` names."""
+    return {} if job.params.cam_dir is None else {"cam_dir": cam_files(job, job.params.cam_dir)}
 
 
 def require_cam_files(flag: str, name: str) -> None:

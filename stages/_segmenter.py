@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -41,11 +42,11 @@ class SegmenterParams:
     batch_size: int | None = None
     """Pictures a step."""
     crop: int | None = None
-    """Side of the training crops, pixels (not for the Mask R-CNNs)."""
+    """Side of the training crops, pixels; the Mask R-CNNs take whole pictures."""
     rescale: tuple[float, ...] = ()
-    """Smallest and largest random scale; by default the model's own."""
+    """Smallest and largest random scale; the Mask R-CNNs resize every picture to short_side instead."""
     ignore_band: int = 3
-    """Width in pixels of the band along the edges of synthesized instances that is not learned from."""
+    """Width in pixels of the unsure band along the edges of synthesized instances; mask_rcnn learns from all pixels."""
     short_side: int = 512
     """The Mask R-CNNs resize pictures to this short side, pixels."""
     long_side: int = 800
@@ -79,8 +80,28 @@ class SegmenterParams:
 
 
 @dataclass(frozen=True)
+class AskedParams:
+    """How trained models are asked for masks; only deeplabv3 has a choice."""
+
+    crf: bool = False
+    """For deeplabv3: refine the labels with the dense CRF, which takes seconds a picture."""
+    test_scales: tuple[float, ...] = ()
+    """For deeplabv3: average the probabilities over these relative picture sizes, such as 0.5 1.0 1.5."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < scale < float("inf") for scale in self.test_scales):
+            raise ValueError(f"test_scales are {list(self.test_scales)}; they must be numbers above 0")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """What of a model's training differs from the other models'."""
+    """What of a model differs from the other models.
+
+    Attributes:
+        epochs, batch_size, crop, rescale, lr, optimizer, milestones: its training, where the parameters do not say.
+        uses: those of `SegmenterParams` that not every model has, and this one has.
+        asked: those of `AskedParams` that it has.
+    """
 
     epochs: int
     batch_size: int
@@ -89,24 +110,54 @@ class Recipe:
     lr: float
     optimizer: OptimizerName
     milestones: tuple[float, ...] = ()
+    uses: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
 
+_SAMPLES = ("crop", "rescale", "ignore_band")
+_DETECTOR = ("short_side", "long_side", "boxes_per_image", "channels")
 RECIPES: dict[str, Recipe] = {
     # 18,000 iterations of 4 pictures on VOC's 10,582, steps at 12,000 and 16,000 (spec: interop, recipes).
-    "mask_rcnn": Recipe(7, 4, 0, (1.0, 1.0), 0.01, "sgd", (2 / 3, 8 / 9)),
-    "semiconv_mask_rcnn": Recipe(7, 4, 0, (1.0, 1.0), 0.0025, "sgd", (0.5,)),
-    "spatial_embeddings": Recipe(50, 16, 512, (0.5, 1.5), 5e-4, "adamw"),
-    "metric_embeddings": Recipe(30, 16, 416, (0.5, 1.5), 5e-3, "sgd"),
+    "mask_rcnn": Recipe(7, 4, 0, (1.0, 1.0), 0.01, "sgd", (2 / 3, 8 / 9), uses=_DETECTOR),
+    "semiconv_mask_rcnn": Recipe(
+        7, 4, 0, (1.0, 1.0), 0.0025, "sgd", (0.5,), uses=(*_DETECTOR, "ignore_band", "start_from")
+    ),
+    "spatial_embeddings": Recipe(
+        50, 16, 512, (0.5, 1.5), 5e-4, "adamw", uses=(*_SAMPLES, "bandwidth", "to_center")
+    ),
+    "metric_embeddings": Recipe(30, 16, 416, (0.5, 1.5), 5e-3, "sgd", uses=_SAMPLES),
     # 30,000 iterations of 10 pictures on 10,582.
-    "deeplabv3": Recipe(28, 10, 321, (0.5, 2.0), 2.5e-4, "sgd"),
+    "deeplabv3": Recipe(28, 10, 321, (0.5, 2.0), 2.5e-4, "sgd", uses=_SAMPLES, asked=("crf", "test_scales")),
 }
 
 
 def recipe_of(params: SegmenterParams) -> Recipe:
-    """The model's recipe, with whatever the parameters give in its place."""
-    recipe = RECIPES[params.model]
-    given = {f.name: getattr(params, f.name, None) for f in fields(recipe)}
+    """The model's recipe, with whatever the parameters that it uses give in its place."""
+    recipe, unused = RECIPES[params.model], unused_parameters(params)
+    names = {f.name for f in fields(recipe)} & {f.name for f in fields(params)} - unused.keys()
+    given = {name: getattr(params, name) for name in names}
     return replace(recipe, **{name: value for name, value in given.items() if value not in (None, ())})
+
+
+def unused_parameters(params: SegmenterParams) -> Mapping[str, str]:
+    """Parameters that have no effect on this training -> why."""
+    model, optimizer = params.model, params.optimizer or RECIPES[params.model].optimizer
+    owned = {name for recipe in RECIPES.values() for name in recipe.uses}
+    found = {name: _not_used(model, name) for name in sorted(owned) if name not in RECIPES[model].uses}
+    if params.labels == "truth":
+        found.setdefault("ignore_band", "true masks are learned from up to their edges")
+    if optimizer == "adamw":
+        found["momentum"] = "adamw has a momentum of its own; it is for sgd"
+    if params.start_from is not None:
+        found.setdefault("backbone_weights", "all weights come from --start-from")
+    if params.validate_list is None:
+        found["validate_every"] = "nothing is measured without --validate-list"
+    return found
+
+
+def _not_used(model: str, name: str) -> str:
+    others = [other for other, recipe in RECIPES.items() if name in (*recipe.uses, *recipe.asked)]
+    return f"of no effect on {model}; it is for {' and '.join(others)}"
 
 
 def variant_of(params: SegmenterParams) -> str:
@@ -125,14 +176,14 @@ def trained_variants(run: RunFolder) -> tuple[str, ...]:
     return tuple(name for name in names if run.has(segmenter_artifact(name)))
 
 
-def build_segmenter(params: SegmenterParams, num_classes: int) -> Segmenter:
+def build_segmenter(params: SegmenterParams, num_classes: int, asked: AskedParams | None = None) -> Segmenter:
     """The model that the parameters describe, untrained."""
-    model = _untrained(params, num_classes)
+    model = _untrained(params, num_classes, asked or AskedParams())
     model.freeze_stages(params.frozen_stages)
     return model
 
 
-def _untrained(params: SegmenterParams, num_classes: int) -> Segmenter:
+def _untrained(params: SegmenterParams, num_classes: int, asked: AskedParams) -> Segmenter:
     # Not above: they need torchvision, which takes longer to import than the rest of the program.
     from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
     from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
@@ -151,7 +202,8 @@ def _untrained(params: SegmenterParams, num_classes: int) -> Segmenter:
     if params.model == "metric_embeddings":
         return MetricEmbeddings(num_classes=num_classes, backbone=backbone)
     if params.model == "deeplabv3":
-        return DeepLabV3(num_classes=num_classes, backbone=backbone)
+        scales = asked.test_scales or (1.0,)
+        return DeepLabV3(num_classes=num_classes, backbone=backbone, crf=asked.crf, test_scales=scales)
     kind = SemiconvMaskRcnn if params.model == "semiconv_mask_rcnn" else MaskRcnnSegmenter
     return kind(
         num_classes=num_classes,
@@ -163,8 +215,28 @@ def _untrained(params: SegmenterParams, num_classes: int) -> Segmenter:
     )
 
 
-def load_segmenter(run: RunFolder, variant: str, execution: Execution) -> tuple[Segmenter, Checkpoint]:
+def require_asked(variants: Sequence[str], asked: AskedParams) -> None:
+    """Refuse what is set and none of the models has.
+
+    Raises:
+        ConfigError: the message names the flag, and the models that have it.
+    """
+    models = [name.removesuffix(ON_TRUTH) for name in variants]
+    for name in (f.name for f in fields(AskedParams) if getattr(asked, f.name) != f.default):
+        if models and not any(name in RECIPES[model].asked for model in models if model in RECIPES):
+            raise ConfigError(f"--{name.replace('_', '-')}: {_not_used(' and '.join(models), name)}")
+
+
+def load_segmenter(
+    run: RunFolder, variant: str, execution: Execution, asked: AskedParams | None = None
+) -> tuple[Segmenter, Checkpoint]:
     """A trained model, ready to predict on the execution's device, and its checkpoint.
+
+    Args:
+        run: the run folder.
+        variant: name of the model's folder in it.
+        execution: the device.
+        asked: how the model will be asked; what it does not have is left out (see `require_asked`).
 
     Raises:
         ArtifactError: it is not in the run folder; the message names those that are.
@@ -183,7 +255,7 @@ def load_segmenter(run: RunFolder, variant: str, execution: Execution) -> tuple[
     known = {f.name for f in fields(SegmenterParams)}
     values: dict[str, Any] = {k: v for k, v in record.params.items() if k in known}
     params = SegmenterParams(**values)
-    build = partial(build_segmenter, params, len(checkpoint.class_names))
+    build = partial(build_segmenter, params, len(checkpoint.class_names), asked)
     model = restore_network(path, checkpoint, params.model, build)
     return model.eval().to(execution.torch_device()), checkpoint
 

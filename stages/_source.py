@@ -160,7 +160,8 @@ def _require_one(source: Source) -> None:
     if not given:
         raise ConfigError(
             "no data set: give --voc-root DIR (a folder with JPEGImages and Annotations), "
-            "or --image-dir DIR with --label-csv FILE or --coco-json FILE"
+            "or --image-dir DIR with --label-csv FILE or --coco-json FILE; ./run_all.sh without "
+            "--run-dir works on the demo set"
         )
     if source.voc_root is not None:
         wrong = {"--image-dir": source.image_dir, "--classes": source.classes or None}

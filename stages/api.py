@@ -22,7 +22,13 @@ from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.options import flatten_config, read_yaml, removed_options
 from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import Instances, LabelArray
-from stages._segmenter import load_segmenter, segmenter_artifact, trained_variants
+from stages._segmenter import (
+    AskedParams,
+    load_segmenter,
+    require_asked,
+    segmenter_artifact,
+    trained_variants,
+)
 
 
 def run_stages(stages: str | Sequence[str], *, run_dir: str | Path, **settings: object) -> Path:
@@ -92,6 +98,8 @@ def predict_masks(
     image: LabelArray | str | Path,
     *,
     min_score: float = 0.5,
+    crf: bool = False,
+    test_scales: Sequence[float] = (),
     device: str = "auto",
     precision: Literal["auto", "bf16", "float32"] = "auto",
 ) -> Instances:
@@ -105,6 +113,8 @@ def predict_masks(
         model: as given to train_segmenter: mask_rcnn, deeplabv3 ...
         image: path of a picture, or its pixels, (H, W, 3) uint8 RGB.
         min_score: instances below it are left out.
+        crf: refine deeplabv3's labels with the dense CRF.
+        test_scales: average deeplabv3's probabilities over these relative sizes.
         device: auto, cpu, cuda or cuda:N.
         precision: of the network pass, as for the stages.
 
@@ -113,6 +123,7 @@ def predict_masks(
 
     Raises:
         ArtifactError: the model is not in the run folder; those that are there are named.
+        ConfigError: the model has no CRF or no scales.
         DataError: the file cannot be read.
         ShapeError: the array is no RGB picture of 8 bits.
     """
@@ -121,7 +132,9 @@ def predict_masks(
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ShapeError(f"a picture must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     execution = Execution(device=device, precision=precision)
-    segmenter, _ = load_segmenter(RunFolder(Path(run_dir)), model, execution)
+    asked = AskedParams(crf, tuple(test_scales))
+    require_asked((model,), asked)
+    segmenter, _ = load_segmenter(RunFolder(Path(run_dir)), model, execution, asked)
     pixels = to_unit_tensor(image).to(execution.torch_device())
     with execution.autocast():
         found = segmenter.predict(pixels)

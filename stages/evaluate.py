@@ -24,14 +24,14 @@ from stages._scores import (
     require_foreground,
     table,
 )
-from stages._segmenter import load_segmenter, trained_variants
+from stages._segmenter import AskedParams, load_segmenter, require_asked, trained_variants
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(AskedParams):
     """Parameters of the evaluation."""
 
     truth_list: str | None = None
@@ -149,6 +149,7 @@ def _evaluate_models(job: Job[Params, DataSet]) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"--models {unknown[0]}: no such model in {job.run.root}; trained are {', '.join(trained) or 'none'}"
         )
+    require_asked(wanted, job.params)
     if job.params.heldout_list is not None:
         pictures = job.data.with_list(job.params.heldout_list)
     elif job.data.listed:
@@ -157,7 +158,7 @@ def _evaluate_models(job: Job[Params, DataSet]) -> dict[str, dict[str, Any]]:
         return {}
     figures: dict[str, dict[str, Any]] = {}
     for name in wanted:
-        model, checkpoint = load_segmenter(job.run, name, job.execution)
+        model, checkpoint = load_segmenter(job.run, name, job.execution, job.params)
         if checkpoint.class_names != job.data.images.class_names:
             raise CheckpointError(
                 f"{job.run.root}: {name} knows the classes {', '.join(checkpoint.class_names)}, the data set has "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,11 @@ from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.cam import merge_cams, merge_scales
 from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.runtime.parallel import prefetch
-from irn_pipeline.runtime.stage import Job, MapStage, Produced
+from irn_pipeline.runtime.stage import Files, Job, MapStage, Produced
 from irn_pipeline.runtime.store import Artifact, RunFolder
 from irn_pipeline.structures import Cam, ImageRecord, IntArray
-from stages._cams import CamSource, require_cam_files
-from stages._segmenter import load_segmenter
+from stages._cams import CamSource, cam_files, require_cam_files
+from stages._segmenter import load_segmenter, segmenter_artifact
 from stages._source import DataSet
 
 _COMPARED = 2
@@ -220,6 +220,25 @@ def _unread(params: Params) -> tuple[Artifact[Any], ...]:
     return () if params.from_model is None and not _needs_no_network(params) else (CAM_NETWORK,)
 
 
+def _runs_network(params: Params) -> bool:
+    return not _needs_no_network(params)
+
+
+def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    found: dict[str, tuple[Files, ...]] = {}
+    if job.params.from_cams:
+        found["from_cams"] = cam_files(job, *job.params.from_cams)
+    if job.params.from_model is not None:
+        folder = Path(job.params.from_model)
+        network = segmenter_artifact(folder.name)
+        found["from_model"] = (Files(folder, {"": folder / f"{network.name}{network.suffix}"}),)
+    return found
+
+
+def _unused(params: Params) -> Mapping[str, str]:
+    return {"scales": "--from-cams gives the maps, and no network makes any"} if params.from_cams else {}
+
+
 STAGE: MapStage[Params] = MapStage(
     name="make_cam",
     summary="Extract class activation maps.",
@@ -228,6 +247,9 @@ STAGE: MapStage[Params] = MapStage(
     writes=(CAM,),
     run=run,
     unread=_unread,
+    files=_files,
+    runs_network=_runs_network,
+    unused=_unused,
 )
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.parallel import parallel_map
 from irn_pipeline.runtime.stage import Job, MapStage, Produced
 from irn_pipeline.structures import ImageRecord
-from stages._cams import CamSource, cams_not_read
+from stages._cams import CamSource, cam_dir_files, cams_not_read
 from stages._source import DataSet
 
 
@@ -117,6 +117,7 @@ STAGE: MapStage[Params] = MapStage(
     writes=(IR_LABEL,),
     run=run,
     unread=cams_not_read,
+    files=cam_dir_files,
 )
 
 if __name__ == "__main__":

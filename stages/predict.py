@@ -27,14 +27,14 @@ from irn_pipeline.runtime.stage import Job, ReduceStage
 from irn_pipeline.runtime.store import atomic_path
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
 from stages._output import output_folder, write_index_png
-from stages._segmenter import load_segmenter
+from stages._segmenter import AskedParams, load_segmenter, require_asked
 from stages._source import DataSet
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(AskedParams):
     """Parameters of the prediction."""
 
     model: str = "mask_rcnn"
@@ -58,7 +58,8 @@ def run(job: Job[Params, DataSet]) -> int:
     out = Path(params.out) if params.out else job.run.stage_dir(STAGE.name) / params.model
     warnings: list[str] = []
     pictures = _find_pictures(source, out, warnings)
-    segmenter, checkpoint = load_segmenter(job.run, params.model, job.execution)
+    require_asked((params.model,), params)
+    segmenter, checkpoint = load_segmenter(job.run, params.model, job.execution, params)
     for warning in warnings:
         logger.warning("warning: %s", warning)
     image_ids = job.data.coco_image_ids([picture.path for picture in pictures])

@@ -26,7 +26,7 @@ from irn_pipeline.runtime.stage import Job, MapStage, Produced, Remake
 from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
 from irn_pipeline.walked_scores import WalkedScores
-from stages._cams import CamSource, cams_not_read
+from stages._cams import CamSource, cam_dir_files, cams_not_read
 from stages._irn import load_irn
 from stages._source import DataSet
 
@@ -167,6 +167,10 @@ def _unwritten(params: Params) -> tuple[Artifact[Any], ...]:
     return () if params.keep_scores and not params.from_scores else (WALKED_SCORES,)
 
 
+def _runs_network(params: Params) -> bool:
+    return not params.from_scores
+
+
 STAGE: MapStage[Params] = MapStage(
     name="synthesize_labels",
     summary="Synthesize instance and semantic labels by a random walk.",
@@ -176,6 +180,8 @@ STAGE: MapStage[Params] = MapStage(
     run=run,
     unread=_unread,
     unwritten=_unwritten,
+    files=cam_dir_files,
+    runs_network=_runs_network,
     remake=Remake(
         source=WALKED_SCORES,
         chosen=lambda params: params.from_scores,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from irn_pipeline.runtime.stage import FitStage, Job
 from irn_pipeline.runtime.training import train
 from irn_pipeline.structures import ImageSet
 from stages._source import DataSet
+from stages._weights import is_trained, weight_files, without_training
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet) -> 
     )  # fmt: skip
 
 
+def _unused(params: Params) -> Mapping[str, str]:
+    return without_training(params, used=("backbone",))
+
+
 STAGE: FitStage[Params] = FitStage(
     name="train_cam",
     summary="Train a classifier of the image-level classes.",
@@ -119,6 +125,9 @@ STAGE: FitStage[Params] = FitStage(
     version=2,
     writes=(CAM_NETWORK,),
     fit=fit,
+    files=weight_files,
+    runs_network=is_trained,
+    unused=_unused,
 )
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,12 @@ from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.runtime.optimisation import OptimizerName, Schedule
 from irn_pipeline.runtime.progress import progress
-from irn_pipeline.runtime.stage import FitStage, Job
+from irn_pipeline.runtime.stage import Files, FitStage, Job
+from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.runtime.training import train
 from irn_pipeline.structures import ImageRecord
 from stages._source import DataSet
+from stages._weights import is_trained, weight_files, without_training
 
 logger = logging.getLogger(__name__)
 
@@ -188,13 +191,34 @@ def _weights(job: Job[Params, DataSet]) -> str:
     return str(job.run.path(CAM_NETWORK))
 
 
+def _unread(params: Params) -> tuple[Artifact[Any], ...]:
+    if not is_trained(params):
+        return (IR_LABEL, CAM_NETWORK)
+    return () if params.backbone_weights == "cam" else (CAM_NETWORK,)
+
+
+def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    named = job.params.mean_shift_list
+    # A list of the data set's own is known by its name.
+    listed = {} if named is None or not Path(named).is_file() else {"mean_shift_list": (Files.one(named),)}
+    return {**weight_files(job), **(listed if is_trained(job.params) else {})}
+
+
+def _unused(params: Params) -> Mapping[str, str]:
+    return without_training(params, used=("backbone",))
+
+
 STAGE: FitStage[Params] = FitStage(
     name="train_irn",
     summary="Train IRNet's boundary and displacement branches.",
     params=Params,
-    reads=(IR_LABEL,),
+    reads=(IR_LABEL, CAM_NETWORK),
     writes=(IRN_NETWORK,),
     fit=fit,
+    unread=_unread,
+    files=_files,
+    runs_network=is_trained,
+    unused=_unused,
 )
 
 if __name__ == "__main__":

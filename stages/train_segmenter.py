@@ -25,12 +25,21 @@ from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.targets import training_target
 from irn_pipeline.runtime.optimisation import Schedule
-from irn_pipeline.runtime.stage import FitStage, Job
+from irn_pipeline.runtime.stage import Files, FitStage, Job
+from irn_pipeline.runtime.store import Artifact
 from irn_pipeline.runtime.training import train
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
 from stages._scores import model_figures
-from stages._segmenter import SegmenterParams, build_segmenter, recipe_of, segmenter_artifact, variant_of
+from stages._segmenter import (
+    SegmenterParams,
+    build_segmenter,
+    recipe_of,
+    segmenter_artifact,
+    unused_parameters,
+    variant_of,
+)
 from stages._source import DataSet
+from stages._weights import backbone_files
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +63,7 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
     seen = train(
         network=network,
         param_groups=network.param_groups(recipe.lr),
-        dataset=MaskSamples(
-            _labelled(job),
-            read_target=partial(_target, job),
-            scales=(recipe.rescale[0], recipe.rescale[-1]),
-            crop=recipe.crop,
-            seed=execution.seed,
-        ),
+        dataset=samples(job),
         losses_of=losses_of,
         schedule=Schedule(
             recipe.epochs, recipe.batch_size, params.momentum, params.weight_decay,
@@ -82,6 +85,18 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
     names, category_ids = job.data.images.class_names, job.data.category_ids
     job.write(artifact, Checkpoint(params.model, params.backbone, names, state, category_ids))
     return seen
+
+
+def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
+    """Pictures and targets as the model learns from them."""
+    recipe = recipe_of(job.params)
+    return MaskSamples(
+        _labelled(job),
+        read_target=partial(_target, job),
+        scales=(recipe.rescale[0], recipe.rescale[-1]),
+        crop=recipe.crop,
+        seed=job.execution.seed,
+    )
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
@@ -142,14 +157,18 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
             kept.append(record)
             seen.update(instances.class_ids.tolist())
     if missing or empty:
-        logger.warning(
-            "left out: %d pictures without labels, %d whose labels hold no instance", missing, empty
+        kind = "true masks" if job.params.labels == "truth" else "labels"
+        logger.warning("left out: %d pictures without %s, %d without an object in them", missing, kind, empty)
+    if not kept and job.params.labels == "truth":
+        raise DataError(
+            f"{job.data.origin}: no true mask of an object in the {missing + empty} pictures to train on; --labels "
+            "truth needs SegmentationClass and SegmentationObject in a VOC folder, or a COCO file with masks; a table "
+            "of tags has none"
         )
     if not kept:
-        where = job.data.origin if job.params.labels == "truth" else job.run.stage_dir(INSTANCE_LABEL.stage)
         raise DataError(
-            f"{where}: not one instance label to train on; run stage {INSTANCE_LABEL.stage} on these pictures "
-            "first, or lower its --instance-bg-threshold"
+            f"{job.run.stage_dir(INSTANCE_LABEL.stage)}: not one instance label to train on; run stage "
+            f"{INSTANCE_LABEL.stage} on these pictures first, or lower its --instance-bg-threshold"
         )
     if job.params.labels != "truth":
         require_upright(job.run, INSTANCE_LABEL.stage, kept)
@@ -183,15 +202,31 @@ def _validate(
     return found
 
 
+def _unread(params: SegmenterParams) -> tuple[Artifact[Any], ...]:
+    labels = (INSTANCE_LABEL, SEMANTIC_LABEL) if params.labels == "truth" else ()
+    with_cam_network = params.backbone_weights == "cam" and params.start_from is None
+    return labels if with_cam_network else (*labels, CAM_NETWORK)
+
+
+def _files(job: Job[SegmenterParams, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    if job.params.start_from is not None:
+        return {"start_from": (Files.one(job.params.start_from),)}
+    return backbone_files(job.params.backbone_weights)
+
+
 STAGE: FitStage[SegmenterParams] = FitStage(
     name="train_segmenter",
-    summary="Train a segmentation model on the synthesized labels.",
+    summary="Train a segmentation model on the synthesized labels, or on true masks.",
     params=SegmenterParams,
-    reads=(INSTANCE_LABEL,),
+    reads=(INSTANCE_LABEL, SEMANTIC_LABEL, CAM_NETWORK),
     writes=(SEGMENTER,),
     fit=fit,
     variant=variant_of,
     version=2,
+    unread=_unread,
+    files=_files,
+    runs_network=lambda params: True,
+    unused=unused_parameters,
 )
 
 if __name__ == "__main__":

@@ -76,14 +76,28 @@ def forbidden_imports(source: str, module: str, is_package: bool = False) -> lis
 
 
 def imports_between_stages(source: str, module: str, is_package: bool = False) -> list[str]:
-    """Imports of one stage by another; `stages._*` is shared, only the pipeline command may see all."""
+    """Imports of one stage by another; `stages._*` is shared, only the pipeline command may see all.
+
+    The command itself may be imported in a stage's `if __name__ == "__main__"` block.
+    """
     if module in MAY_IMPORT_STAGES:
         return []
+    tree = ast.parse(source)
+    tree.body = [part for node in tree.body for part in _outside_main_block(node)]
     return [
         f"{module} imports {name}"
-        for name in imported_modules(source, module, is_package)
-        if name.split(".")[0] == STAGES and not room_of(name).startswith("_") and name != STAGES
+        for name in imported_modules(ast.unparse(tree), module, is_package)
+        if name.split(".")[0] == STAGES and name != STAGES and not _is_shared(room_of(name))
     ]
+
+
+def _is_shared(room: str) -> bool:
+    return room.startswith("_") and room != "__main__"
+
+
+def _outside_main_block(node: ast.stmt) -> list[ast.stmt]:
+    is_main_block = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+    return node.orelse if is_main_block else [node]
 
 
 def prints(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -203,6 +217,14 @@ def test_import_between_stages_is_seen():
         assert len(imports_between_stages(source, "stages.train_irn")) == 1
         assert imports_between_stages(source, "stages.__main__") == []
     assert imports_between_stages("from stages._common import IMAGES", "stages.train_irn") == []
+
+
+def test_the_command_is_seen_by_a_stage_in_its_main_block_only():
+    use = "from stages.__main__ import stage_main"
+    block = f'if __name__ == "__main__":\n    {use}'
+    assert imports_between_stages(block, "stages.train_irn") == []
+    for source in (use, f"def f():\n    {use}", f"{block}\nelse:\n    {use}"):
+        assert len(imports_between_stages(source, "stages.train_irn")) == 1
 
 
 def test_print_is_seen_and_its_name_in_text_is_not():

@@ -108,6 +108,34 @@ def test_a_missing_cam_is_the_full_size_map_resized(
         np.testing.assert_allclose(derived, bilinear(full, (3, 4)), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("content", "recognised"),
+    [
+        ({1: HIGH_RES[0], 4: HIGH_RES[1]}, "SEAM, MCTformer (cam derived)"),
+        ({4: HIGH_RES[1], 1: HIGH_RES[0]}, "SEAM, MCTformer (cam derived)"),
+        (dict(zip(KEYS.tolist(), HIGH_RES.astype(np.float64), strict=True)), "SEAM, MCTformer (cam derived)"),
+        ({1: half(HIGH_RES[0]), 4: half(HIGH_RES[1])}, "SEAM, MCTformer (float16, cam derived)"),
+        ({1: tensor(HIGH_RES[0]), 4: tensor(HIGH_RES[1])}, "SEAM, MCTformer (cam derived)"),
+    ],
+)
+def test_a_map_for_each_class_by_its_number(tmp_path: Path, content: dict[Any, Any], recognised: str) -> None:
+    same = {"keys": KEYS, "high_res": HIGH_RES}
+    expected, _ = read_cam_file(save(tmp_path / "b.npy", same))
+    cam, found = read_cam_file(save(tmp_path / "a.npy", content))
+    assert found == recognised
+    assert cam.class_ids.tolist() == [1, 4]
+    assert np.array_equal(cam.high_res_cam, HIGH_RES)
+    assert np.array_equal(cam.cam, expected.cam)
+
+
+def test_no_map_at_all_is_a_picture_without_class(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npy", {})
+    cam, found = read_cam_file(path, SIZE)
+    assert (found, cam.size, cam.cam.shape) == ("SEAM, MCTformer without class", SIZE, (0, 3, 4))
+    with pytest.raises(ArtifactError, match=r"a\.npy: holds no class.*--cam-dir"):
+        read_cam_file(path)
+
+
 def test_a_derived_cam_by_hand(tmp_path: Path) -> None:
     # From 8 to 2 cells a cell's centre lies between its pixels 1 and 2 (of 0..3): the mean of those four.
     full = np.arange(64, dtype=np.float32).reshape(1, 8, 8) / 64
@@ -152,9 +180,13 @@ def test_overshoot_below_zero_is_cut(tmp_path: Path) -> None:
 
 BAD: list[tuple[Any, str]] = [
     (np.zeros(3), "in a dictionary; found ndarray"),
-    ({}, "has no 'keys'; expected 'keys' with .* found nothing"),
     ({"cam": CAM}, "has no 'keys'.* found cam"),
-    ({3: CAM, 7: CAM}, "has no 'keys'.* found 3, 7"),
+    ({3: CAM, 7: CAM}, r"one \(H, W\) map.*class 3 has \(2, 3, 4\)"),
+    ({3: CAM[0], 7: HIGH_RES[0]}, r"class 7 has \(9, 14\), class 3 \(3, 4\)"),
+    ({-1: HIGH_RES[0]}, "from 0; found -1"),
+    ({3: HIGH_RES[0] * 20}, r"'map' must hold maps in \[0, 1\]"),
+    ({3: HIGH_RES[0], "note": 1}, "has no 'keys'.*found 3, note"),
+    ({True: HIGH_RES[0]}, "has no 'keys'"),
     ({"keys": KEYS}, "has no 'high_res' and no 'attn_highres'.* found keys"),
     ({"keys": KEYS, "cam": CAM}, "has no 'high_res'.* found keys, cam"),
     ({"keys": KEYS, "high_res": HIGH_RES, "cam": CAM[:1]}, "2 classes needs 2 maps, got 1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,7 @@ from irn_pipeline.runtime.options import (
     add_options,
     flatten_config,
     from_namespace,
+    given_flags,
     nearest,
     new_parser,
     parse,
@@ -98,6 +99,7 @@ class Pipeline(Generic[S]):
         }
         values = parse(parser, arguments, own)
         params = from_namespace(stage.params, values)
+        require_effect(stage, params, given_flags(arguments), own)
         self._run([(stage, params)], values)
 
     def run_range(self, chosen: Sequence[str], arguments: Sequence[str]) -> None:
@@ -106,10 +108,13 @@ class Pipeline(Generic[S]):
         parser = self._parser("run_all.sh [RANGE]", "Run stages in order: 2-5, 3, 4-, -5, names, or all.")
         for stage in self.stages + self.tools:
             add_options(parser, stage.params, prefix=f"{stage.name}.", title=f"{stage.name}: {stage.summary}")
-        values = parse(parser, arguments, self._config(arguments))
+        config = self._config(arguments)
+        values = parse(parser, arguments, config)
         # All parameters are checked before the first stage starts.
         params = {s.name: from_namespace(s.params, values, prefix=f"{s.name}.") for s in self.stages}
         params |= {s.name: from_namespace(s.params, values, prefix=f"{s.name}.") for s in stages}
+        for stage in stages:
+            require_effect(stage, params[stage.name], given_flags(arguments), config, f"{stage.name}.")
         self._run([(stage, params[stage.name]) for stage in stages], values)
 
     def select(self, chosen: Sequence[str]) -> list[Stage[Any]]:
@@ -144,13 +149,13 @@ class Pipeline(Generic[S]):
         parser = new_parser(prog, description)
         add_options(parser, RunOptions, title="Run")
         add_options(parser, self.source, title="Data set")
-        add_options(parser, Execution, title="Execution (no influence on results, but for the seed)")
+        add_options(parser, Execution, title="Execution (of these, only seed and precision change results)")
         return parser
 
     def _config(self, arguments: Sequence[str]) -> dict[str, Any]:
-        path = _flag_value(arguments, "--config", "the path of a YAML file")
+        path = flag_value(arguments, "--config", "the path of a YAML file")
         config = {} if path is None else self._read(Path(path))
-        named = _flag_value(arguments, "--preset", "the name of a preset")
+        named = flag_value(arguments, "--preset", "the name of a preset")
         preset = config.get("preset") if named is None else named
         return config if preset is None else {**self._read(self._preset_path(str(preset))), **config}
 
@@ -191,7 +196,49 @@ class Pipeline(Generic[S]):
             run_stage(stage, Job(run, params, data, execution, ranks=ranks, reported=reported))
 
 
-def _flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:
+def require_effect(
+    stage: Stage[Any], params: Any, flags: Collection[str], config: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Refuse flags that have no effect beside the others; tell of values of a configuration that have none.
+
+    A section of a configuration may serve several models, so there they are no error.
+
+    Args:
+        stage: the stage.
+        params: its parameters.
+        flags: destinations of the flags that were given.
+        config: destination -> value of the configuration.
+        prefix: of the stage's destinations.
+
+    Raises:
+        ConfigError: a flag has no effect; the message says why.
+    """
+    unused = stage.unused(params) if stage.unused is not None else {}
+    for name, why in unused.items():
+        if f"{prefix}{name}" in flags:
+            written = f"{prefix}{name}" if prefix else name.replace("_", "-")
+            raise ConfigError(f"--{written}: {why}")
+    # Compared as a configuration has it: lists for tuples.
+    defaults = {entry.name: entry.default for entry in fields(stage.params)}
+    named = {name: config[f"{prefix}{name}"] for name in unused if f"{prefix}{name}" in config}
+    told = [
+        name
+        for name, value in named.items()
+        if (tuple(value) if isinstance(value, list) else value) != defaults[name]
+    ]
+    if told:
+        set_up_logging(quiet=False)
+        logger.warning(
+            "%s: set in the configuration, but of no effect here: %s", stage.name, ", ".join(sorted(told))
+        )
+
+
+def flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:
+    """The value that a flag is first given on a command line; None where it is not there.
+
+    Raises:
+        ConfigError: the flag is the last word; it needs what `meaning` says.
+    """
     for position, word in enumerate(arguments):
         if word == flag:
             if position + 1 == len(arguments):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from irn_pipeline.runtime.clock import Clock
@@ -32,6 +33,11 @@ class Data(Protocol):
     @property
     def identity(self) -> Sequence[str]:
         """What makes results differ whichever pictures are worked on: the class names."""
+        ...
+
+    @property
+    def origin(self) -> Path:
+        """The folder or file that the data set was read from, for messages and records."""
         ...
 
 
@@ -73,6 +79,24 @@ class Job(Generic[P, D]):
 
 
 @dataclass(frozen=True)
+class Files:
+    """Files that a parameter names: results are made from their content, wherever they lie.
+
+    Attributes:
+        path: as the parameter gives it, a file or a folder.
+        of: key -> file. The key is the picture whose results alone are made from the file, or "" for all results.
+    """
+
+    path: Path
+    of: Mapping[str, Path]
+
+    @staticmethod
+    def one(path: str | Path) -> Files:
+        """One file that all results are made from."""
+        return Files(Path(path), {"": Path(path)})
+
+
+@dataclass(frozen=True)
 class Produced:
     """The artifacts of one image, in the order of the stage's `writes`; or why there are none.
 
@@ -110,6 +134,9 @@ class Stage(Generic[P]):
         unread: those of `reads` that such parameters make needless; it may refuse parameters, before anything is
             written.
         unwritten: those of `writes` that such parameters leave out.
+        files: parameter -> the files that it names, one entry for each path given.
+        runs_network: whether such parameters run a network, so that results depend on its precision; None for never.
+        unused: parameter -> why it has no effect beside the others; such a flag is refused.
     """
 
     name: str
@@ -122,6 +149,9 @@ class Stage(Generic[P]):
     needs_data: bool = True
     unread: Callable[[P], tuple[Artifact[Any], ...]] | None = None
     unwritten: Callable[[P], tuple[Artifact[Any], ...]] | None = None
+    files: Callable[[Job[P, Any]], Mapping[str, tuple[Files, ...]]] | None = None
+    runs_network: Callable[[P], bool] | None = None
+    unused: Callable[[P], Mapping[str, str]] | None = None
 
     def folder(self, params: P) -> str:
         """Name of the folder, below the run folder, that holds what these parameters make."""

@@ -18,7 +18,7 @@ from irn_pipeline.foreign.text import plain_lines
 
 @dataclass(frozen=True)
 class Execution:
-    """Settings that do not change results and are no part of any fingerprint."""
+    """How a stage runs. Only the seed of a training and the precision of network passes change results."""
 
     device: str = "auto"
     """auto (CUDA when there, else CPU), cpu, cuda or cuda:N."""
@@ -71,6 +71,11 @@ class Execution:
         if self.precision == "auto":
             return has_fast_bf16(self.torch_device())
         return self.precision == "bf16"
+
+    @property
+    def effective_precision(self) -> str:
+        """The precision of network passes, auto resolved: bf16 or float32."""
+        return "bf16" if self.uses_bf16() else "float32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context for network passes (never for losses)."""

@@ -110,6 +110,12 @@ def from_namespace(options: type[T], values: Namespace, *, prefix: str = "") -> 
         raise ConfigError(f"{prefix}{error}") from error
 
 
+def given_flags(arguments: Sequence[str]) -> set[str]:
+    """Destinations ("voc_root", "make_cam.scales") of the flags on a command line."""
+    flags = (word.split("=", 1)[0] for word in arguments if word.startswith("--"))
+    return {flag.removeprefix("--").replace("-", "_") for flag in flags}
+
+
 def parse(parser: OptionParser, arguments: Sequence[str], config: Mapping[str, Any]) -> Namespace:
     """Parse flags over the values of a configuration file over the defaults.
 

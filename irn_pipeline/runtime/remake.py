@@ -7,13 +7,20 @@ from typing import Any
 
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.runtime.declaration import Job, MapStage, Remake
-from irn_pipeline.runtime.provenance import fingerprints_kept, refusal, stage_fingerprint
+from irn_pipeline.runtime.inputs import read_inputs
+from irn_pipeline.runtime.provenance import (
+    Origin,
+    differences,
+    facts_of,
+    fingerprints_kept,
+    stage_fingerprint,
+)
 from irn_pipeline.runtime.store import StageRecord, remove
 
 
 def begin_remake(
     stage: MapStage[Any], remake: Remake[Any], job: Job[Any, Any], previous: StageRecord | None
-) -> dict[str, str]:
+) -> Origin:
     """Clear the way for other values of the free parameters.
 
     What the stage made with other values is removed, the kept artifact stays.
@@ -25,7 +32,7 @@ def begin_remake(
         previous: record of what the stage's folder holds.
 
     Returns:
-        Fingerprint of every stage that the kept artifact was made from.
+        What the results are made from: that of the kept artifact, and the new parameters.
 
     Raises:
         ArtifactError: the artifact was not kept, or made from other things than the job's.
@@ -43,14 +50,16 @@ def begin_remake(
     # A record is JSON, which knows lists only.
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
     then = replace(job, params=replace(job.params, **values))
-    if stage_fingerprint(stage, then, reads) != previous.fingerprint:
-        remedy = (
-            f"with {remake.flag} only {', '.join(remake.free)} may change; give the others as they were, or "
-            f"--overwrite {remake.keep_flag} without {remake.flag} to build this stage again"
+    facts = {**previous.facts, **facts_of(stage, job)}
+    found = differences(stage, then, reads, facts, previous)
+    if found:
+        raise ArtifactError(
+            f"{folder}: holds results made from other things ({'; '.join(found)}); with {remake.flag} only "
+            f"{', '.join(remake.free)} may change; give the others as they were, or --overwrite {remake.keep_flag} "
+            f"without {remake.flag} to build this stage again"
         )
-        raise ArtifactError(refusal(folder, then.params, reads, previous, remedy))
-    if stage_fingerprint(stage, job, reads) == previous.fingerprint and not job.execution.overwrite:
-        return reads
+    if not differences(stage, job, reads, facts, previous) and not job.execution.overwrite:
+        return Origin(previous.fingerprint, reads, facts, previous)
     made = [artifact for artifact in stage.writes if artifact is not source]
     lost = [
         item.image_id
@@ -68,4 +77,5 @@ def begin_remake(
     # Before the new record is written: an interruption in between leaves gaps, but nothing made otherwise.
     for artifact in made:
         remove(job.run.stage_dir(artifact.stage) / artifact.name)
-    return reads
+    fingerprint = stage_fingerprint(stage, job, reads, facts=facts, inputs=read_inputs(folder))
+    return Origin(fingerprint, reads, facts, previous)

@@ -7,15 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from irn_pipeline.errors import ArtifactError, DataError, IrnError
+from irn_pipeline.errors import DataError, IrnError
+from irn_pipeline.runtime.begin import Begun, begin
 from irn_pipeline.runtime.clock import Clock
 from irn_pipeline.runtime.declaration import (
     Data,
+    Files,
     FitStage,
     Item,
     Job,
@@ -27,29 +29,16 @@ from irn_pipeline.runtime.declaration import (
 )
 from irn_pipeline.runtime.execution import seed_everything
 from irn_pipeline.runtime.faults import MemoryExhausted, explained, is_out_of_memory
-from irn_pipeline.runtime.lock import LOCK_NAME, stage_lock
+from irn_pipeline.runtime.lock import stage_lock
 from irn_pipeline.runtime.progress import progress_bar
-from irn_pipeline.runtime.provenance import (
-    OTHER_FOLDER,
-    fingerprints_read,
-    refusal,
-    require_sources_elsewhere,
-    stage_fingerprint,
-)
+from irn_pipeline.runtime.provenance import stage_fingerprint
 from irn_pipeline.runtime.ranks import ALONE
-from irn_pipeline.runtime.remake import begin_remake
-from irn_pipeline.runtime.store import (
-    RESUME_NAME,
-    StageRecord,
-    clear_folder,
-    remove_parts,
-    require_own_folder,
-    versions,
-)
+from irn_pipeline.runtime.store import RESUME_NAME, StageRecord, require_own_folder, versions
 from irn_pipeline.runtime.summary import add_workers_time, log_counted, log_summary
 
 __all__ = [
     "Data",
+    "Files",
     "FitStage",
     "Item",
     "Job",
@@ -88,14 +77,6 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
         return _go_on(stage, job, begun)
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A stage whose folder is ready for it: its record so far, and the one that was found."""
-
-    record: StageRecord
-    previous: StageRecord | None
-
-
 def _reduce(stage: ReduceStage[Any], job: Job[Any, Any], held: ExitStack) -> StageRecord:
     if not stage.only_looks:
         return _go_on(stage, replace(job, ranks=ALONE), _begin(stage, job, held))
@@ -104,62 +85,15 @@ def _reduce(stage: ReduceStage[Any], job: Job[Any, Any], held: ExitStack) -> Sta
     return StageRecord(stage.name, fingerprint, asdict(job.params), {}, True, counts, 0.0, versions())
 
 
-def _reads(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
-    reads = fingerprints_read(job.run, stage.name, stage.read(job.params))
-    if isinstance(stage, ReduceStage):
-        # It is never refused, and reads whatever is there: kept so that its age can be told.
-        others = [name for name in job.run.folders() if name.split("/")[0] != stage.name]
-        records = {name: job.run.record(name) for name in others}
-        reads |= {name: record.fingerprint for name, record in records.items() if record is not None}
-    return reads
-
-
-def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> _Begun:
+def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> Begun:
     """Lock the folder for as long as `held` is, and make it ready."""
-    folder = stage.folder(job.params)
-    place = job.run.stage_dir(folder)
+    place = job.run.stage_dir(stage.folder(job.params))
     require_own_folder(job.run.root, place)
     held.enter_context(stage_lock(place))
-    previous = job.run.record(folder)
-    if isinstance(stage, MapStage) and stage.remake is not None and stage.remake.chosen(job.params):
-        reads = begin_remake(stage, stage.remake, job, previous)
-        fingerprint = stage_fingerprint(stage, job, reads)
-    else:
-        reads = _reads(stage, job)
-        fingerprint = stage_fingerprint(stage, job, reads)
-        if previous is not None and job.execution.overwrite:
-            require_sources_elsewhere(place, job.params)
-            clear_folder(place, keep=LOCK_NAME)
-            previous = None
-        if (
-            previous is not None
-            and previous.fingerprint != fingerprint
-            and not isinstance(stage, ReduceStage)
-        ):
-            raise ArtifactError(refusal(place, job.params, reads, previous, OTHER_FOLDER))
-    made_with = versions()
-    if isinstance(stage, MapStage) and previous is not None:
-        # A folder that is added to is as old as its oldest files.
-        made_with["irn_pipeline"] = previous.versions.get("irn_pipeline", made_with["irn_pipeline"])
-    record = StageRecord(
-        stage=folder,
-        fingerprint=fingerprint,
-        params=asdict(job.params),
-        reads=reads,
-        complete=False,
-        counts={"total": len(job.data.items)} if isinstance(stage, MapStage) else {},
-        seconds=previous.seconds if previous else 0.0,
-        versions=made_with,
-    )
-    if isinstance(stage, FitStage) and previous is not None and previous.complete:
-        return _Begun(record, previous)
-    if previous is None or not previous.complete:
-        remove_parts(place)
-    job.run.write_record(record)
-    return _Begun(record, previous)
+    return begin(stage, job)
 
 
-def _go_on(stage: Stage[Any], job: Job[Any, Any], begun: _Begun) -> StageRecord:
+def _go_on(stage: Stage[Any], job: Job[Any, Any], begun: Begun) -> StageRecord:
     record, previous = begun.record, begun.previous
     place = job.run.stage_dir(record.stage)
     seed_everything(job.execution.seed)

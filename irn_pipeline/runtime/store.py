@@ -56,7 +56,9 @@ class Artifact(Generic[T]):
 class StageRecord:
     """What a stage's `stage.json` says.
 
-    `seconds` is the time of all runs that made the results, `sections` where it went, by name.
+    `seconds` is the time of all runs that made the results, `sections` where it went, by name. `facts` is what results
+    depend on beside parameters, files and other stages (see `provenance.facts_of`); earlier versions of this program
+    recorded none. `data` is the folder or file of the data set.
     """
 
     stage: str
@@ -68,6 +70,8 @@ class StageRecord:
     seconds: float
     versions: dict[str, str]
     sections: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    data: str = ""
 
 
 @contextmanager
@@ -162,10 +166,10 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, indent: int | None = 2) -> None:
     """Write JSON atomically, keys in the order given."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
 
 
 def fingerprint_of(value: object) -> str:
@@ -260,7 +264,7 @@ _STAGE_NAME = re.compile(r"\w+(/\w[\w.-]*)?")
 def _checked(record: StageRecord) -> StageRecord:
     kinds: dict[str, type] = {
         "stage": str, "fingerprint": str, "params": dict, "reads": dict, "complete": bool, "counts": dict,
-        "versions": dict, "sections": dict,
+        "versions": dict, "sections": dict, "facts": dict, "data": str,
     }  # fmt: skip
     for name, kind in kinds.items():
         if not isinstance(getattr(record, name), kind):
@@ -269,6 +273,7 @@ def _checked(record: StageRecord) -> StageRecord:
         (record.reads, str),
         (record.counts, int),
         (record.versions, str),
+        (record.facts, str),
         (record.sections, int | float),
         ({"seconds": record.seconds}, int | float),
     ):

@@ -23,6 +23,7 @@ class Word:
 class Words:
     items: tuple[Word, ...]
     identity: tuple[str, ...] = ("letters",)
+    origin: Path = Path("letters.txt")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from irn_pipeline.errors import ArtifactError, DataError
-from irn_pipeline.runtime.stage import Produced, run_stage
+from irn_pipeline.runtime.stage import Job, Produced, run_stage
 from irn_pipeline.runtime.store import RunFolder, StageRecord
-from tests.runtime.samples import REPORT, TOTAL, UPPER, CountParams, Stages, UpperParams, job
+from tests.runtime.samples import REPORT, TOTAL, UPPER, CountParams, Stages, UpperParams, Words, job
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ def test_a_finished_fit_is_not_repeated(tmp_path: Path, stages: Stages) -> None:
 
 
 def test_a_fit_depends_on_its_pictures_and_the_seed(tmp_path: Path, stages: Stages) -> None:
-    for other in (
-        job(tmp_path, CountParams(), "one two"),
-        job(tmp_path, CountParams(), seed=1),
+    for other, told in (
+        (job(tmp_path, CountParams(), "one two"), "the list of images changed"),
+        (job(tmp_path, CountParams(), seed=1), "seed was 0, is now 1"),
     ):
-        with pytest.raises(ArtifactError, match="the seed, the class names or the list of images"):
+        with pytest.raises(ArtifactError, match=told):
             run_stage(stages.count, other)
 
 
@@ -141,18 +141,23 @@ def test_a_reduce_stage_is_done_anew_every_time(tmp_path: Path, stages: Stages) 
 
 
 def test_variants_lie_side_by_side(tmp_path: Path) -> None:
-    made = Stages()
-    varied = replace(made.count, variant=lambda params: f"from-{params.start}")
+    made: list[int] = []
+
+    def fit(work: Job[CountParams, Words]) -> int:
+        made.append(work.params.start)
+        work.run.write(replace(TOTAL, stage=f"count/from-{work.params.start}"), "3")
+        return 3
+
+    varied = replace(Stages().count, variant=lambda params: f"from-{params.start}", fit=fit)
     for start in (1, 2):
         run_stage(varied, job(tmp_path, CountParams(start=start)))
-    assert made.fits == 2
     for start in (1, 2):
         record = RunFolder(tmp_path).record(f"count/from-{start}")
         assert record is not None
         assert record.params == {"start": start}
         assert record.complete
     run_stage(varied, job(tmp_path, CountParams(start=1)))
-    assert made.fits == 2
+    assert made == [1, 2]
 
 
 def test_parameters_may_make_a_read_needless(tmp_path: Path) -> None:

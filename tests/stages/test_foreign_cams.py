@@ -25,6 +25,7 @@ from irn_pipeline.artifacts import (
 )
 from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.errors import ArtifactError
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.runtime.execution import Execution
 from irn_pipeline.runtime.options import read_yaml
@@ -47,7 +48,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evaluate": {},
 }
 LABELLING = ("mine_relations", "synthesize_labels")
-Foreign = Callable[[Cam], dict[str, Any]]
+Foreign = Callable[[Cam], dict[Any, Any]]
 
 
 def background_first(maps: np.ndarray) -> np.ndarray:
@@ -82,6 +83,10 @@ def without_cam(cam: Cam) -> dict[str, Any]:
     return {"keys": torch.from_numpy(cam.class_ids), "high_res": cam.high_res_cam}
 
 
+def as_seam(cam: Cam) -> dict[Any, Any]:
+    return dict(zip(cam.class_ids.tolist(), cam.high_res_cam, strict=True))
+
+
 FORMATS: dict[str, Foreign] = {
     "irn": as_original,
     "AMN": as_amn,
@@ -89,6 +94,7 @@ FORMATS: dict[str, Foreign] = {
     "irn (float16)": as_half,
     "CLIP-ES (float16, cam derived)": as_clip_es,
     "irn (cam derived)": without_cam,
+    "SEAM, MCTformer (cam derived)": as_seam,
 }
 
 
@@ -214,6 +220,23 @@ def test_a_folder_that_covers_a_part_of_the_list(
     for stage in LABELLING:
         record = bench.work(stage, folder, tmp_path / "run")
         assert record.counts == {"images": 1, "kept": 1, "skipped": 1}
+
+
+def test_their_maps_are_known_by_content(bench: Bench, tmp_path: Path) -> None:
+    folder, image_id = bench.save(tmp_path / "theirs", as_original), min(bench.cams)
+    for stage in LABELLING:
+        bench.work(stage, folder, tmp_path / "run")
+    moved = folder.rename(tmp_path / "moved")
+    for stage in LABELLING:
+        assert bench.work(stage, moved, tmp_path / "run").counts["kept"] == 3
+    cam = bench.cams[image_id]
+    other = Cam(cam.class_ids, cam.cam / 2, cam.high_res_cam)
+    np.save(moved / f"{image_id}.npy", as_original(other))  # type: ignore[arg-type]
+    for stage in LABELLING:
+        with pytest.raises(
+            ArtifactError, match=rf"--cam-dir {moved}/{image_id}.npy: its content has changed"
+        ):
+            bench.work(stage, moved, tmp_path / "run")
 
 
 class _Hostile:

@@ -1,0 +1,230 @@
+"""Every parameter of train_segmenter has an effect on a model, or its flag is refused by name: the whole table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
+from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.runtime import options
+from irn_pipeline.runtime.execution import Execution
+from irn_pipeline.runtime.stage import Job
+from irn_pipeline.runtime.store import RunFolder, StageRecord
+from stages.__main__ import stage_main
+from stages._segmenter import (
+    MODELS,
+    RECIPES,
+    AskedParams,
+    SegmenterParams,
+    build_segmenter,
+    load_segmenter,
+    recipe_of,
+    require_asked,
+    segmenter_artifact,
+    unused_parameters,
+)
+from stages._source import DataSet, Source, load_source
+from stages.train_segmenter import _start, samples
+
+EXECUTION = Execution(device="cpu", precision="float32", workers=1, quiet=True)
+TINY: dict[str, Any] = {
+    "backbone": "resnet18", "backbone_weights": "none", "short_side": 64, "long_side": 96, "boxes_per_image": 16,
+    "channels": 16, "crop": 64, "rescale": (1.0, 1.0),
+}  # fmt: skip
+OTHERWISE: dict[str, Any] = {
+    "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
+    "channels": 32, "bandwidth": "circular", "to_center": True,
+}  # fmt: skip
+"""Another value of each parameter that some models have and others have not, `start_from` aside."""
+OF_ALL = {
+    "model", "labels", "backbone", "backbone_weights", "frozen_stages", "epochs", "batch_size", "lr", "optimizer",
+    "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
+}  # fmt: skip
+OWNED = {*OTHERWISE, "start_from"}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Two pictures with labels in a run folder."""
+
+    data: DataSet
+    run: RunFolder
+
+    def job(self, **values: Any) -> Job[SegmenterParams, DataSet]:
+        return Job(self.run, SegmenterParams(**{**TINY, **values}), self.data, EXECUTION)
+
+    def losses(self, **values: Any) -> dict[str, float]:
+        """Losses of the first batch, everything random from one seed."""
+        work = self.job(**values)
+        torch.manual_seed(0)
+        network = _start(work, work.params).train()
+        with torch.no_grad():
+            for parameter in network.parameters():  # some heads start at zero, whatever their form
+                parameter += 0.01 * torch.randn_like(parameter)
+        images, targets = zip(*(samples(work)[0, index] for index in range(2)), strict=True)
+        torch.manual_seed(0)
+        return {name: value.item() for name, value in network.losses(images, targets).items()}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("parameters")
+    generate_demo(folder / "voc", num_images=2, num_heldout=0, min_size=(64, 80), max_size=(64, 80))
+    data, run = load_source(Source(voc_root=str(folder / "voc"))), RunFolder(folder / "run")
+    run.write_record(StageRecord("synthesize_labels", "0", {}, {}, True, {}, 0.0, {}))
+    for record in data.items:
+        truth = data.ground_truth(record.image_id)
+        assert truth is not None
+        scores = np.full(len(truth.instances), 0.9, np.float32)
+        run.write(INSTANCE_LABEL, replace(truth.instances, scores=scores), record.image_id)
+        run.write(SEMANTIC_LABEL, truth.label, record.image_id)
+    trained = build_segmenter(SegmenterParams(**TINY), len(DEMO_CLASSES)).state_dict()
+    run.write(segmenter_artifact("mask_rcnn"), Checkpoint("mask_rcnn", "resnet18", DEMO_CLASSES, trained))
+    return Bench(data, run)
+
+
+def test_every_parameter_is_common_or_owned() -> None:
+    assert {field.name for field in fields(SegmenterParams)} == OF_ALL | OWNED
+    assert {name for recipe in RECIPES.values() for name in recipe.uses} == OWNED
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_a_model_uses_changes_its_losses_and_nothing_else_does(bench: Bench, model: str) -> None:
+    as_it_is = bench.losses(model=model)
+    assert bench.losses(model=model) == as_it_is
+    effective = {
+        name for name, value in OTHERWISE.items() if bench.losses(model=model, **{name: value}) != as_it_is
+    }
+    network = str(bench.run.path(segmenter_artifact("mask_rcnn")))
+    try:
+        if bench.losses(model=model, start_from=network) != as_it_is:
+            effective.add("start_from")
+    except ConfigError as error:
+        assert "--start-from is for semiconv_mask_rcnn" in str(error)
+    assert effective == set(RECIPES[model].uses)
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "field_meanings", lambda kind: {})
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that ends before it looks for any file."""
+    assert stage_main("train_segmenter", [*words, "--voc-root", "nowhere", "--run-dir", "nowhere"]) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("model", MODELS)
+def test_flags_that_a_model_does_not_use_are_refused_by_name(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in sorted(OWNED):
+        value = OTHERWISE.get(name, "network.pt")
+        flag = f"--{name.replace('_', '-')}"
+        words = [flag, *map(str, value if isinstance(value, tuple) else [value])]
+        line = refused(["--model", model, *(words[:1] if value is True else words)], capsys)
+        if name in RECIPES[model].uses:
+            assert "nowhere" in line
+        else:
+            assert line.startswith(f"error: {flag}: of no effect on {model}; it is for ")
+            told = line.split("it is for ")[1].strip().split(" and ")
+            assert told == [other for other in MODELS if name in RECIPES[other].uses]
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            ["--labels", "truth", "--ignore-band", "5", "--model", "deeplabv3"],
+            "--ignore-band: true masks are",
+        ),
+        (["--optimizer", "adamw", "--momentum", "0.5"], "--momentum: adamw has a momentum of its own"),
+        (["--model", "spatial_embeddings", "--momentum=0.5"], "--momentum: adamw has a momentum of its own"),
+        (
+            ["--model", "semiconv_mask_rcnn", "--start-from", "x", "--backbone-weights", "cam"],
+            "--backbone-weights: all weights come from --start-from",
+        ),
+        (["--validate_every", "2"], "--validate-every: nothing is measured without --validate-list"),
+        (["--momentum", "0.5"], "nowhere"),
+        (["--model", "spatial_embeddings", "--optimizer", "sgd", "--momentum", "0.5"], "nowhere"),
+    ],
+)
+def test_flags_that_others_make_needless_are_refused_by_name(
+    words: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert why in refused(words, capsys)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_configuration_for_several_models_is_told_and_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("train_segmenter: {short_side: 64, channels: 256, crop: 64, rescale: [0.5, 1.5]}\n")
+    for model, names in (
+        ("deeplabv3", "short_side"),
+        ("mask_rcnn", "crop, rescale"),
+    ):  # channels is the default
+        words = ["--config", str(config), "--model", model, "--voc-root", "nowhere", "--run-dir", "nowhere"]
+        assert stage_main("train_segmenter", words) == 1
+        told, error = capsys.readouterr().err.splitlines()
+        assert told == f"train_segmenter: set in the configuration, but of no effect here: {names}"
+        assert "nowhere" in error
+    assert recipe_of(SegmenterParams(model="mask_rcnn", crop=64, rescale=(0.5, 1.5))) == RECIPES["mask_rcnn"]
+
+
+def test_unused_parameters_are_those_of_the_table() -> None:
+    names = set(unused_parameters(SegmenterParams(model="deeplabv3")))
+    assert names == OWNED - {"crop", "rescale", "ignore_band"} | {"validate_every"}
+
+
+# --- how a trained model is asked ---
+
+
+@pytest.fixture
+def deeplab(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path)
+    state = build_segmenter(SegmenterParams(model="deeplabv3", backbone="resnet18"), 2).state_dict()
+    artifact = segmenter_artifact("deeplabv3")
+    run.write(artifact, Checkpoint("deeplabv3", "resnet18", ("a", "b"), state))
+    values = {"model": "deeplabv3", "backbone": "resnet18"}
+    run.write_record(StageRecord(artifact.stage, "0", values, {}, True, {}, 0.0, {}))
+    return run
+
+
+def test_the_crf_and_the_scales_of_deeplab_can_be_switched_on(deeplab: RunFolder) -> None:
+    plain, _ = load_segmenter(deeplab, "deeplabv3", EXECUTION)
+    assert (plain.crf, plain.test_scales) == (False, (1.0,))
+    asked, _ = load_segmenter(deeplab, "deeplabv3", EXECUTION, AskedParams(crf=True, test_scales=(0.5, 1.0)))
+    assert (asked.crf, asked.test_scales) == (True, (0.5, 1.0))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("asked", [AskedParams(crf=True), AskedParams(test_scales=(0.5,))])
+def test_models_without_them_refuse_them_by_name(model: str, asked: AskedParams) -> None:
+    require_asked((model,), AskedParams())
+    require_asked(("mask_rcnn", "deeplabv3-on-truth"), asked)
+    if model == "deeplabv3":
+        require_asked((model,), asked)
+        return
+    flag = "--crf" if asked.crf else "--test-scales"
+    with pytest.raises(ConfigError, match=f"{flag}: of no effect on {model}; it is for deeplabv3"):
+        require_asked((model,), asked)
+
+
+@pytest.mark.parametrize("scales", [(0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
+def test_impossible_scales_are_refused(scales: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"test_scales are .*; they must be numbers above 0"):
+        AskedParams(test_scales=scales)
