@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from irn_pipeline.artifacts import INSTANCE_LABEL
+from irn_pipeline.datasets.source import Source, load_source
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.metrics.instance import ORIGINAL_RULES, InstanceEvaluator, PictureHits, Rules
-from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import FloatArray
-from stages._source import Source, load_source
 
 THRESHOLDS = (0.5, 0.7, 0.75)
 REPEATS = 200

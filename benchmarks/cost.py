@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.irn_network import IrnNetwork
-from stages import make_cam, train_cam, train_irn
+from irn_pipeline.stages import make_cam, train_cam, train_irn
 
 HEIGHT, WIDTH = 375, 500
 BYTES = {"make_cam": 1_220_000, "mine_relations": 7_200, "synthesize_labels": 1_610_000}

@@ -21,13 +21,13 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from irn_pipeline.artifacts import WALKED_SCORES
+from irn_pipeline.datasets.source import Source, load_source
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.metrics.instance import InstanceEvaluator, Rules
 from irn_pipeline.ops.label_params import LabelParams
 from irn_pipeline.ops.labels import labels_from_scores
-from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import CAM_STRIDE, BoolArray, GroundTruth, Instances, LabelArray
 from irn_pipeline.walked_scores import WalkedScores
-from stages._source import Source, load_source
 
 KINDS = ("labels", "our classes, true parts", "true classes, our parts")
 

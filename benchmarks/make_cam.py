@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from benchmarks.case import Arrays, Benchmark, Case, Disagreement, Method, Prepared
 from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+from irn_pipeline.engine.execution import Execution
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_scales
-from irn_pipeline.runtime.execution import Execution
-from stages.make_cam import Params, class_maps, prepare_network
+from irn_pipeline.stages.make_cam import Params, class_maps, prepare_network
 
 NUM_CLASSES, CLASS_IDS = 20, (3, 11)
 _TOLERANCE = 2e-2

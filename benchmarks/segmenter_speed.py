@@ -22,11 +22,17 @@ from torch import Tensor
 from benchmarks.machine import seconds
 from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import to_unit_tensor
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.store import RunFolder
-from stages._segmenter import MODELS, SegmenterParams, build_segmenter, load_segmenter, trained_variants
+from irn_pipeline.segmenter_models import (
+    MODELS,
+    SegmenterParams,
+    build_segmenter,
+    load_segmenter,
+    trained_variants,
+)
 
 _NUM_CLASSES = 20
 

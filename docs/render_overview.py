@@ -19,19 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IR_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.engine.command import run_command
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.stage import Job
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.export.report_pictures import UNSURE, hues, label_colours, wheel
+from irn_pipeline.irn_model import load_irn
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.clustering import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
-from irn_pipeline.runtime.command import run_command
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.stage import Job
-from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import BoolArray, FloatArray, ImageRecord, LabelArray
-from stages._irn import load_irn
-from stages._source import DataSet, Source, load_source
 
 TITLES = (
     *("photograph", "CAM", "confident label", "boundary", "displacement", "instance map"),

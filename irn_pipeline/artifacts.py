@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from irn_pipeline.cam_files import read_cam_file
+from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, ShapeError
-from irn_pipeline.foreign.files import open_regular, regular_bytes
-from irn_pipeline.foreign.json_text import parse_json
-from irn_pipeline.foreign.npy import load_pickled_npy
-from irn_pipeline.foreign.text import plain_line
-from irn_pipeline.foreign.torch_file import load_torch
-from irn_pipeline.runtime.store import Artifact
+from irn_pipeline.files.json_text import parse_json
+from irn_pipeline.files.npy import load_pickled_npy
+from irn_pipeline.files.regular import open_regular, regular_bytes
+from irn_pipeline.files.text import plain_line
+from irn_pipeline.files.torch_file import load_torch
 from irn_pipeline.structures import MAX_PIXELS, Cam, Instances, LabelArray
 from irn_pipeline.walked_scores import WalkedScores, read_walked_scores, write_walked_scores
 

@@ -25,7 +25,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from irn_pipeline.errors import ArtifactError, ShapeError
-from irn_pipeline.foreign.npy import load_pickled_npy
+from irn_pipeline.files.npy import load_pickled_npy
 from irn_pipeline.structures import Cam, FloatArray, IntArray, strided_size
 
 _EXPECTED = (

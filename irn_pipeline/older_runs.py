@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.ops.orientation import UPRIGHT, turned
-from irn_pipeline.runtime.store import Artifact, RunFolder
 from irn_pipeline.structures import Cam, ImageRecord, Instances
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""The pipeline's stages, one module each; `python -m stages.NAME --help`."""
+"""Commands: `python -m stages.NAME` runs one stage, `python -m stages` all of them; the code is irn_pipeline.stages."""

@@ -14,26 +14,39 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY, STAGES = "irn_pipeline", "stages"
 MAX_LINES = 300
-BASE = {"", "__version__", "errors", "foreign", "structures"}
+BASE = {"", "__version__", "errors", "files", "structures"}
 """What everything may import; "" and `__version__` are the bare package."""
+ROOMS = {"ops", "nn", "datasets", "metrics", "export", "engine"}
+RECORDS = {"cam_files", "walked_scores", "artifacts", "older_runs"}
+"""Modules that say what a run folder holds."""
+ASSEMBLY = {
+    *("cam_source", "irn_model", "segmenter_models", "weight_files", "evaluation", "gallery", "predictor"),
+    "configs",
+}
+"""Modules that put the rooms together, for the stages."""
+EVERYTHING_BELOW_STAGES = BASE | ROOMS | RECORDS | ASSEMBLY
 ALLOWED = {
-    "": set(),
+    "": {"structures", "predictor", "running"},
     "errors": set(),
     "structures": {"errors"},
-    "foreign": {"", "__version__", "errors", "foreign"},
+    "files": {"", "__version__", "errors", "files"},
     "ops": BASE | {"ops"},
     "nn": BASE | {"ops", "nn"},
-    "datasets": BASE | {"ops", "datasets"},
+    "datasets": BASE | {"ops", "engine", "datasets"},
     "metrics": BASE | {"ops", "metrics"},
-    "export": BASE | {"ops", "export"},
-    "runtime": {"", "__version__", "errors", "foreign", "runtime"},
-    "cam_files": BASE | {"runtime", "cam_files"},
+    "export": BASE | {"ops", "engine", "export"},
+    "engine": {"", "__version__", "errors", "files", "engine"},
+    "cam_files": BASE | {"engine", "cam_files"},
     "walked_scores": BASE | {"walked_scores"},
-    "artifacts": BASE | {"runtime", "cam_files", "walked_scores", "artifacts"},
-    "older_runs": BASE | {"ops", "runtime", "older_runs"},
+    "artifacts": BASE | {"engine", "cam_files", "walked_scores", "artifacts"},
+    "older_runs": BASE | {"ops", "engine", "older_runs"},
+    **dict.fromkeys(ASSEMBLY, EVERYTHING_BELOW_STAGES),
+    "stages": EVERYTHING_BELOW_STAGES | {"stages"},
+    "running": EVERYTHING_BELOW_STAGES | {"stages"},
 }
-"""Room of the library -> rooms that it may import; `stages` is in no room's list."""
-MAY_IMPORT_STAGES = {"stages", "stages.__main__", "stages.api"}
+"""Room of the library -> rooms that it may import."""
+SEES_ALL_STAGES = "irn_pipeline.stages.catalogue"
+SHARED_BY_STAGES = {"irn_pipeline.stages", "irn_pipeline.stages.NAMES"}
 
 
 def room_of(module: str) -> str:
@@ -64,7 +77,7 @@ def forbidden_imports(source: str, module: str, is_package: bool = False) -> lis
         above = top in (STAGES, "tests", "configs")
         if above or (top == LIBRARY and room_of(name) not in ALLOWED[room]):
             complaints.append(f"{module} imports {name}")
-        elif room in ("foreign", "runtime") and top in (
+        elif room in ("files", "engine") and top in (
             "cv2",
             "imageio",
             "torchvision",
@@ -76,28 +89,26 @@ def forbidden_imports(source: str, module: str, is_package: bool = False) -> lis
 
 
 def imports_between_stages(source: str, module: str, is_package: bool = False) -> list[str]:
-    """Imports of one stage by another; `stages._*` is shared, only the pipeline command may see all.
-
-    The command itself may be imported in a stage's `if __name__ == "__main__"` block.
-    """
-    if module in MAY_IMPORT_STAGES:
+    """Imports of one stage by another, or of the catalogue by a stage; only the catalogue sees all stages."""
+    if module == SEES_ALL_STAGES:
         return []
-    tree = ast.parse(source)
-    tree.body = [part for node in tree.body for part in _outside_main_block(node)]
     return [
         f"{module} imports {name}"
-        for name in imported_modules(ast.unparse(tree), module, is_package)
-        if name.split(".")[0] == STAGES and name != STAGES and not _is_shared(room_of(name))
+        for name in imported_modules(source, module, is_package)
+        if name.startswith("irn_pipeline.stages") and name not in SHARED_BY_STAGES
     ]
 
 
-def _is_shared(room: str) -> bool:
-    return room.startswith("_") and room != "__main__"
-
-
-def _outside_main_block(node: ast.stmt) -> list[ast.stmt]:
-    is_main_block = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
-    return node.orelse if is_main_block else [node]
+def more_than_a_command(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Definitions in the thin modules of the top-level `stages`, and imports of other stages than their own."""
+    own = {"irn_pipeline.stages.command", "irn_pipeline.stages.catalogue", f"irn_pipeline.{module}"}
+    tree = ast.parse(source)
+    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    complaints = [f"{module} defines {node.name}" for node in defined]
+    for name in imported_modules(source, module, is_package):
+        if name.rpartition(".")[0] not in own:
+            complaints.append(f"{module} imports {name}")
+    return complaints
 
 
 def prints(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -148,7 +159,10 @@ def modules(package: str) -> dict[str, Path]:
     return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
 
 
-LIBRARY_MODULES, STAGE_MODULES = modules(LIBRARY), modules(STAGES)
+LIBRARY_MODULES, COMMANDS = modules(LIBRARY), modules(STAGES)
+STAGE_MODULES = {
+    name: path for name, path in LIBRARY_MODULES.items() if name.startswith("irn_pipeline.stages")
+}
 
 
 def complaints_of(rule: Callable[[str, str, bool], list[str]], files: dict[str, Path]) -> list[str]:
@@ -161,7 +175,8 @@ def complaints_of(rule: Callable[[str, str, bool], list[str]], files: dict[str, 
 
 def test_there_is_something_to_check():
     assert {"irn_pipeline", "irn_pipeline.structures", "irn_pipeline.nn.backbone"} <= set(LIBRARY_MODULES)
-    assert {"stages.make_cam", "stages.__main__"} <= set(STAGE_MODULES)
+    assert {"irn_pipeline.stages.make_cam", SEES_ALL_STAGES} <= set(STAGE_MODULES)
+    assert {"stages.make_cam", "stages.__main__"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +184,12 @@ def test_there_is_something_to_check():
     [
         (forbidden_imports, LIBRARY_MODULES),
         (imports_between_stages, STAGE_MODULES),
+        (more_than_a_command, COMMANDS),
         (prints, LIBRARY_MODULES),
-        (too_long, LIBRARY_MODULES | STAGE_MODULES),
-        (unannotated, LIBRARY_MODULES | STAGE_MODULES),
+        (too_long, LIBRARY_MODULES | COMMANDS),
+        (unannotated, LIBRARY_MODULES | COMMANDS),
     ],
-    ids=["layers", "stages apart", "no print", "length", "annotations"],
+    ids=["layers", "stages apart", "thin commands", "no print", "length", "annotations"],
 )
 def test_project_keeps(rule, files):
     assert complaints_of(rule, files) == []
@@ -184,14 +200,14 @@ def test_project_keeps(rule, files):
     [
         ("irn_pipeline.structures", "from irn_pipeline.ops import masks"),
         ("irn_pipeline.ops.crf", "from irn_pipeline.nn.backbone import Backbone"),
-        ("irn_pipeline.ops.crf", "from irn_pipeline.runtime import store"),
+        ("irn_pipeline.ops.crf", "from irn_pipeline.engine import store"),
         ("irn_pipeline.nn.losses", "import irn_pipeline.datasets.voc"),
         ("irn_pipeline.nn.losses", "from irn_pipeline import datasets"),
         ("irn_pipeline.nn.losses", "from ..metrics import semantic"),
         ("irn_pipeline.nn.losses", "def f() -> None:\n    from irn_pipeline.export import report"),
         ("irn_pipeline.metrics.semantic", "import stages.evaluate"),
-        ("irn_pipeline.runtime.cli", "from irn_pipeline.structures import Cam"),
-        ("irn_pipeline.runtime.cli", "import cv2"),
+        ("irn_pipeline.engine.cli", "from irn_pipeline.structures import Cam"),
+        ("irn_pipeline.engine.cli", "import cv2"),
         ("irn_pipeline.artifacts", "from irn_pipeline.datasets import voc"),
         ("irn_pipeline.attic.old", ""),
     ],
@@ -208,23 +224,35 @@ def test_relative_import_in_a_package_starts_at_the_package():
 def test_import_down_is_allowed():
     source = "import numpy\nfrom irn_pipeline import __version__\nfrom irn_pipeline.ops.masks import mask_iou"
     assert forbidden_imports(source, "irn_pipeline.nn.losses") == []
-    assert forbidden_imports("import torch, joblib", "irn_pipeline.runtime.parallel") == []
-    assert forbidden_imports("from irn_pipeline.runtime import store", "irn_pipeline.artifacts") == []
+    assert forbidden_imports("import torch, joblib", "irn_pipeline.engine.parallel") == []
+    assert forbidden_imports("from irn_pipeline.engine import store", "irn_pipeline.artifacts") == []
 
 
-def test_import_between_stages_is_seen():
-    for source in ("from stages.make_cam import Params", "import stages.make_cam", "from . import make_cam"):
-        assert len(imports_between_stages(source, "stages.train_irn")) == 1
-        assert imports_between_stages(source, "stages.__main__") == []
-    assert imports_between_stages("from stages._common import IMAGES", "stages.train_irn") == []
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from irn_pipeline.stages.make_cam import Params",
+        "import irn_pipeline.stages.make_cam",
+        "from irn_pipeline.stages import make_cam",
+        "from . import make_cam",
+        "def f():\n    from irn_pipeline.stages.catalogue import PIPELINE",
+        'if __name__ == "__main__":\n    from irn_pipeline.stages.catalogue import stage_main',
+    ],
+)
+def test_import_between_stages_is_seen(source):
+    assert len(imports_between_stages(source, "irn_pipeline.stages.train_irn")) == 1
+    assert imports_between_stages(source, SEES_ALL_STAGES) == []
 
 
-def test_the_command_is_seen_by_a_stage_in_its_main_block_only():
-    use = "from stages.__main__ import stage_main"
-    block = f'if __name__ == "__main__":\n    {use}'
-    assert imports_between_stages(block, "stages.train_irn") == []
-    for source in (use, f"def f():\n    {use}", f"{block}\nelse:\n    {use}"):
-        assert len(imports_between_stages(source, "stages.train_irn")) == 1
+def test_code_in_a_command_is_seen():
+    assert more_than_a_command("from irn_pipeline.stages.make_cam import STAGE", "stages.make_cam") == []
+    for source in (
+        "def helper(): ...",
+        "from irn_pipeline.stages.train_cam import STAGE",
+        "from irn_pipeline.ops.crf import crf",
+        "import numpy",
+    ):
+        assert len(more_than_a_command(source, "stages.make_cam")) == 1
 
 
 def test_print_is_seen_and_its_name_in_text_is_not():

@@ -23,9 +23,9 @@ from irn_pipeline.artifacts import (
     write_instances,
     write_label,
 )
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, CheckpointError
 from irn_pipeline.nn.backbone import Backbone, load_backbone_weights, read_state_dict
-from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import Cam, Instances
 
 SIZE = (9, 14)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-import stages.__main__ as command_line
-from irn_pipeline.runtime import command, options
-from irn_pipeline.runtime.command import Pipeline, RunOptions
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.options import read_yaml
-from irn_pipeline.runtime.store import StageRecord
-from stages.__main__ import PIPELINE, main, stage_main
+import irn_pipeline.stages.catalogue as command_line
+from irn_pipeline.engine import command, options
+from irn_pipeline.engine.command import Pipeline, RunOptions
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.options import read_yaml
+from irn_pipeline.engine.store import StageRecord
+from irn_pipeline.stages.catalogue import PIPELINE, main, stage_main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -22,7 +22,7 @@ from irn_pipeline.datasets.synthetic import generate_demo
 from irn_pipeline.errors import CheckpointError
 from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
 from irn_pipeline.nn.imagenet import imagenet_weights
-from stages.__main__ import stage_main
+from irn_pipeline.stages.catalogue import stage_main
 from tests.stages.conftest import CONFIG
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def test_a_command_that_computes_nothing_imports_nothing_slow(tmp_path: Path) ->
         check=True,
     )
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
-    assert {"torch", "stages.train_segmenter"} <= imported
+    assert {"torch", "irn_pipeline.stages.train_segmenter"} <= imported
     assert imported & SLOW_TO_IMPORT == set()
 
 

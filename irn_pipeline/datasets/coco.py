@@ -32,7 +32,7 @@ from irn_pipeline.datasets.picture_scan import picture_id
 from irn_pipeline.datasets.voc import LoadedSet
 from irn_pipeline.datasets.voc_lists import some
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.files.regular import regular_bytes
 
 # Number lists are nine tenths of a large file and are needed for evaluation only: they stay on the disk.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*(\[[\[\]\d\s.,eE+-]*\])')

@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 from irn_pipeline.datasets.coco_values import whole_number
 from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import open_regular, size_of
+from irn_pipeline.files.regular import open_regular, size_of
 from irn_pipeline.structures import BACKGROUND, IGNORE, BoolArray, GroundTruth, Instances, LabelArray
 
 _LONGEST_RUN = 2**32

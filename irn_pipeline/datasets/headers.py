@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from PIL import Image, TiffImagePlugin
 
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import open_regular
+from irn_pipeline.files.regular import open_regular
 from irn_pipeline.ops.orientation import UPRIGHT, as_orientation, turned_size
 
 PICTURE_SUFFIXES = (

@@ -28,7 +28,7 @@ from irn_pipeline.datasets.headers import (
     read_header,
 )
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.files.regular import regular_bytes
 from irn_pipeline.ops.orientation import UPRIGHT, inverse, turned
 from irn_pipeline.structures import MAX_PIXELS, LabelArray
 

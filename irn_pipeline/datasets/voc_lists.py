@@ -19,7 +19,7 @@ from pathlib import Path
 
 from irn_pipeline.datasets.headers import PICTURE_SUFFIXES, READ_KINDS
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.files.regular import regular_bytes
 
 _SUFFIXES = PICTURE_SUFFIXES
 _LIST_FOLDERS = ("Segmentation", "Main", "")

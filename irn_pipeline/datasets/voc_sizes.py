@@ -8,7 +8,7 @@ from pathlib import Path
 
 from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.files.regular import regular_bytes
 from irn_pipeline.ops.orientation import UPRIGHT
 from irn_pipeline.structures import ImageRecord
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from irn_pipeline.errors import DataError
-from irn_pipeline.foreign.files import regular_bytes
+from irn_pipeline.files.regular import regular_bytes
 
 _DECLARED = re.compile(rb"\s*<\?xml[^>]*?\bencoding\s*=\s*[\"']([\w.:-]{1,40})[\"']")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

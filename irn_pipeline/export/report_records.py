@@ -10,7 +10,7 @@ from typing import Any
 
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.export.report_pictures import Panel
-from irn_pipeline.foreign.json_text import parse_json
+from irn_pipeline.files.json_text import parse_json
 
 _NOT_LOSSES = ("step", "epoch", "time")
 _PER_CLASS = "_per_class"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from irn_pipeline.errors import CheckpointError, ConfigError
-from irn_pipeline.foreign.files import open_regular
-from irn_pipeline.foreign.torch_file import load_torch
+from irn_pipeline.files.regular import open_regular
+from irn_pipeline.files.torch_file import load_torch
 from irn_pipeline.nn.imagenet import imagenet_weights
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]

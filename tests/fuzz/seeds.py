@@ -21,9 +21,9 @@ from pycocotools import mask as rle
 
 from irn_pipeline import artifacts
 from irn_pipeline.artifacts import Checkpoint
-from irn_pipeline.runtime.optimisation import Schedule, learning_rates, make_optimizer
-from irn_pipeline.runtime.store import StageRecord
-from irn_pipeline.runtime.training import _State
+from irn_pipeline.engine.optimisation import Schedule, learning_rates, make_optimizer
+from irn_pipeline.engine.store import StageRecord
+from irn_pipeline.engine.training import _State
 from irn_pipeline.structures import Cam, Instances
 from irn_pipeline.walked_scores import WalkedScores, write_walked_scores
 

@@ -20,12 +20,9 @@ from irn_pipeline.datasets.folder_csv import load_folder_csv
 from irn_pipeline.datasets.headers import has_more_frames
 from irn_pipeline.datasets.picture_folder import restrict
 from irn_pipeline.datasets.voc import load_voc, read_class_names
-from irn_pipeline.export.report_records import read_curves, read_results, read_sweep
-from irn_pipeline.foreign.npy import load_pickled_npy
-from irn_pipeline.nn.backbone import read_state_dict
-from irn_pipeline.runtime.events import TrainingLog
-from irn_pipeline.runtime.lock import LOCK_NAME, holder_of, stage_lock
-from irn_pipeline.runtime.options import (
+from irn_pipeline.engine.events import TrainingLog
+from irn_pipeline.engine.lock import LOCK_NAME, holder_of, stage_lock
+from irn_pipeline.engine.options import (
     add_options,
     flatten_config,
     from_namespace,
@@ -33,7 +30,10 @@ from irn_pipeline.runtime.options import (
     parse,
     read_yaml,
 )
-from irn_pipeline.runtime.store import RECORD_NAME, RunFolder
+from irn_pipeline.engine.store import RECORD_NAME, RunFolder
+from irn_pipeline.export.report_records import read_curves, read_results, read_sweep
+from irn_pipeline.files.npy import load_pickled_npy
+from irn_pipeline.nn.backbone import read_state_dict
 from tests.fuzz import seeds
 from tests.fuzz.seeds import PICKLE_WORDS, SIZE, pickle_header
 
@@ -103,7 +103,7 @@ def _read_coco(path: Path) -> object:
 @cache
 def _sections() -> dict[str, Any]:
     # Imported here: it takes longer than all the others together.
-    from stages import mine_relations, synthesize_labels
+    from irn_pipeline.stages import mine_relations, synthesize_labels
 
     return {"mine_relations": mine_relations.Params, "synthesize_labels": synthesize_labels.Params}
 

@@ -8,11 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from irn_pipeline.evaluation import ap_evaluator
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.counting import CountingEvaluator
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances
-from stages._scores import ap_evaluator
 
 NUM_CLASSES = 3
 SIZE = (7, 8)

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from irn_pipeline.evaluation import InstanceTally, SemanticTally, ap_evaluator
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.instance import ORIGINAL_RULES, InstanceEvaluator, Rules
 from irn_pipeline.structures import GroundTruth, Instances
-from stages._scores import InstanceTally, SemanticTally, ap_evaluator
 from tests.metrics.pictures import ground_truth, instances
 
 NAMES = ("original", "voc", "coco")

@@ -66,7 +66,7 @@ class TinyPipeline:
     config: Path
 
     def __call__(self, run_dir: Path) -> int:
-        from stages.__main__ import main
+        from irn_pipeline.stages.catalogue import main
 
         flags = ["--config", str(self.config), "--voc-root", str(self.voc_root), "--run-dir", str(run_dir)]
         return main(["1-6", *flags])
@@ -197,7 +197,7 @@ def main() -> int:
 
             run: Run = MadeUp()
         else:
-            import stages.__main__  # noqa: F401 - loaded before the forks
+            import irn_pipeline.stages.catalogue  # noqa: F401 - loaded before the forks
 
             run = tiny_pipeline(folder)
         found = harness(run, folder, options.kills, options.seed, options.seconds)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.optimisation import Schedule
-from irn_pipeline.runtime.stage import FitStage, Job, MapStage, Produced, ReduceStage, run_stage
-from irn_pipeline.runtime.store import Artifact, RunFolder
-from irn_pipeline.runtime.training import train
-from tests.runtime.samples import CountParams, Word, words
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.optimisation import Schedule
+from irn_pipeline.engine.stage import FitStage, Job, MapStage, Produced, ReduceStage, run_stage
+from irn_pipeline.engine.store import Artifact, RunFolder
+from irn_pipeline.engine.training import train
+from tests.engine.samples import CountParams, Word, words
 
 PIECES, PIECE = 16, 4096
 NUM_PICTURES = 12

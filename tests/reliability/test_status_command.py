@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.runtime.store import RunFolder, StageRecord
-from stages.__main__ import main
+from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.stages.catalogue import main
 
 
 def _record(stage: str, fingerprint: str, reads: dict[str, str], **more: object) -> StageRecord:

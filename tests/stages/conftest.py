@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from irn_pipeline.datasets.synthetic import generate_demo
-from stages.__main__ import main
+from irn_pipeline.stages.catalogue import main
 
 CONFIG = """\
 precision: float32

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import yaml
 
+from irn_pipeline import Predictor, class_names, read_labels, run_stages
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.voc import load_voc
+from irn_pipeline.engine.command import Pipeline
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError, IrnError, ShapeError
-from irn_pipeline.runtime.command import Pipeline
-from irn_pipeline.runtime.store import RunFolder
 from irn_pipeline.structures import Instances
-from stages.api import class_names, predict_masks, read_labels, run_stages
-from tests.stages.conftest import CONFIG
+from tests.stages.conftest import CONFIG, TinyRun
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -69,13 +69,14 @@ def test_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "5", image_dir="photos", label_csv="tags.csv", run_dir="runs/mine", config="mine.yaml",
             synthesize_labels={"beta": 2, "exp_times": 6},
         )  # fmt: skip
-    again = predict_masks("runs/mine", "mask_rcnn", read_image(Path("new/cat.jpg")), min_score=0.0)
+    predictor = Predictor("runs/mine", "mask_rcnn")
+    again = predictor(read_image(Path("new/cat.jpg")), min_score=0.0)
     assert np.array_equal(again.select(again.scores >= 0.5).masks, masks.masks)
     assert len(again) and again.scores.max() < 1
     with pytest.raises(ArtifactError, match="trained in runs/mine: mask_rcnn"):
-        predict_masks("runs/mine", "deeplabv3", "new/cat.jpg")
+        Predictor("runs/mine", "deeplabv3")
     with pytest.raises(DataError, match=r"cat\.png"):
-        predict_masks("runs/mine", "mask_rcnn", "new/cat.png")
+        predictor("new/cat.png")
 
 
 class Seen:
@@ -192,6 +193,6 @@ def test_labels_are_read_without_fragments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
 )
-def test_no_picture_is_an_error(tmp_path: Path, image: np.ndarray) -> None:
+def test_no_picture_is_an_error(whole_run: TinyRun, image: np.ndarray) -> None:
     with pytest.raises(ShapeError, match=r"must be \(H, W, 3\) uint8 RGB"):
-        predict_masks(tmp_path, "mask_rcnn", image)
+        Predictor(whole_run.run_dir, "mask_rcnn")(image)

@@ -24,10 +24,10 @@ from irn_pipeline.artifacts import (
     write_checkpoint,
 )
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.runtime.store import Artifact, RunFolder
-from stages.__main__ import main, stage_main
-from stages._segmenter import segmenter_artifact
-from stages._source import DataSet
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.engine.store import Artifact, RunFolder
+from irn_pipeline.segmenter_models import segmenter_artifact
+from irn_pipeline.stages.catalogue import main, stage_main
 from tests.stages.conftest import TinyRun
 
 ANNOTATION = "<annotation><object><name>{}</name></object></annotation>\n"

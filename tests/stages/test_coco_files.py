@@ -22,9 +22,9 @@ from irn_pipeline.artifacts import (
     read_checkpoint,
     write_checkpoint,
 )
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Cam, Instances
-from stages.__main__ import main, stage_main
 
 SIZE = (64, 96)
 SQUARES = {"p1": [("cat", 10, 8)], "p2": [("dog", 40, 20)], "p3": [("cat", 4, 30), ("dog", 60, 12)]}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.__main__ import main
+from irn_pipeline.stages.catalogue import main
 from tests.stages.conftest import TinyRun
 
 TIMED = ("stage.json", "losses.jsonl", "validation.jsonl", "report.html")

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint, write_checkpoint
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.segmenter_models import segmenter_artifact
+from irn_pipeline.stages.catalogue import stage_main
 from irn_pipeline.structures import Instances
-from stages.__main__ import stage_main
-from stages._segmenter import segmenter_artifact
 
 CLASSES = ("cat", "dog")
 SIZE = (4, 6)

@@ -20,13 +20,13 @@ from pycocotools.coco import COCO
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
 from irn_pipeline.datasets.voc import read_class_names
 from irn_pipeline.datasets.voc_truth import VocTruths
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.stage import Job, run_stage
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.stages.catalogue import main, stage_main
+from irn_pipeline.stages.export_labels import STAGE, Params
 from irn_pipeline.structures import BoolArray, ImageRecord, ImageSet, Instances, LabelArray
-from stages.__main__ import main, stage_main
-from stages.export_labels import STAGE, Params
 
 CLASSES = ("cat", "naïve 犬")
 SIZE = (6, 8)

@@ -15,14 +15,14 @@ import torch
 
 from irn_pipeline.artifacts import CAM, IR_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.datasets.voc import load_voc
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.stage import Job, run_stage
-from irn_pipeline.runtime.store import RunFolder, StageRecord
-from stages._scores import model_figures
-from stages._source import Source, load_source
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.evaluation import model_figures
 from tests.stages.conftest import CONFIG, TinyRun
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def apply_diff(source: str, diff: str) -> str:
             lines.insert(place, text)
             place += 1
         else:
-            assert lines.count(text) == 1, f"stages/_segmenter.py has no such line (or several): {text}"
+            assert lines.count(text) == 1, f"segmenter_models.py has no such line (or several): {text}"
             place = lines.index(text) + (kind == " ")
             if kind == "-":
                 del lines[place]
@@ -135,10 +135,10 @@ def test_model(voc_root: Path, tmp_path: Path, load: Load) -> None:
     path = "irn_pipeline/nn/segmenters/pixel_net.py"
     load(path.removesuffix(".py").replace("/", "."), block(path))
     (diff,) = re.findall(r"```diff\n(.*?)```", EXTENDING, flags=re.DOTALL)
-    source = (ROOT / "stages" / "_segmenter.py").read_text(encoding="utf-8")
-    segmenter = load("stages._segmenter", apply_diff(source, diff))
-    source = (ROOT / "stages" / "train_segmenter.py").read_text(encoding="utf-8")
-    trainer = load("stages.train_segmenter", source)
+    source = (ROOT / "irn_pipeline" / "segmenter_models.py").read_text(encoding="utf-8")
+    segmenter = load("irn_pipeline.segmenter_models", apply_diff(source, diff))
+    source = (ROOT / "irn_pipeline" / "stages" / "train_segmenter.py").read_text(encoding="utf-8")
+    trainer = load("irn_pipeline.stages.train_segmenter", source)
 
     run = RunFolder(tmp_path)
     data = load_source(Source(voc_root=str(voc_root)))

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.voc import load_voc
-from stages.__main__ import main
-from stages.api import read_labels
+from irn_pipeline.running import read_labels
+from irn_pipeline.stages.catalogue import main
 from tests.stages.conftest import CONFIG
 
 README = Path(__file__).parents[2] / "README.md"

@@ -24,17 +24,17 @@ from irn_pipeline.artifacts import (
     Checkpoint,
 )
 from irn_pipeline.cam_files import read_cam_file
+from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.options import read_yaml
+from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.nn.irn_network import IrnNetwork
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.options import read_yaml
-from irn_pipeline.runtime.stage import Job, run_stage
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.stages import evaluate, mine_relations, synthesize_labels
+from irn_pipeline.stages.catalogue import PIPELINE, stage_main
 from irn_pipeline.structures import Cam
-from stages import evaluate, mine_relations, synthesize_labels
-from stages.__main__ import PIPELINE, stage_main
-from stages._source import DataSet, Source, load_source
 
 STAGES: dict[str, Any] = {s.name: s for s in (mine_relations.STAGE, synthesize_labels.STAGE, evaluate.STAGE)}
 SMALL: dict[str, dict[str, Any]] = {

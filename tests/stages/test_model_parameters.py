@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
+from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.engine import options
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.stage import Job
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.runtime import options
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.stage import Job
-from irn_pipeline.runtime.store import RunFolder, StageRecord
-from stages.__main__ import stage_main
-from stages._segmenter import (
+from irn_pipeline.segmenter_models import (
     MODELS,
     RECIPES,
     AskedParams,
@@ -30,8 +30,8 @@ from stages._segmenter import (
     segmenter_artifact,
     unused_parameters,
 )
-from stages._source import DataSet, Source, load_source
-from stages.train_segmenter import _start, samples
+from irn_pipeline.stages.catalogue import stage_main
+from irn_pipeline.stages.train_segmenter import _start, samples
 
 EXECUTION = Execution(device="cpu", precision="float32", workers=1, quiet=True)
 TINY: dict[str, Any] = {

@@ -14,11 +14,11 @@ from torch import Tensor
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.label_params import SynthesisParams
 from irn_pipeline.ops.labels import labels_from_scores, walk_scores
-from irn_pipeline.runtime.store import RunFolder
-from stages.__main__ import stage_main
+from irn_pipeline.stages.catalogue import stage_main
 from tests.stages.conftest import TinyRun
 
 SIDE = 128

@@ -22,9 +22,9 @@ from irn_pipeline.artifacts import (
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES
 from irn_pipeline.datasets.voc import load_voc
-from irn_pipeline.runtime.store import RunFolder
-from stages.__main__ import PIPELINE, main, stage_main
-from stages._segmenter import segmenter_artifact
+from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.segmenter_models import segmenter_artifact
+from irn_pipeline.stages.catalogue import PIPELINE, main, stage_main
 from tests.stages.conftest import TinyRun
 
 

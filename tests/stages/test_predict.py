@@ -14,17 +14,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 
-import stages.predict
 from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_scan import scan_pictures
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.ops.orientation import inverse, turned
 from irn_pipeline.ops.palette import voc_palette
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.segmenter_models import SegmenterParams, build_segmenter, segmenter_artifact
+from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Instances
-from stages.__main__ import main, stage_main
-from stages._segmenter import SegmenterParams, build_segmenter, segmenter_artifact
 
 CLASSES = ("dark", "bright 明")
 
@@ -90,7 +89,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Thresholds:
 
 def use(monkeypatch: pytest.MonkeyPatch, network: Segmenter) -> None:
     checkpoint = Checkpoint("mask_rcnn", "resnet18", CLASSES, {})
-    monkeypatch.setattr(stages.predict, "load_segmenter", lambda *arguments: (network.eval(), checkpoint))
+    monkeypatch.setattr(
+        "irn_pipeline.stages.predict.load_segmenter", lambda *arguments: (network.eval(), checkpoint)
+    )
 
 
 def predict(tmp_path: Path, *words: str, out: str = "out") -> int:

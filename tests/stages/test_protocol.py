@@ -19,11 +19,11 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks import ap_noise
 from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.running import run_stages
+from irn_pipeline.stages.catalogue import main
 from irn_pipeline.structures import Instances
-from stages.__main__ import main
-from stages.api import run_stages
 
 XML = "<annotation><object><name>cat</name></object></annotation>"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.__main__ import main
+from irn_pipeline.stages.catalogue import main
 from tests.stages.conftest import CONFIG, TinyRun
 
 pytest.importorskip("lightning_fabric", reason="needs the extra `distributed`")

@@ -24,13 +24,13 @@ from irn_pipeline.artifacts import (
     SEMANTIC_LABEL,
     Checkpoint,
 )
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError
 from irn_pipeline.nn.irn_network import IrnNetwork
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.stage import Job, run_stage
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.stages.report import STAGE, Params
 from irn_pipeline.structures import Cam, GroundTruth, ImageRecord, ImageSet, Instances, strided_size
-from stages.report import STAGE, Params
 
 SIZE = (24, 32)
 NAMES = ("cat", "<b>dog</b>")

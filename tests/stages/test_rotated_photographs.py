@@ -15,12 +15,12 @@ from irn_pipeline import __version__
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IR_LABEL, SEMANTIC_LABEL
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.voc import load_voc
+from irn_pipeline.engine.store import RunFolder, StageRecord, versions
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.older_runs import read_upright, require_upright
 from irn_pipeline.ops.orientation import inverse, turned
-from irn_pipeline.runtime.store import RunFolder, StageRecord, versions
+from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Cam, ImageRecord, Instances
-from stages.__main__ import main, stage_main
 from tests.stages.conftest import CONFIG
 
 SIZE = (40, 60)

@@ -16,15 +16,15 @@ from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES
 from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.nn.backbone import LARGE_PICTURE
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_cams, merge_scales
 from irn_pipeline.ops.feature_affinity import spread_maps
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.segmenter_models import SegmenterParams, build_segmenter, load_segmenter, segmenter_artifact
+from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Cam
-from stages.__main__ import main, stage_main
-from stages._segmenter import SegmenterParams, build_segmenter, load_segmenter, segmenter_artifact
 from tests.stages.conftest import TinyRun
 
 
@@ -179,14 +179,14 @@ def test_a_large_pictures_features_come_from_a_smaller_copy(
     whole_run: TinyRun, run_copy: Callable[..., TinyRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert LARGE_PICTURE == 2**20
-    monkeypatch.setattr("stages.make_cam.LARGE_PICTURE", 40 * 40)
+    monkeypatch.setattr("irn_pipeline.stages.make_cam.LARGE_PICTURE", 40 * 40)
     asked: list[tuple[int, int]] = []
 
     def recorded(maps: list[Tensor], features: list[Tensor], power: float) -> Tensor:
         asked.append((int(features[-1].shape[-2]), int(features[-1].shape[-1])))
         return spread_maps(maps, features, power)
 
-    monkeypatch.setattr("stages.make_cam.spread_maps", recorded)
+    monkeypatch.setattr("irn_pipeline.stages.make_cam.spread_maps", recorded)
     run = run_copy("train_cam")
     given = str(whole_run.run_dir / "make_cam" / "cam")
     assert stage_main("make_cam", [*run.flags(), "--from-cams", given, "--feature-affinity", "2"]) == 0

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from irn_pipeline.datasets.source import Source, load_source
+from irn_pipeline.engine.options import add_options, from_namespace, new_parser, parse
+from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ConfigError, DataError
-from irn_pipeline.runtime.options import add_options, from_namespace, new_parser, parse
-from irn_pipeline.runtime.store import Artifact, RunFolder
-from stages._source import Source, load_source
 
 CLASSES = ("car", "bird")
 TAGS = {"a": ("car",), "b": ("bird", "car"), "c": ("bird",)}

@@ -22,8 +22,13 @@ from irn_pipeline.artifacts import (
     WALKED_SCORES,
     Checkpoint,
 )
+from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError, ShapeError
+from irn_pipeline.evaluation import SemanticTally
 from irn_pipeline.export.report_records import read_sweep
 from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.nn.irn_network import IrnNetwork
@@ -31,14 +36,9 @@ from irn_pipeline.ops.background_search import best_background
 from irn_pipeline.ops.cam import cam_label
 from irn_pipeline.ops.label_params import LabelParams
 from irn_pipeline.ops.labels import labels_from_scores
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.stage import Job, run_stage
-from irn_pipeline.runtime.store import RunFolder, StageRecord
+from irn_pipeline.stages import mine_relations, sweep, synthesize_labels
 from irn_pipeline.structures import Cam
 from irn_pipeline.walked_scores import WalkedScores, read_walked_scores, write_walked_scores
-from stages import mine_relations, sweep, synthesize_labels
-from stages._scores import SemanticTally
-from stages._source import DataSet, Source, load_source
 
 SMALL: dict[str, Any] = {"exp_times": 2, "radius": 2, "centroid_iterations": 5}
 CPU = Execution(device="cpu", precision="float32", workers=1, quiet=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import stages.__main__ as command_line
+import irn_pipeline.stages.catalogue as command_line
 from irn_pipeline.artifacts import (
     CAM_NETWORK,
     INSTANCE_LABEL,
@@ -19,16 +19,24 @@ from irn_pipeline.artifacts import (
     Checkpoint,
     write_checkpoint,
 )
+from irn_pipeline.configs import config_folder
+from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.engine.command import Pipeline
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, CheckpointError, DataError
-from irn_pipeline.runtime.command import Pipeline
-from irn_pipeline.runtime.execution import Execution
-from irn_pipeline.runtime.stage import Job, run_stage
-from irn_pipeline.runtime.store import RunFolder, StageRecord
-from stages import make_cam, mine_relations, synthesize_labels, train_cam, train_irn, train_segmenter
-from stages.__main__ import main
-from stages._segmenter import SegmenterParams, build_segmenter, segmenter_artifact
-from stages._source import DataSet, Source, load_source
+from irn_pipeline.segmenter_models import SegmenterParams, build_segmenter, segmenter_artifact
+from irn_pipeline.stages import (
+    make_cam,
+    mine_relations,
+    synthesize_labels,
+    train_cam,
+    train_irn,
+    train_segmenter,
+)
+from irn_pipeline.stages.catalogue import main
 
 CPU = Execution(device="cpu", precision="float32", workers=1, quiet=True)
 
@@ -278,7 +286,7 @@ def test_a_forgotten_data_set_is_asked_for(
 @pytest.mark.parametrize("words", [[], ["--quiet"], ["--run-dir", "runs/demo"], ["--run-dir=./runs/demo/"]])
 def test_the_demo_runs_in_its_own_folder(ranges: list[list[str]], words: list[str]) -> None:
     assert main(["1-3", *words]) == 0
-    assert ranges[0][:3] == ["--config", str(command_line.CONFIGS / "demo.yaml"), "--voc-root"]
+    assert ranges[0][:3] == ["--config", str(config_folder() / "demo.yaml"), "--voc-root"]
 
 
 def test_the_demo_goes_on_where_it_was_begun(ranges: list[list[str]]) -> None:

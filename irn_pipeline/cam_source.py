@@ -1,0 +1,148 @@
+"""Where a stage finds its activation maps: stage make_cam's, or the folder of another project's CAM files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from irn_pipeline.artifacts import CAM
+from irn_pipeline.cam_files import read_cam_file
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.engine.stage import Files, Job, Produced
+from irn_pipeline.engine.store import Artifact, RunFolder
+from irn_pipeline.errors import ArtifactError, DataError
+from irn_pipeline.older_runs import read_upright, rotation_hint
+from irn_pipeline.structures import Cam, ImageRecord
+
+
+class WithCamDir(Protocol):
+    """Parameters of a stage that works on activation maps."""
+
+    @property
+    def cam_dir(self) -> str | None:
+        """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+        ...
+
+
+@dataclass(frozen=True)
+class CamSource:
+    """The activation maps of a job; travels to worker processes.
+
+    Attributes:
+        run: run folder, whose maps are taken where `folder` is None.
+        folder: another project's CAM files.
+        class_names: the data set's foreground classes.
+    """
+
+    run: RunFolder
+    folder: Path | None
+    class_names: tuple[str, ...]
+
+    @staticmethod
+    def of(job: Job[Any, DataSet]) -> CamSource:
+        """Those that a job's `cam_dir` names."""
+        return CamSource.of_folder(job, job.params.cam_dir)
+
+    @staticmethod
+    def of_folder(job: Job[Any, DataSet], folder: str | None) -> CamSource:
+        """Another project's, or the run folder's where none is given."""
+        return CamSource(job.run, None if folder is None else Path(folder), job.data.images.class_names)
+
+    def absolute(self) -> CamSource:
+        """The same maps for processes with other working folders."""
+        folder = None if self.folder is None else self.folder.absolute()
+        return replace(self, run=RunFolder(self.run.root.absolute()), folder=folder)
+
+    def path(self, image_id: str) -> Path:
+        """Where the maps of a picture lie."""
+        if self.folder is None:
+            return self.run.path(CAM, image_id)
+        return self.folder / f"{image_id}{CAM.suffix}"
+
+    def has(self, image_id: str) -> bool:
+        """Whether there are maps of a picture."""
+        return self.run.has(CAM, image_id) if self.folder is None else self.path(image_id).is_file()
+
+    def read(self, record: ImageRecord, size: tuple[int, int]) -> tuple[Cam, str | None]:
+        """The maps of a picture of `size` (H, W), and for another project's the format they were recognised as.
+
+        Raises:
+            ArtifactError: they are missing or damaged, of a picture of another size, or of classes that the data
+                set does not have.
+        """
+        path = self.path(record.image_id)
+        if self.folder is None:
+            cam, name = read_upright(self.run, CAM, record), None
+        else:
+            cam, name = read_cam_file(path, size)
+        if cam.size != size:
+            raise ArtifactError(
+                f"{path}: is of a {cam.size[0]}x{cam.size[1]} picture, but {record.path} is {size[0]}x{size[1]}"
+                f"{rotation_hint(record)}; make the CAMs of this data set again"
+            )
+        largest = int(max(cam.class_ids, default=-1))
+        if largest >= len(self.class_names):
+            raise ArtifactError(
+                f"{path}: holds maps of class {largest}, counted from 0, but the data set has "
+                f"{len(self.class_names)} classes ({', '.join(self.class_names[:3])} ...); "
+                "name the data set that the maps were made of"
+            )
+        # Most often a sign that the other project orders or counts its classes otherwise.
+        if name is not None and not set(cam.class_ids.tolist()) <= set(record.class_ids):
+            name += ", of classes that the tags do not name"
+        return cam, name
+
+    def split(self, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], Iterator[Produced]]:
+        """The pictures to work on, and the skips of those that another project's folder does not cover."""
+        if self.folder is None:
+            return list(records), iter(())
+        there = [record for record in records if self.has(record.image_id)]
+        kept = {record.image_id for record in there}
+        absent = [record for record in records if record.image_id not in kept]
+        return there, (
+            Produced(r.image_id, problem=f"{self.path(r.image_id)}: no such file", common=True)
+            for r in absent
+        )
+
+
+def cams_not_read(params: WithCamDir) -> tuple[Artifact[Any], ...]:
+    """The maps of make_cam, where the parameters name other ones.
+
+    Raises:
+        DataError: the folder they name holds no CAM file.
+    """
+    if params.cam_dir is None:
+        return ()
+    require_cam_files("--cam-dir", params.cam_dir)
+    return (CAM,)
+
+
+def cam_files(job: Job[Any, DataSet], *folders: str) -> tuple[Files, ...]:
+    """The files of the data set's pictures in folders of other projects' maps."""
+    sources = [CamSource.of_folder(job, folder) for folder in folders]
+    return tuple(
+        Files(Path(folder), {item.image_id: source.path(item.image_id) for item in job.data.items})
+        for folder, source in zip(folders, sources, strict=True)
+    )
+
+
+def cam_dir_files(job: Job[Any, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    """Those that a job's `cam_dir` names."""
+    return {} if job.params.cam_dir is None else {"cam_dir": cam_files(job, job.params.cam_dir)}
+
+
+def require_cam_files(flag: str, name: str) -> None:
+    """Refuse a folder that holds no CAM file.
+
+    Raises:
+        DataError: it holds none; `flag` is how it was named.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DataError(f"{flag} {folder}: no such folder; give the one that holds a file ID.npy per picture")
+    if next(folder.rglob(f"*{CAM.suffix}"), None) is None:
+        raise DataError(
+            f"{flag} {folder}: holds no .npy file; give the one that holds a file ID.npy per picture"
+        )

@@ -1,0 +1,117 @@
+"""How a stage runs, as against what it computes: devices, precision, workers, messages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.files.text import plain_lines
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a stage runs. Only the seed of a training and the precision of network passes change results."""
+
+    device: str = "auto"
+    """auto (CUDA when there, else CPU), cpu, cuda or cuda:N."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Of network passes: auto takes bf16 where the hardware has it; losses, walk and CRF stay float32."""
+    workers: int = 0
+    """Processes for decoding and the CRF; 0 takes every core there is."""
+    backend: Literal["loky", "dask"] = "loky"
+    """Whose processes compute the CRF: loky (joblib's, on this machine) or dask (needs the extra `dask`)."""
+    scheduler: str | None = None
+    """Address of a Dask cluster's scheduler, tcp://HOST:8786; without it --backend dask starts --workers processes."""
+    seed: int = 0
+    """Seed of every random choice (it is part of what a training stage is made from)."""
+    overwrite: bool = False
+    """Build again what is already there."""
+    tensorboard: bool = False
+    """Training stages also write TensorBoard event files (needs the extra `tensorboard`)."""
+    quiet: bool = False
+    """No progress bars; warnings and errors only."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler is not None and self.backend != "dask":
+            raise ConfigError(f"--scheduler {self.scheduler} goes with --backend dask; give both, or neither")
+
+    @property
+    def worker_count(self) -> int:
+        """Number of processes to use."""
+        return self.workers if self.workers > 0 else available_cores()
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` names.
+
+        Raises:
+            ConfigError: there is no such device here.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ConfigError(f"--device {self.device}: unknown; use auto, cpu, cuda or cuda:N") from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"--device {self.device}: {torch.cuda.device_count()} CUDA devices here; use --device cpu"
+            )
+        return device
+
+    def uses_bf16(self) -> bool:
+        """Whether network passes run in bfloat16."""
+        if self.precision == "auto":
+            return has_fast_bf16(self.torch_device())
+        return self.precision == "bf16"
+
+    @property
+    def effective_precision(self) -> str:
+        """The precision of network passes, auto resolved: bf16 or float32."""
+        return "bf16" if self.uses_bf16() else "float32"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context for network passes (never for losses)."""
+        return torch.autocast(self.torch_device().type, dtype=torch.bfloat16, enabled=self.uses_bf16())
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices natively (CUDA from Ampere on, AVX-512 BF16, AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - third-party code may still use the legacy generator
+    torch.manual_seed(seed)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Tables keep their lines; what a file name could steer a terminal with does not pass."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain_lines(super().formatMessage(record))
+
+
+def set_up_logging(*, quiet: bool) -> None:
+    """Send the package's messages to standard error, plain."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING if quiet else logging.INFO, force=True)
+    logging.getLogger("irn_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)

@@ -1,0 +1,60 @@
+"""Read `.npy` files, pickled ones too, and run nothing that they hold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import BinaryIO
+
+import numpy as np
+
+from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.regular import open_regular, size_of
+from irn_pipeline.files.unpickler import unpickle
+
+
+def load_pickled_npy(path: Path) -> object:
+    """The object inside a `.npy` file written by `numpy.save(path, some_dict)`; arrays come back as they are.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or holds anything besides NumPy arrays, scalars, torch tensors
+            (they come back as arrays) and plain containers. Nothing in it is ever run.
+        MemoryError: there is less memory than a few times the length of the file.
+    """
+    try:
+        with open_regular(path) as stream:
+            return read_npy(stream)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except UnpicklingError as error:
+        raise ArtifactError(
+            f"{path}: refused: {error}; expected only NumPy arrays, scalars and torch tensors"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{path}: is no readable .npy file ({type(error).__name__}: {reason}); delete it and run its stage again"
+        ) from error
+
+
+def read_npy(stream: BinaryIO) -> object:
+    """The object of an open `.npy` file; raises as Python's and NumPy's readers do, and UnpicklingError."""
+    start = stream.tell()
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the .npy format is unknown")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(stream)
+    if dtype.hasobject:
+        return unpickle(stream.read())
+    # NumPy would reserve the memory first.
+    if dtype.kind not in "biufcU" or math.prod(shape) * dtype.itemsize != size_of(stream) - stream.tell():
+        raise ValueError(f"it announces {shape} of {dtype}, which are not the bytes that it has")
+    stream.seek(start)
+    return np.load(stream, allow_pickle=False)

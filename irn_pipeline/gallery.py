@@ -1,0 +1,216 @@
+"""The pictures of the report: what is shown of each, and how good or suspicious its labels are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from irn_pipeline.artifacts import (
+    CAM,
+    INSTANCE_LABEL,
+    IR_LABEL,
+    IRN_NETWORK,
+    SEMANTIC_LABEL,
+)
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.progress import progress
+from irn_pipeline.engine.store import Artifact, RunFolder
+from irn_pipeline.errors import IrnError
+from irn_pipeline.export.report_pictures import Panel, PanelMaker
+from irn_pipeline.export.report_records import Picture, Quality
+from irn_pipeline.irn_model import load_irn
+from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
+from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.older_runs import read_upright
+from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.labels import SynthesisParams
+from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GalleryOptions:
+    """What is shown and what counts as suspicious; the fields are those of the report's parameters."""
+
+    thumbnail: int = 256
+    fields: bool = True
+    covering: float = 0.9
+    many_fragments: int = 10
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Panels of one picture that need no network; boundary and displacement belong between the two lists."""
+
+    record: ImageRecord
+    image: LabelArray | None
+    seeds: tuple[Panel, ...]
+    labels: tuple[Panel, ...]
+    aspect: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Reads and draws pictures of a run; what is damaged is left out, with a warning.
+
+    Attributes:
+        run: the run folder.
+        data: the data set; without items there are no photographs and no truth.
+        execution: device and workers.
+        class_names: foreground classes, in order.
+        options: what is shown.
+    """
+
+    run: RunFolder
+    data: DataSet
+    execution: Execution
+    class_names: tuple[str, ...]
+    options: GalleryOptions
+
+    def qualities(self, items: Sequence[ImageRecord]) -> list[Quality]:
+        """How good each picture's labels are, in order."""
+        found = prefetch(self._quality, items, self.execution.worker_count)
+        return list(progress(found, "report: labels", total=len(items), quiet=self.execution.quiet))
+
+    def pictures(self, items: Sequence[ImageRecord], qualities: Sequence[Quality]) -> Iterator[Picture]:
+        """Each picture with its panels, in order."""
+        drawn = prefetch(self._draw, items, self.execution.worker_count)
+        bar = progress(drawn, "report: pictures", total=len(items), quiet=self.execution.quiet)
+        for one, quality in zip(bar, qualities, strict=True):
+            fields = _attempt(one.record, partial(self._fields, one.image)) or ()
+            yield Picture(
+                one.record.image_id,
+                tuple(self._name(class_id) for class_id in one.record.class_ids),
+                (*one.seeds, *fields, *one.labels),
+                one.aspect,
+                quality,
+            )
+
+    @cached_property
+    def _maker(self) -> PanelMaker:
+        return PanelMaker(self.options.thumbnail)
+
+    @cached_property
+    def _synthesis(self) -> SynthesisParams:
+        record = self.run.record(SEMANTIC_LABEL.stage)
+        known = {} if record is None else record.params
+        names = ("center_threshold", "centroid_iterations")
+        return SynthesisParams(**{name: known[name] for name in names if name in known})
+
+    @cached_property
+    def _pad_to(self) -> int:
+        record = self.run.record(SEMANTIC_LABEL.stage)
+        return 0 if record is None else int(record.params.get("pad_to", 0))
+
+    @cached_property
+    def _network(self) -> IrnNetwork | None:
+        if not self.options.fields or not self.run.has(IRN_NETWORK):
+            return None
+        return load_irn(self.run, self.execution)
+
+    def _fields(self, image: LabelArray | None) -> tuple[Panel, ...]:
+        if image is None or self._network is None:
+            return ()
+        with torch.inference_mode(), self.execution.autocast():
+            pixels = normalise(to_tensor(image).to(self.execution.torch_device()))
+            found = self._network.predict(pixels, pad_to=self._pad_to)
+        boundary, displacement = (field.cpu().numpy() for field in found)
+        panels = (self._maker.boundary(boundary), self._maker.displacement(displacement))
+        groups = instance_map(
+            displacement,
+            threshold=self._synthesis.center_threshold,
+            iterations=self._synthesis.centroid_iterations,
+        )
+        return (*panels, self._maker.ids(groups))
+
+    def _draw(self, record: ImageRecord) -> _Drawn:
+        maker = self._maker
+        image = (
+            _attempt(record, lambda: read_image(record.path, record.orientation)) if self.data.items else None
+        )
+        cam = _attempt(record, lambda: self._read(CAM, record))
+        confident = _attempt(record, lambda: self._read(IR_LABEL, record))
+        instances = _attempt(record, lambda: self._read(INSTANCE_LABEL, record))
+        label = _attempt(record, lambda: self._read(SEMANTIC_LABEL, record))
+        truth = _attempt(record, lambda: self._truth(record))
+        seeds, labels = [], []
+        if image is not None:
+            seeds.append(maker.photo(image))
+        if cam is not None:
+            names = [self._name(class_id) for class_id in cam.class_ids.tolist()]
+            seeds.append(maker.heat(cam.high_res_cam, names=names))
+        if confident is not None:
+            seeds.append(maker.label(confident, "confident label", over=False))
+        if instances is not None:
+            kept = instances.without_fragments()
+            labels.append(maker.masks(kept.masks, "instance labels"))
+        if label is not None:
+            labels.append(maker.label(label, "semantic label"))
+        if truth is not None and truth.has_instances:
+            labels.append(maker.masks(truth.instances.masks, "true instances", truth.ignore))
+        if truth is not None:
+            labels.append(maker.label(truth.label, "true label"))
+        sizes = [a.shape[:2] for a in (image, confident, label) if a is not None]
+        sizes += [one.size for one in (cam, instances) if one is not None]
+        height, width = sizes[0] if sizes else (1, 1)
+        return _Drawn(record, image, tuple(seeds), tuple(labels), width / max(height, 1))
+
+    def _quality(self, record: ImageRecord) -> Quality:
+        truth = _attempt(record, lambda: self._truth(record))
+        label = _attempt(record, lambda: self._read(SEMANTIC_LABEL, record))
+        instances = _attempt(record, lambda: self._read(INSTANCE_LABEL, record))
+        signs: list[str] = []
+        quality = Quality()
+        if instances is not None:
+            kept = instances.without_fragments()
+            fragments = len(instances) - len(kept)
+            if not len(kept):
+                signs.append("no instance")
+            if fragments >= self.options.many_fragments:
+                signs.append(f"{fragments} fragments")
+            named = zip(kept.class_ids.tolist(), kept.scores.tolist(), strict=True)
+            quality = replace(
+                quality,
+                score=float(kept.scores.mean()) if len(kept) else 0.0,
+                instances=tuple((self._name(class_id), score) for class_id, score in named),
+            )
+        if label is not None and label.size:
+            shares = np.bincount(label.ravel(), minlength=256)[1:255] / label.size
+            if shares.max() > self.options.covering:
+                signs.append(f"{self._name(int(shares.argmax()))} covers {100 * shares.max():.0f} %")
+        if label is not None and truth is not None:
+            quality = replace(quality, iou=_attempt(record, lambda: self._iou(label, truth)))
+        return replace(quality, signs=tuple(signs))
+
+    def _iou(self, label: LabelArray, truth: GroundTruth) -> float | None:
+        miou = semantic_scores(confusion_matrix(label, truth.label, len(self.class_names) + 1)).miou
+        return None if np.isnan(miou) else miou
+
+    def _name(self, class_id: int) -> str:
+        return self.class_names[class_id] if class_id < len(self.class_names) else f"class {class_id}"
+
+    def _truth(self, record: ImageRecord) -> GroundTruth | None:
+        return self.data.ground_truth(record.image_id) if self.data.items else None
+
+    def _read(self, artifact: Artifact[T], record: ImageRecord) -> T | None:
+        return read_upright(self.run, artifact, record) if self.run.has(artifact, record.image_id) else None
+
+
+def _attempt(record: ImageRecord, work: Callable[[], T]) -> T | None:
+    try:
+        return work()
+    except IrnError as error:
+        logger.warning("%s: not shown: %s", record.image_id, error)
+        return None

@@ -1,0 +1,82 @@
+"""A trained model that is loaded once and answers many pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.transforms import to_unit_tensor
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.errors import ShapeError
+from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked
+from irn_pipeline.structures import Instances, LabelArray
+
+
+class Predictor:
+    """Finds objects in pictures with a model of stage train_segmenter.
+
+    Attributes:
+        class_names: names of the classes, in the order of their class ids.
+
+    Example:
+        predictor = Predictor("runs/mine", "mask_rcnn")
+        found = predictor("new/cat.jpg")
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        model: str = "mask_rcnn",
+        *,
+        crf: bool = False,
+        test_scales: Sequence[float] = (),
+        device: str = "auto",
+        precision: Literal["auto", "bf16", "float32"] = "auto",
+    ) -> None:
+        """Load a model.
+
+        Args:
+            run_dir: run folder that stage train_segmenter has worked in.
+            model: as given to train_segmenter: mask_rcnn, deeplabv3 ...
+            crf: refine deeplabv3's labels with the dense CRF.
+            test_scales: average deeplabv3's probabilities over these relative sizes.
+            device: auto, cpu, cuda or cuda:N.
+            precision: of the network pass, as for the stages.
+
+        Raises:
+            ArtifactError: the model is not in the run folder; the message names those that are.
+            ConfigError: the model has no CRF or no scales, or there is no such device.
+        """
+        self._execution = Execution(device=device, precision=precision)
+        asked = AskedParams(crf, tuple(test_scales))
+        require_asked((model,), asked)
+        self._segmenter, checkpoint = load_segmenter(RunFolder(Path(run_dir)), model, self._execution, asked)
+        self.class_names = checkpoint.class_names
+
+    def __call__(self, image: LabelArray | str | Path, *, min_score: float = 0.5) -> Instances:
+        """Objects in one picture.
+
+        Args:
+            image: path of a picture, or its pixels, (H, W, 3) uint8 RGB.
+            min_score: instances below it are left out.
+
+        Returns:
+            The instances, best first: masks (R, H, W) bool, scores (R,) float32, class_ids (R,) int64 from 0.
+
+        Raises:
+            DataError: the file cannot be read.
+            ShapeError: the array is not an RGB picture of 8 bits.
+        """
+        if isinstance(image, str | Path):
+            image = read_image(Path(image))
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ShapeError(f"a picture must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+        pixels = to_unit_tensor(image).to(self._execution.torch_device())
+        with self._execution.autocast():
+            found = self._segmenter.predict(pixels)
+        return found.select(found.scores >= min_score)

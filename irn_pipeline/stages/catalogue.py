@@ -1,0 +1,110 @@
+"""All stages in order, and the command that runs a range of them: `python -m stages [run] [RANGE] ...`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from irn_pipeline.configs import config_folder
+from irn_pipeline.datasets.synthetic import generate_demo
+from irn_pipeline.engine.command import flag_value, run_command
+from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.stages import (
+    evaluate,
+    export_labels,
+    make_cam,
+    mine_relations,
+    predict,
+    report,
+    status,
+    sweep,
+    synthesize_labels,
+    train_cam,
+    train_irn,
+    train_segmenter,
+)
+from irn_pipeline.stages.command import pipeline_of
+
+_NUMBERED = (
+    train_cam.STAGE,
+    make_cam.STAGE,
+    mine_relations.STAGE,
+    train_irn.STAGE,
+    synthesize_labels.STAGE,
+    train_segmenter.STAGE,
+)
+_CLOSING = (evaluate.STAGE, report.STAGE)
+PIPELINE = pipeline_of(
+    *_NUMBERED,
+    closing=_CLOSING,
+    tools=(predict.STAGE, export_labels.STAGE, sweep.STAGE, status.stage_of((*_NUMBERED, *_CLOSING))),
+)
+DEMO_ROOT = Path("data/demo")
+DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--config", "--help")
+"""Beginnings of the flags that say that another data set is meant."""
+DEMO_RUN = Path("runs/demo")
+DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", str(DEMO_RUN))
+
+
+def stage_main(name: str, arguments: Sequence[str] | None = None) -> int:
+    """One stage's command; returns the exit code."""
+    return run_command(partial(PIPELINE.run_one, name, sys.argv[1:] if arguments is None else arguments))
+
+
+def run_main(arguments: Sequence[str]) -> int:
+    """The command that runs a range of stages.
+
+    Without a data set and a run folder it works on the generated demo set; in other run folders than the demo's a data
+    set must be named.
+    """
+    return run_command(partial(_run_range, list(arguments)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console command: a stage's name and its flags, or a range and flags."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if (
+        words
+        and words[0] in {stage.name for stage in PIPELINE.stages + PIPELINE.tools}
+        and not _is_range(words[1:2])
+    ):
+        return stage_main(words[0], words[1:])
+    return run_main(words[1:] if words[:1] == ["run"] else words)
+
+
+def _run_range(words: list[str]) -> None:
+    chosen: list[str] = []
+    while _is_range(words[:1]):
+        chosen.append(words.pop(0))
+    needs_data = any(stage.needs_data for stage in PIPELINE.select(chosen))
+    if needs_data and not any(word.startswith(DATA_FLAGS) for word in words) and _is_demo_run(words):
+        _make_demo_set()
+        words = ["--config", str(config_folder() / "demo.yaml"), *DEMO_FLAGS, *words]
+    PIPELINE.run_range(chosen, words)
+
+
+def _is_demo_run(words: Sequence[str]) -> bool:
+    """Whether the run folder is the demo's: none is named, or its own, or one that holds results of the demo set."""
+    named = [flag_value(words, flag, "the path of a run folder") for flag in ("--run-dir", "--run_dir")]
+    folder = next((Path(name) for name in named if name is not None), DEMO_RUN)
+    if folder.resolve() == DEMO_RUN.resolve():
+        return True
+    run = RunFolder(folder)
+    origins = {record.data for name in run.folders() if (record := run.record(name)) is not None}
+    # Records of earlier versions do not say.
+    return origins - {""} == {str(DEMO_ROOT)}
+
+
+def _make_demo_set() -> None:
+    # The lists are written last: where they are, the set is whole.
+    if not (DEMO_ROOT / "ImageSets" / "Segmentation" / "val.txt").is_file():
+        logging.info("making the demo set in %s", DEMO_ROOT)
+        generate_demo(DEMO_ROOT)
+
+
+def _is_range(words: Sequence[str]) -> bool:
+    return bool(words) and (not words[0].startswith("-") or re.fullmatch(r"-\d*", words[0]) is not None)

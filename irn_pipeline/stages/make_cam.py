@@ -1,0 +1,253 @@
+"""Stage 2: one class activation map per image-level class and picture (paper, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEGMENTER, Checkpoint, restore_network
+from irn_pipeline.cam_source import CamSource, cam_files, require_cam_files
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.stage import Files, Job, MapStage, Produced
+from irn_pipeline.engine.store import Artifact, RunFolder
+from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
+from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
+from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.older_runs import require_upright
+from irn_pipeline.ops.cam import merge_cams, merge_scales
+from irn_pipeline.ops.feature_affinity import spread_maps
+from irn_pipeline.segmenter_models import load_segmenter, segmenter_artifact
+from irn_pipeline.structures import Cam, ImageRecord, IntArray
+
+_COMPARED = 2
+"""First of the backbone's five stages whose features tell how like two cells are: layer2, then layer3 and layer4."""
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of the activation maps."""
+
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """Relative picture sizes whose maps are summed; each with its mirror."""
+    from_model: str | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Folder RUN/train_segmenter/deeplabv3: maps are that model's probabilities, for a second round."""
+    from_cams: tuple[str, ...] = field(default=(), metadata={"fingerprint": "unless default"})
+    """Folders of CAM files, ID.npy, whose geometric mean the maps are, instead of a network's."""
+    feature_affinity: float = field(default=0.0, metadata={"fingerprint": "unless default"})
+    """Spread the maps over cells of like features, to this power (2 does well); 0 is off, as published."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.feature_affinity < float("inf"):
+            raise ValueError(
+                f"feature_affinity is {self.feature_affinity}; it must be a number from 0 on (2 does well, 0 is off)"
+            )
+        if self.from_cams and self.from_model is not None:
+            raise ValueError("from_cams and from_model both name where maps come from; give one of them")
+
+
+class MapNetwork(Protocol):
+    """A network that has maps of its classes: the classifier, or a model of an earlier round."""
+
+    backbone: Backbone
+
+    def paired_activation_maps(self, image: Tensor) -> Tensor:
+        """(C, ceil(H / 16), ceil(W / 16)) maps >= 0 of a normalised (3, H, W) picture and its mirror."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Input:
+    record: ImageRecord
+    size: tuple[int, int] = (0, 0)
+    given: Cam | None = None
+    scaled: tuple[Tensor, ...] = ()
+    bounded: Tensor | None = None
+    file_format: str | None = None
+    problem: str | None = None
+
+
+def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    """Activation maps of every pending picture."""
+    require_upright(job.run, STAGE.name, pending)
+    sources = tuple(CamSource.of_folder(job, folder) for folder in job.params.from_cams)
+    network = None if _needs_no_network(job.params) else _network(job)
+    there = list(pending)
+    for source in sources:
+        there, absent = source.split(there)
+        yield from absent
+    read = prefetch(_reader(job.params, sources), there, job.execution.worker_count)
+    for item in job.clock.waiting("read", read):
+        if item.problem is not None:
+            yield Produced(item.record.image_id, problem=item.problem)
+            continue
+        with job.clock.section("network"):
+            value = _cam(job, network, item)
+        yield Produced(item.record.image_id, (value,), file_format=item.file_format)
+
+
+def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input) -> Cam:
+    if network is None:
+        assert item.given is not None
+        return item.given
+    device = job.execution.torch_device()
+    if item.given is not None:
+        class_ids, maps = item.given.class_ids, [torch.from_numpy(item.given.cam).to(device)]
+    else:
+        class_ids = np.array(item.record.class_ids, np.int64)
+        with job.execution.autocast():
+            maps = class_maps(network, item.scaled, class_ids, device)
+    if item.bounded is not None:
+        with torch.inference_mode(), job.execution.autocast():
+            features = network.backbone(normalise(item.bounded.to(device))[None])
+        compared = [stage[0] for stage in features[_COMPARED:]]
+        maps = [spread_maps(maps, compared, job.params.feature_affinity)]
+    cam, high_res = merge_scales(maps, item.size)
+    return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
+
+
+@torch.inference_mode()
+def class_maps(
+    network: MapNetwork, scaled: Sequence[Tensor], class_ids: IntArray, device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    """A network's maps of one picture, scale by scale.
+
+    Args:
+        network: in evaluation mode; a classifier made ready by `prepare_network` is faster.
+        scaled: the picture at every scale, (3, H_s, W_s) uint8.
+        class_ids: (K,) foreground class ids.
+        device: where the network is.
+
+    Returns:
+        One (K, ceil(H_s / 16), ceil(W_s / 16)) float32 tensor of values >= 0 per scale, on the device.
+    """
+    chosen = torch.from_numpy(class_ids).to(device)
+    return [network.paired_activation_maps(normalise(s.to(device)))[chosen].float() for s in scaled]
+
+
+def prepare_network(network: CamNetwork, device: torch.device) -> CamNetwork:
+    """Put a network, in place, into the form in which it infers fastest; for inference only."""
+    network.eval()
+    fold_batch_norms(network.backbone)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class _reader:
+    """Reads all that the maps of a picture are made of; the picture itself is decoded once."""
+
+    def __init__(self, params: Params, sources: Sequence[CamSource]) -> None:
+        self.params, self.sources = params, sources
+
+    def __call__(self, record: ImageRecord) -> _Input:
+        try:
+            image = to_tensor(read_image(record.path, record.orientation))
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            found = [source.read(record, size) for source in self.sources]
+        except IrnError as error:
+            return _Input(record, problem=str(error))
+        try:
+            given = merge_cams([cam for cam, _ in found]) if found else None
+        except ShapeError as error:
+            paths = " and ".join(str(source.path(record.image_id)) for source in self.sources)
+            return _Input(record, problem=f"{paths}: {error}")
+        scales = self.params.scales if given is None else ()
+        # The affinity has a weight for each two cells: a large picture's features come from a smaller copy.
+        share = min(1.0, (LARGE_PICTURE / (size[0] * size[1])) ** 0.5)
+        return _Input(
+            record,
+            size,
+            given,
+            tuple(resize_image(image, scaled_size(size, scale)) for scale in scales),
+            resize_image(image, scaled_size(size, share)) if self.params.feature_affinity else None,
+            found[0][1] if found else None,
+        )
+
+
+def _network(job: Job[Params, DataSet]) -> MapNetwork:
+    return _classifier(job) if job.params.from_model is None else _model(job, Path(job.params.from_model))
+
+
+def _model(job: Job[Params, DataSet], folder: Path) -> MapNetwork:
+    # Not above: the models need torchvision, which takes longer to import than the rest of the program.
+    from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
+
+    place = folder.absolute()
+    if place.parent.name != SEGMENTER.stage:
+        raise ConfigError(
+            f"--from-model {folder}: is no model's folder; give RUN_DIR/{SEGMENTER.stage}/deeplabv3"
+        )
+    model, checkpoint = load_segmenter(RunFolder(place.parent.parent), place.name, job.execution)
+    if not isinstance(model, DeepLabV3):
+        raise ConfigError(
+            f"--from-model {folder}: a {checkpoint.kind} has no map of a whole class; train a deeplabv3"
+        )
+    _require_classes(job, folder, checkpoint)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _require_classes(job: Job[Params, DataSet], path: Path, checkpoint: Checkpoint) -> None:
+    if checkpoint.class_names != job.data.images.class_names:
+        raise CheckpointError(
+            f"{path}: was trained on other classes ({len(checkpoint.class_names)}, here "
+            f"{job.data.images.num_classes}); use the run folder of this data set, or train again"
+        )
+
+
+def _classifier(job: Job[Params, DataSet]) -> CamNetwork:
+    checkpoint = job.run.read(CAM_NETWORK)
+    _require_classes(job, job.run.path(CAM_NETWORK), checkpoint)
+    build = partial(CamNetwork, num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)  # type: ignore[arg-type]
+    network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
+    return prepare_network(network, job.execution.torch_device())
+
+
+def _needs_no_network(params: Params) -> bool:
+    return bool(params.from_cams) and not params.feature_affinity
+
+
+def _unread(params: Params) -> tuple[Artifact[Any], ...]:
+    for folder in params.from_cams:
+        require_cam_files("--from-cams", folder)
+    return () if params.from_model is None and not _needs_no_network(params) else (CAM_NETWORK,)
+
+
+def _runs_network(params: Params) -> bool:
+    return not _needs_no_network(params)
+
+
+def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    found: dict[str, tuple[Files, ...]] = {}
+    if job.params.from_cams:
+        found["from_cams"] = cam_files(job, *job.params.from_cams)
+    if job.params.from_model is not None:
+        folder = Path(job.params.from_model)
+        network = segmenter_artifact(folder.name)
+        found["from_model"] = (Files(folder, {"": folder / f"{network.name}{network.suffix}"}),)
+    return found
+
+
+def _unused(params: Params) -> Mapping[str, str]:
+    return {"scales": "--from-cams gives the maps, and no network makes any"} if params.from_cams else {}
+
+
+STAGE: MapStage[Params] = MapStage(
+    name="make_cam",
+    summary="Extract class activation maps.",
+    params=Params,
+    reads=(CAM_NETWORK,),
+    writes=(CAM,),
+    run=run,
+    unread=_unread,
+    files=_files,
+    runs_network=_runs_network,
+    unused=_unused,
+)

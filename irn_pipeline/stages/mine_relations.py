@@ -1,0 +1,121 @@
+"""Stage 3: confident labels from CRF-refined activation maps, the source of pair relations (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from irn_pipeline.artifacts import CAM, IR_LABEL
+from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.engine.clock import Clock
+from irn_pipeline.engine.parallel import parallel_map
+from irn_pipeline.engine.stage import Job, MapStage, Produced
+from irn_pipeline.errors import IrnError
+from irn_pipeline.older_runs import require_upright
+from irn_pipeline.ops.crf import CrfBackend, confident_label
+from irn_pipeline.ops.crf_params import CrfParams
+from irn_pipeline.ops.reference_crf import require_reference
+from irn_pipeline.structures import ImageRecord
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of the mining of confident labels.
+
+    Both CRF backends give the same labels but for rare ties in the last digits of float32. So the backend is part
+    of no fingerprint: pictures of a run folder may be mined by either.
+    """
+
+    fg_threshold: float = 0.30
+    """Background score of the label that foreground is taken from (conf_fg)."""
+    bg_threshold: float = 0.05
+    """Background score of the label that background is taken from (conf_bg)."""
+    crf_confidence: float = 0.7
+    """Probability given to the label that the CRF starts from."""
+    crf_iterations: int = 10
+    """Mean-field iterations."""
+    crf_gaussian_sxy: float = 3.0
+    """Deviation of the smoothness term, pixels."""
+    crf_gaussian_compat: float = 3.0
+    """Weight of the smoothness term."""
+    crf_bilateral_sxy: float = 50.0
+    """Deviation of the appearance term, pixels."""
+    crf_bilateral_srgb: float = 5.0
+    """Deviation of the appearance term, colour values 0 to 255."""
+    crf_bilateral_compat: float = 10.0
+    """Weight of the appearance term."""
+    crf_backend: CrfBackend = field(default="lattice", metadata={"fingerprint": False})
+    """Who computes the CRF: lattice (built in, several times faster) or pydensecrf (the reference)."""
+    cam_dir: str | None = None
+    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+
+    def crf(self) -> CrfParams:
+        """The CRF's own parameters."""
+        return CrfParams(**{entry.name: getattr(self, f"crf_{entry.name}") for entry in fields(CrfParams)})
+
+
+@dataclass(frozen=True)
+class Miner:
+    """Work on one picture; travels to the worker processes, which may be those of another machine.
+
+    Attributes:
+        cams: the activation maps.
+        params: of the stage.
+        base: folder that relative paths of pictures start from.
+    """
+
+    cams: CamSource
+    params: Params
+    base: Path
+
+    def __call__(self, record: ImageRecord) -> Produced:
+        """The confident label of a picture, or why there is none."""
+        clock = Clock()
+        record = replace(record, path=self.base / record.path)
+        try:
+            with clock.section("read"):
+                image = read_image(record.path, record.orientation)
+                cam, file_format = self.cams.read(record, (image.shape[0], image.shape[1]))
+            with clock.section("CRF"):
+                label = confident_label(
+                    image,
+                    cam.high_res_cam,
+                    cam.class_ids,
+                    fg_threshold=self.params.fg_threshold,
+                    bg_threshold=self.params.bg_threshold,
+                    crf=self.params.crf(),
+                    backend=self.params.crf_backend,
+                )
+        except IrnError as error:
+            # With the paths as the user gave them, so that a problem reads as in the stages before.
+            return Produced(record.image_id, problem=str(error).replace(f"{self.base}/", ""))
+        return Produced(record.image_id, (label,), file_format=file_format, seconds=clock.seconds)
+
+
+def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    """Confident labels of every pending picture, on all cores."""
+    require_upright(job.run, STAGE.name, pending)
+    if job.params.crf_backend == "pydensecrf":
+        require_reference()  # once, and not as the problem of every picture
+    cams = CamSource.of(job)
+    there, absent = cams.split(pending)
+    yield from absent
+    if there:
+        miner = Miner(cams.absolute(), job.params, Path.cwd())
+        shared = (miner.cams.path(there[0].image_id).parent, (miner.base / there[0].path).parent)
+        yield from parallel_map(miner, there, job.execution, shared=shared)
+
+
+STAGE: MapStage[Params] = MapStage(
+    name="mine_relations",
+    summary="Mine confident labels from the activation maps with a dense CRF.",
+    params=Params,
+    reads=(CAM,),
+    writes=(IR_LABEL,),
+    run=run,
+    unread=cams_not_read,
+    files=cam_dir_files,
+)

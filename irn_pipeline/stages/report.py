@@ -1,0 +1,197 @@
+"""One HTML file on a run: parameters, figures, curves, and a gallery of what each stage made of the pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irn_pipeline.artifacts import (
+    CAM,
+    CAM_NETWORK,
+    INSTANCE_LABEL,
+    IR_LABEL,
+    IRN_NETWORK,
+    METRICS,
+    SEGMENTER,
+    SEMANTIC_LABEL,
+)
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.engine.stage import Job, ReduceStage
+from irn_pipeline.engine.store import RunFolder, StageRecord, atomic_path
+from irn_pipeline.errors import ArtifactError, ConfigError, IrnError
+from irn_pipeline.export.report import Report, chosen_places, render_report
+from irn_pipeline.export.report_pictures import PanelMaker
+from irn_pipeline.export.report_records import (
+    Curves,
+    Result,
+    Series,
+    StageSummary,
+    read_curves,
+    read_results,
+    read_sweep,
+)
+from irn_pipeline.files.json_text import parse_json
+from irn_pipeline.files.regular import regular_bytes
+from irn_pipeline.gallery import Gallery, GalleryOptions
+from irn_pipeline.structures import ImageRecord
+
+logger = logging.getLogger(__name__)
+_ORDER = tuple(
+    artifact.stage
+    for artifact in (CAM_NETWORK, CAM, IR_LABEL, IRN_NETWORK, SEMANTIC_LABEL, SEGMENTER, METRICS)
+)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of the report."""
+
+    max_pictures: int = 1000
+    """Pictures in the gallery; of more, the worst quarter, the best quarter, and others evenly over the list."""
+    thumbnail: int = 256
+    """Longer side of the small pictures, pixels; at 256 a picture takes at most 60 kB, and 6 kB per further map."""
+    fields: bool = True
+    """Run IRNet on the pictures of the gallery to show boundary, displacement and instance map."""
+    covering: float = 0.9
+    """Share of a picture above which one class covering it is suspicious."""
+    many_fragments: int = 10
+    """Number of fragments in a picture from which they are suspicious."""
+
+
+def run(job: Job[Params, DataSet]) -> int:
+    """Write `report/report.html`; returns the number of pictures of the run."""
+    if job.params.max_pictures < 0:
+        raise ConfigError(f"max_pictures must be 0 or more, got {job.params.max_pictures}")
+    PanelMaker(job.params.thumbnail)
+    records = [record for record in _stage_records(job.run) if record.stage != STAGE.name]
+    if not records:
+        raise ArtifactError(
+            f"{job.run.root}: holds no results of any stage; run ./run_all.sh on it first, or name another --run-dir"
+        )
+    class_names, items = _pictures_of(job)
+    params = job.params
+    gallery = Gallery(
+        job.run,
+        job.data,
+        job.execution,
+        class_names,
+        GalleryOptions(params.thumbnail, params.fields, params.covering, params.many_fragments),
+    )
+    qualities = gallery.qualities(items)
+    places = chosen_places([quality.rank for quality in qualities], params.max_pictures)
+    report = Report(
+        title=job.run.root.resolve().name,
+        class_names=class_names,
+        stages=tuple(map(_summary, records)),
+        curves=tuple(_curves(job.run)),
+        results=_results(job.run),
+        sweep=_sweep(job.run),
+        pictures=tuple(gallery.pictures([items[p] for p in places], [qualities[p] for p in places])),
+        num_pictures=len(items),
+        class_counts=tuple(sum(k in item.class_ids for item in items) for k in range(len(class_names))),
+        notes=_notes(job),
+    )
+    path = job.run.stage_dir(STAGE.name) / "report.html"
+    with atomic_path(path) as temporary:
+        temporary.write_text(render_report(report), encoding="utf-8")
+    logger.info("%s: %d pictures shown, %.1f MB", path, len(report.pictures), path.stat().st_size / 1e6)
+    return len(items)
+
+
+def _stage_records(run: RunFolder) -> list[StageRecord]:
+    """Records of all stages and their variants, in the order of the pipeline, others after them by name."""
+    paths = [*run.root.glob("*/stage.json"), *run.root.glob("*/*/stage.json")]
+    names = [path.parent.relative_to(run.root).as_posix() for path in paths]
+    known = {name: place for place, name in enumerate(_ORDER)}
+    names.sort(key=lambda name: (known.get(name.split("/")[0], len(known)), name))
+    return [record for record in map(run.record, names) if record is not None]
+
+
+def _summary(record: StageRecord) -> StageSummary:
+    params = (
+        (key, value if isinstance(value, str) else json.dumps(value)) for key, value in record.params.items()
+    )
+    return StageSummary(
+        record.stage,
+        record.complete,
+        record.seconds,
+        tuple(record.counts.items()),
+        tuple(params),
+        tuple(record.versions.items()),
+    )
+
+
+def _curves(run: RunFolder) -> Iterator[Curves]:
+    for name in ("losses", "validation"):
+        for path in sorted(
+            [*run.root.glob(f"train_*/{name}.jsonl"), *run.root.glob(f"train_*/*/{name}.jsonl")]
+        ):
+            stage = path.parent.relative_to(run.root).as_posix()
+            curves = read_curves(
+                path.read_text(encoding="utf-8", errors="replace"),
+                f"{stage}{', validation' * (name != 'losses')}",
+            )
+            if curves.series:
+                yield curves
+
+
+def _results(run: RunFolder) -> tuple[Result, ...]:
+    return read_results(run.read(METRICS), str(run.path(METRICS))) if run.has(METRICS) else ()
+
+
+def _sweep(run: RunFolder) -> tuple[Series, ...]:
+    path = run.stage_dir(METRICS.stage) / "sweep.json"
+    if not path.is_file():
+        return ()
+    try:
+        value: Any = parse_json(regular_bytes(path))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: damaged ({error}); delete it or run stage evaluate again") from error
+    return read_sweep(value, str(path))
+
+
+def _pictures_of(job: Job[Params, DataSet]) -> tuple[tuple[str, ...], list[ImageRecord]]:
+    """Class names and those pictures of which the run holds anything; without a data set, what the run knows."""
+    kinds = (SEMANTIC_LABEL, CAM, INSTANCE_LABEL, IR_LABEL)
+    if job.data.items:
+        items = [r for r in job.data.items if any(job.run.has(kind, r.image_id) for kind in kinds)]
+        return job.data.images.class_names, items
+    names = job.run.read(CAM_NETWORK).class_names if job.run.has(CAM_NETWORK) else ()
+    ids: set[str] = set()
+    for kind in kinds:
+        folder = job.run.stage_dir(kind.stage) / kind.name
+        found = (path for path in folder.rglob(f"*{kind.suffix}") if not path.name.startswith(".part-"))
+        ids.update(path.relative_to(folder).as_posix().removesuffix(kind.suffix) for path in found)
+    return names, [ImageRecord(image_id, Path(), _cam_classes(job.run, image_id)) for image_id in sorted(ids)]
+
+
+def _cam_classes(run: RunFolder, image_id: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted(run.read(CAM, image_id).class_ids.tolist()))
+    except IrnError:
+        return ()
+
+
+def _notes(job: Job[Params, DataSet]) -> tuple[str, ...]:
+    notes = []
+    if not job.data.items:
+        notes.append(
+            "No data set was named: photographs, boundary, displacement and truth are not shown. "
+            "Name it with the flags that the stages had, such as --voc-root DIR."
+        )
+    elif job.params.fields and not job.run.has(IRN_NETWORK):
+        notes.append("Boundary and displacement are not shown: train_irn has not finished.")
+    return tuple(notes)
+
+
+STAGE: ReduceStage[Params] = ReduceStage(
+    name="report",
+    summary="Write one HTML file on the run that opens offline.",
+    params=Params,
+    needs_data=False,
+    run=run,
+)

@@ -1,0 +1,193 @@
+"""Stage 5: instance and semantic labels from one network pass and one random walk a picture (paper, section 5).
+
+With `keep_scores` the walked scores stay too, and `from_scores` makes labels from them again in the same folder, with
+other thresholds and without network, pictures or walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
+from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.stage import Job, MapStage, Produced, Remake
+from irn_pipeline.engine.store import Artifact
+from irn_pipeline.errors import ArtifactError, IrnError
+from irn_pipeline.irn_model import load_irn
+from irn_pipeline.older_runs import require_upright
+from irn_pipeline.ops.background_search import background_evidence
+from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
+from irn_pipeline.ops.labels import class_maps, labels_from_scores, walk_scores
+from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
+from irn_pipeline.walked_scores import WalkedScores
+
+
+@dataclass(frozen=True)
+class Params(SynthesisParams):
+    """Parameters of label synthesis, and the maps it starts from."""
+
+    pad_to: int = field(default=0, metadata={"fingerprint": "unless default"})
+    """Pad smaller images with zeros to this side for IRNet, as in training (the original: 512); 0 for never."""
+    cam_dir: str | None = None
+    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+    keep_scores: bool = field(default=False, metadata={"fingerprint": False})
+    """Keep the walked scores for --from-scores and the tool sweep; in float16, which changes under 0.1 % of pixels."""
+    from_scores: bool = field(default=False, metadata={"fingerprint": False})
+    """Make the labels anew from kept scores, with other thresholds; replaces the labels, keeps the scores."""
+
+
+@dataclass(frozen=True)
+class _Input:
+    record: ImageRecord
+    image: Tensor | None
+    cam: Cam | None
+    problem: str | None = None
+    file_format: str | None = None
+
+
+def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    """Both labels of every pending picture."""
+    return _from_scores(job, pending) if job.params.from_scores else _from_cams(job, pending)
+
+
+def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    require_upright(job.run, STAGE.name, pending)
+    network = load_irn(job.run, job.execution)
+    device, clock = job.execution.torch_device(), job.clock
+    evidence_wanted = bool(job.params.bg_search) or job.params.keep_scores
+    cams = CamSource.of(job)
+    there, absent = cams.split(pending)
+    yield from absent
+
+    def read(record: ImageRecord) -> _Input:
+        try:
+            image = to_tensor(read_image(record.path, record.orientation))
+            cam, file_format = cams.read(record, (int(image.shape[-2]), int(image.shape[-1])))
+            return _Input(record, image, cam, file_format=file_format)
+        except IrnError as error:
+            return _Input(record, None, None, str(error))
+
+    for item in clock.waiting("read", prefetch(read, there, job.execution.worker_count)):
+        image_id = item.record.image_id
+        if item.image is None or item.cam is None:
+            yield Produced(image_id, problem=item.problem)
+            continue
+        size = (int(item.image.shape[-2]), int(item.image.shape[-1]))
+        with clock.section("network"):
+            with torch.inference_mode(), job.execution.autocast():
+                boundary, displacement, features = network.predict_with_features(
+                    normalise(item.image.to(device)), pad_to=job.params.pad_to
+                )
+            arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
+        try:
+            with clock.section("walk"):
+                walked, owners = walk_scores(
+                    item.cam.cam, item.cam.class_ids, *arrays, size, job.params, device=device
+                )
+            with clock.section("labels"):
+                evidence = None
+                if evidence_wanted:
+                    evidence = background_evidence(class_maps(walked, owners)[0], boundary, features)
+                label, instances = labels_from_scores(walked, owners, size, job.params, evidence)
+        except IrnError as error:
+            yield Produced(image_id, problem=f"{cams.path(image_id)}: {error}")
+            continue
+        scores = (kept_scores(walked, owners, size, evidence),) if job.params.keep_scores else ()
+        yield Produced(image_id, (instances, label, *scores), file_format=item.file_format)
+
+
+def _from_scores(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    def read(record: ImageRecord) -> WalkedScores | str:
+        try:
+            return job.run.read(WALKED_SCORES, record.image_id)
+        except IrnError as error:
+            return str(error)
+
+    there = [record for record in pending if job.run.has(WALKED_SCORES, record.image_id)]
+    absent = {record.image_id for record in pending} - {record.image_id for record in there}
+    for image_id in sorted(absent):
+        path = job.run.path(WALKED_SCORES, image_id)
+        yield Produced(image_id, problem=f"{path}: no such file; run with --keep-scores first", common=True)
+    waiting = job.clock.waiting("read", prefetch(read, there, job.execution.worker_count))
+    for record, scores in zip(there, waiting, strict=True):
+        if isinstance(scores, str):
+            yield Produced(record.image_id, problem=scores)
+            continue
+        with job.clock.section("labels"):
+            walked = torch.from_numpy(scores.maps).float()
+            label, instances = labels_from_scores(
+                walked, scores.class_ids, scores.size, job.params, scores.evidence
+            )
+        yield Produced(record.image_id, (instances, label))
+
+
+def _require_evidence(job: Job[Params, DataSet]) -> None:
+    """Refuse scores of the time before bg_search; one file tells, as one run wrote them all."""
+    kept = [record.image_id for record in job.data.items if job.run.has(WALKED_SCORES, record.image_id)]
+    if job.params.bg_search and kept and job.run.read(WALKED_SCORES, kept[0]).evidence is None:
+        raise ArtifactError(
+            f"{job.run.path(WALKED_SCORES, kept[0])}: was written before there was --bg-search and lacks what it "
+            "needs; build this stage again with --overwrite --keep-scores, without --from-scores"
+        )
+
+
+def kept_scores(
+    walked: Tensor, class_ids: IntArray, size: tuple[int, int], evidence: FloatArray | None
+) -> WalkedScores:
+    """What is kept of walked maps: in float16, relative to the largest value.
+
+    Labels made from it differ from those of the walk itself where the two best scores of a pixel, the background's
+    among them, are within 2**-10 of one another: in fewer than 0.1 % of the pixels (measured in docs/TUNING.md).
+
+    Args:
+        walked: (M, h, w) float32 walked maps, not negative.
+        class_ids: (M,) class of each map.
+        size: (H, W) of the picture in pixels.
+        evidence: (T,) of `background_evidence`.
+    """
+    if walked.numel():
+        walked = walked / walked.max().clamp_min(torch.finfo(torch.float32).tiny)
+    return WalkedScores(class_ids, walked.half().cpu().numpy(), size, evidence)
+
+
+def _unread(params: Params) -> tuple[Artifact[Any], ...]:
+    return (CAM, IRN_NETWORK) if params.from_scores else cams_not_read(params)
+
+
+def _unwritten(params: Params) -> tuple[Artifact[Any], ...]:
+    return () if params.keep_scores and not params.from_scores else (WALKED_SCORES,)
+
+
+def _runs_network(params: Params) -> bool:
+    return not params.from_scores
+
+
+STAGE: MapStage[Params] = MapStage(
+    name="synthesize_labels",
+    summary="Synthesize instance and semantic labels by a random walk.",
+    params=Params,
+    reads=(CAM, IRN_NETWORK),
+    writes=(INSTANCE_LABEL, SEMANTIC_LABEL, WALKED_SCORES),
+    run=run,
+    unread=_unread,
+    unwritten=_unwritten,
+    files=cam_dir_files,
+    runs_network=_runs_network,
+    remake=Remake(
+        source=WALKED_SCORES,
+        chosen=lambda params: params.from_scores,
+        free=tuple(entry.name for entry in fields(LabelParams)),
+        keep_flag="--keep-scores",
+        flag="--from-scores",
+        require=_require_evidence,
+    ),
+)

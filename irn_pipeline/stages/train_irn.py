@@ -1,0 +1,222 @@
+"""Stage 4: IRNet learns class boundaries and displacement from pairs of confident pixels (paper, section 4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irn_pipeline.artifacts import CAM_NETWORK, IR_LABEL, IRN_NETWORK, Checkpoint
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.samples import RelationSamples
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.engine.optimisation import OptimizerName, Schedule
+from irn_pipeline.engine.progress import progress
+from irn_pipeline.engine.stage import Files, FitStage, Job
+from irn_pipeline.engine.store import Artifact
+from irn_pipeline.engine.training import train
+from irn_pipeline.errors import ConfigError, DataError
+from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
+from irn_pipeline.nn.irn_network import IrnNetwork, pad_image
+from irn_pipeline.nn.losses import irn_losses
+from irn_pipeline.nn.original_names import load_original
+from irn_pipeline.older_runs import require_upright
+from irn_pipeline.ops.affinity import pair_paths
+from irn_pipeline.structures import ImageRecord
+from irn_pipeline.weight_files import is_trained, weight_files, without_training
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of IRNet's training."""
+
+    backbone: BackboneName = "resnet50"
+    """Which torchvision ResNet."""
+    backbone_weights: str = "imagenet"
+    """Features from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    original_checkpoint: str | None = None
+    """Take this checkpoint of the original implementation (res50_irn.pth) instead of training."""
+    epochs: int = 3
+    """Passes over the list."""
+    batch_size: int = 32
+    """Pictures a step."""
+    crop: int = 512
+    """Side of the random crop, pixels; a multiple of 4."""
+    rescale: tuple[float, ...] = (0.5, 1.5)
+    """Smallest and largest random scale."""
+    radius: int = 10
+    """Pairs lie closer than this, in cells of 4 pixels."""
+    lr: float = 0.1
+    """Learning rate of the boundary branch."""
+    displacement_lr_factor: float = 10.0
+    """The displacement branch learns this many times faster."""
+    optimizer: OptimizerName = "sgd"
+    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
+    momentum: float = 1e-4
+    """SGD momentum (the original's effective value)."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    max_gradient_norm: float = 0.0
+    """Longer gradients are shortened to this norm; 0 for never."""
+    mean_shift_list: str | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Images whose mean displacement is stored, a list as for --image-list; by default those trained on."""
+    mean_shift_crop: int = 512
+    """Top-left part of each image that enters the mean displacement, pixels."""
+    pad_to: int = field(default=0, metadata={"fingerprint": "unless default"})
+    """Pad smaller images with zeros to this side for the mean displacement (the original: 512); 0 for never."""
+
+    def __post_init__(self) -> None:
+        if self.crop % 4 or self.crop < 8 * self.radius:
+            raise ValueError(
+                f"crop is {self.crop}; it must be a multiple of 4 and at least 8 times the radius"
+            )
+
+
+def fit(job: Job[Params, DataSet]) -> int:
+    """Train both branches (or take the original's network), store the mean displacement and write the checkpoint."""
+    params = job.params
+    network = IrnNetwork(backbone=params.backbone)
+    if params.original_checkpoint is not None:
+        load_original(network, Path(params.original_checkpoint))
+        seen = 0
+    else:
+        seen = _train(job, network)
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    job.write(IRN_NETWORK, Checkpoint("irn", params.backbone, (), state))
+    return seen
+
+
+def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
+    params, execution = job.params, job.execution
+    device = execution.torch_device()
+    load_backbone_weights(network.backbone, _weights(job))
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    paths = pair_paths(params.radius)
+    readable = job.data.readable(job).records
+    records = tuple(r for r in readable if job.run.has(IR_LABEL, r.image_id))
+    require_upright(job.run, IR_LABEL.stage, records)
+    left_out = len(readable) - len(records)
+    if left_out:
+        logger.warning("%d pictures have no confident label and are left out", left_out)
+    if not records:
+        raise DataError(
+            f"{job.run.stage_dir(IR_LABEL.stage)}: no confident label; run stage {IR_LABEL.stage} first"
+        )
+
+    def losses_of(batch: Any, _progress: float) -> dict[str, Tensor]:
+        pictures, labels = (part.to(device, non_blocking=True) for part in batch)
+        with execution.autocast():
+            logits, displacement = network(pictures.to(memory_format=torch.channels_last))
+        losses = irn_losses(
+            torch.sigmoid(logits.float()), displacement.float(), labels, paths, common_counts=job.ranks.mean
+        )
+        return {
+            "boundary": losses.boundary,
+            "foreground_displacement": losses.foreground_displacement / 2,
+            "background_displacement": losses.background_displacement / 2,
+        }
+
+    seen = train(
+        network=network,
+        param_groups=network.param_groups(params.lr, params.displacement_lr_factor),
+        dataset=RelationSamples(
+            records,
+            read_label=partial(job.run.read, IR_LABEL),
+            scales=(params.rescale[0], params.rescale[-1]),
+            crop=params.crop,
+            seed=execution.seed,
+        ),
+        losses_of=losses_of,
+        schedule=Schedule(
+            params.epochs, params.batch_size, params.momentum, params.weight_decay,
+            max_gradient_norm=params.max_gradient_norm,
+            optimizer=params.optimizer,
+        ),
+        execution=execution,
+        ranks=job.ranks,
+        folder=job.run.stage_dir(STAGE.name),
+        name=STAGE.name,
+    )  # fmt: skip
+    if params.mean_shift_list is not None:
+        records = job.data.with_list(params.mean_shift_list).readable(job).records
+    network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
+    return seen
+
+
+@torch.no_grad()
+def _mean_displacement(
+    job: Job[Params, DataSet], network: IrnNetwork, records: tuple[ImageRecord, ...]
+) -> Tensor:
+    """Mean over the images of each image's mean displacement, (2,).
+
+    The original takes the images of its inference list and pads their crops to 512 pixels (`mean_shift_list`,
+    `pad_to`); the padding enters its mean, and so it does here.
+    """
+    network.eval()
+    network.mean_shift.running_mean.zero_()
+    device, params = job.execution.torch_device(), job.params
+    side = params.mean_shift_crop
+    means: dict[str, Tensor] = {}
+    share = job.ranks.share(records)
+    for record in progress(share, "mean displacement", quiet=job.execution.quiet):
+        image = normalise(
+            to_tensor(read_image(record.path, record.orientation))[..., :side, :side].to(device)
+        )
+        with job.execution.autocast():
+            displacement = network.displacement_field(pad_image(image, params.pad_to)[None])
+        means[record.image_id] = displacement.float().mean(dim=(0, 2, 3)).cpu()
+    # In the order of the images, whichever rank has worked on which: the sum is the same to the last bit.
+    found = {image_id: mean for part in job.ranks.gather(means) for image_id, mean in part.items()}
+    return torch.stack([found[record.image_id] for record in records]).mean(dim=0)
+
+
+def _weights(job: Job[Params, DataSet]) -> str:
+    if job.params.backbone_weights != "cam":
+        return job.params.backbone_weights
+    checkpoint = job.run.read(CAM_NETWORK)
+    if checkpoint.backbone != job.params.backbone:
+        raise ConfigError(
+            f"--backbone-weights cam: the CAM network is a {checkpoint.backbone}, this one a {job.params.backbone}; "
+            f"give --backbone {checkpoint.backbone}"
+        )
+    return str(job.run.path(CAM_NETWORK))
+
+
+def _unread(params: Params) -> tuple[Artifact[Any], ...]:
+    if not is_trained(params):
+        return (IR_LABEL, CAM_NETWORK)
+    return () if params.backbone_weights == "cam" else (CAM_NETWORK,)
+
+
+def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    named = job.params.mean_shift_list
+    # A list of the data set's own is known by its name.
+    listed = {} if named is None or not Path(named).is_file() else {"mean_shift_list": (Files.one(named),)}
+    return {**weight_files(job), **(listed if is_trained(job.params) else {})}
+
+
+def _unused(params: Params) -> Mapping[str, str]:
+    return without_training(params, used=("backbone",))
+
+
+STAGE: FitStage[Params] = FitStage(
+    name="train_irn",
+    summary="Train IRNet's boundary and displacement branches.",
+    params=Params,
+    reads=(IR_LABEL, CAM_NETWORK),
+    writes=(IRN_NETWORK,),
+    fit=fit,
+    unread=_unread,
+    files=_files,
+    runs_network=is_trained,
+    unused=_unused,
+)

@@ -1,0 +1,230 @@
+"""Stage 6: a segmentation model learns from the synthesized labels (paper, section 6.4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from irn_pipeline.artifacts import (
+    CAM_NETWORK,
+    INSTANCE_LABEL,
+    SEGMENTER,
+    SEMANTIC_LABEL,
+    Checkpoint,
+    read_checkpoint,
+)
+from irn_pipeline.datasets.mask_samples import MaskSamples, collate_lists
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.engine.optimisation import Schedule
+from irn_pipeline.engine.stage import Files, FitStage, Job
+from irn_pipeline.engine.store import Artifact
+from irn_pipeline.engine.training import train
+from irn_pipeline.errors import CheckpointError, ConfigError, DataError
+from irn_pipeline.evaluation import model_figures
+from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
+from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.older_runs import require_upright
+from irn_pipeline.ops.targets import training_target
+from irn_pipeline.segmenter_models import (
+    SegmenterParams,
+    build_segmenter,
+    recipe_of,
+    segmenter_artifact,
+    unused_parameters,
+    variant_of,
+)
+from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
+from irn_pipeline.weight_files import backbone_files
+
+logger = logging.getLogger(__name__)
+
+
+def fit(job: Job[SegmenterParams, DataSet]) -> int:
+    """Train the model on the pictures that have an instance and write its checkpoint."""
+    params, recipe, execution = job.params, recipe_of(job.params), job.execution
+    device = execution.torch_device()
+    network = _start(job, params)
+    network.to(device)
+    artifact = segmenter_artifact(variant_of(params))
+    folder = job.run.stage_dir(artifact.stage)
+
+    def losses_of(batch: Any, progress: float) -> dict[str, Tensor]:
+        images, targets = batch
+        with execution.autocast():
+            return network.losses(
+                [image.to(device) for image in images], [target.to(device) for target in targets], progress
+            )
+
+    seen = train(
+        network=network,
+        param_groups=network.param_groups(recipe.lr),
+        dataset=samples(job),
+        losses_of=losses_of,
+        schedule=Schedule(
+            recipe.epochs, recipe.batch_size, params.momentum, params.weight_decay,
+            milestones=recipe.milestones,
+            warmup_steps=params.warmup_steps,
+            max_gradient_norm=params.max_gradient_norm,
+            optimizer=recipe.optimizer,
+            ema_decay=params.ema_decay,
+        ),
+        execution=execution,
+        ranks=job.ranks,
+        folder=folder,
+        name=f"{STAGE.name} {variant_of(params)}",
+        collate=collate_lists,
+        picture_names=lambda batch: [target.image_id for target in batch[1]],
+        after_epoch=partial(_validate, job) if params.validate_list else None,
+    )  # fmt: skip
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    names, category_ids = job.data.images.class_names, job.data.category_ids
+    job.write(artifact, Checkpoint(params.model, params.backbone, names, state, category_ids))
+    return seen
+
+
+def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
+    """Pictures and targets as the model learns from them."""
+    recipe = recipe_of(job.params)
+    return MaskSamples(
+        _labelled(job),
+        read_target=partial(_target, job),
+        scales=(recipe.rescale[0], recipe.rescale[-1]),
+        crop=recipe.crop,
+        seed=job.execution.seed,
+    )
+
+
+def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
+    network = build_segmenter(params, job.data.images.num_classes)
+    if params.start_from is not None:
+        # Not above, as in `build_segmenter`.
+        from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
+
+        if not isinstance(network, SemiconvMaskRcnn):
+            raise ConfigError(
+                f"--start-from is for semiconv_mask_rcnn; {params.model} starts from its backbone"
+            )
+        found = read_checkpoint(Path(params.start_from))
+        if found.kind != "mask_rcnn" or found.class_names != job.data.images.class_names:
+            raise CheckpointError(
+                f"{params.start_from}: holds a {found.kind} of the classes {', '.join(found.class_names)}; "
+                f"--start-from needs a mask_rcnn of {', '.join(job.data.images.class_names)}"
+            )
+        network.load_mask_rcnn(found.state)
+        return network
+    weights = params.backbone_weights
+    if weights != "none":
+        if params.backbone == "erfnet":
+            raise ConfigError(
+                "erfnet is no ResNet and starts from random weights: add --backbone-weights none"
+            )
+        backbone = Backbone(name=params.backbone)
+        load_backbone_weights(backbone, str(job.run.path(CAM_NETWORK)) if weights == "cam" else weights)
+        network.load_backbone(backbone)
+    return network
+
+
+def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> GroundTruth:
+    if job.params.labels == "truth":
+        truth = job.data.ground_truth(image_id)
+        if truth is None:  # cannot be: see _labelled
+            raise DataError(f"{image_id}: has no true masks")
+        return truth
+    return training_target(
+        job.run.read(INSTANCE_LABEL, image_id),
+        job.run.read(SEMANTIC_LABEL, image_id),
+        band=job.params.ignore_band,
+    )
+
+
+def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
+    """Pictures with at least one instance of positive score; the others teach nothing."""
+    kept: list[ImageRecord] = []
+    seen: set[int] = set()
+    missing = empty = 0
+    for record in job.data.readable(job).records:
+        instances = _instances(job, record.image_id)
+        if instances is None:
+            missing += 1
+        elif not len(instances):
+            empty += 1
+        else:
+            kept.append(record)
+            seen.update(instances.class_ids.tolist())
+    if missing or empty:
+        kind = "true masks" if job.params.labels == "truth" else "labels"
+        logger.warning("left out: %d pictures without %s, %d without an object in them", missing, kind, empty)
+    if not kept and job.params.labels == "truth":
+        raise DataError(
+            f"{job.data.origin}: no true mask of an object in the {missing + empty} pictures to train on; --labels "
+            "truth needs SegmentationClass and SegmentationObject in a VOC folder, or a COCO file with masks; a table "
+            "of tags has none"
+        )
+    if not kept:
+        raise DataError(
+            f"{job.run.stage_dir(INSTANCE_LABEL.stage)}: not one instance label to train on; run stage "
+            f"{INSTANCE_LABEL.stage} on these pictures first, or lower its --instance-bg-threshold"
+        )
+    if job.params.labels != "truth":
+        require_upright(job.run, INSTANCE_LABEL.stage, kept)
+    lacking = [name for index, name in enumerate(job.data.images.class_names) if index not in seen]
+    if lacking:
+        logger.warning("no instance of %s in the labels: the model cannot learn them", ", ".join(lacking))
+    return tuple(kept)
+
+
+def _instances(job: Job[SegmenterParams, DataSet], image_id: str) -> Instances | None:
+    """The instances to learn from, without fragments; None where the picture has no labels."""
+    if job.params.labels == "truth":
+        truth = job.data.ground_truth(image_id)
+        return None if truth is None else truth.instances
+    if not job.run.has(INSTANCE_LABEL, image_id):
+        return None
+    return job.run.read(INSTANCE_LABEL, image_id).without_fragments()
+
+
+def _validate(
+    job: Job[SegmenterParams, DataSet], epochs_done: int, network: nn.Module
+) -> Mapping[str, float]:
+    params, last = job.params, recipe_of(job.params).epochs
+    if params.validate_list is None or (epochs_done % params.validate_every and epochs_done != last):
+        return {}
+    if not isinstance(network, Segmenter):
+        raise TypeError(f"{type(network).__name__} is no segmenter")
+    figures = model_figures(network, job.data.with_list(params.validate_list), job.execution)
+    found = {key: figures[key] for key in ("miou", "ap50", "ap75") if figures.get(key) is not None}
+    logger.info("after epoch %d: %s", epochs_done, ", ".join(f"{k} {100 * v:.1f}" for k, v in found.items()))
+    return found
+
+
+def _unread(params: SegmenterParams) -> tuple[Artifact[Any], ...]:
+    labels = (INSTANCE_LABEL, SEMANTIC_LABEL) if params.labels == "truth" else ()
+    with_cam_network = params.backbone_weights == "cam" and params.start_from is None
+    return labels if with_cam_network else (*labels, CAM_NETWORK)
+
+
+def _files(job: Job[SegmenterParams, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    if job.params.start_from is not None:
+        return {"start_from": (Files.one(job.params.start_from),)}
+    return backbone_files(job.params.backbone_weights)
+
+
+STAGE: FitStage[SegmenterParams] = FitStage(
+    name="train_segmenter",
+    summary="Train a segmentation model on the synthesized labels, or on true masks.",
+    params=SegmenterParams,
+    reads=(INSTANCE_LABEL, SEMANTIC_LABEL, CAM_NETWORK),
+    writes=(SEGMENTER,),
+    fit=fit,
+    variant=variant_of,
+    version=2,
+    unread=_unread,
+    files=_files,
+    runs_network=lambda params: True,
+    unused=unused_parameters,
+)
