@@ -34,11 +34,13 @@ class CamSource:
         run: run folder, whose maps are taken where `folder` is None.
         folder: another project's CAM files.
         class_names: the data set's foreground classes.
+        leading_names: of the data set, for maps of older versions.
     """
 
     run: RunFolder
     folder: Path | None
     class_names: tuple[str, ...]
+    leading_names: int = 0
 
     @staticmethod
     def of(job: Job[Any, DataSet]) -> CamSource:
@@ -48,7 +50,8 @@ class CamSource:
     @staticmethod
     def of_folder(job: Job[Any, DataSet], folder: str | None) -> CamSource:
         """Another project's, or the run folder's where none is given."""
-        return CamSource(job.run, None if folder is None else Path(folder), job.data.images.class_names)
+        place = None if folder is None else Path(folder)
+        return CamSource(job.run, place, job.data.images.class_names, job.data.leading_names)
 
     def absolute(self) -> CamSource:
         """The same maps for processes with other working folders."""
@@ -74,7 +77,7 @@ class CamSource:
         """
         path = self.path(record.image_id)
         if self.folder is None:
-            cam, name = read_upright(self.run, CAM, record), None
+            cam, name = read_upright(self.run, CAM, record, self.leading_names), None
         else:
             cam, name = read_cam_file(path, size)
         if cam.size != size:

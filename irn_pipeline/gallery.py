@@ -205,7 +205,9 @@ class Gallery:
         return self.data.ground_truth(record.image_id) if self.data.items else None
 
     def _read(self, artifact: Artifact[T], record: ImageRecord) -> T | None:
-        return read_upright(self.run, artifact, record) if self.run.has(artifact, record.image_id) else None
+        if not self.run.has(artifact, record.image_id):
+            return None
+        return read_upright(self.run, artifact, record, self.data.leading_names)
 
 
 def _attempt(record: ImageRecord, work: Callable[[], T]) -> T | None:

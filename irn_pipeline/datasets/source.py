@@ -14,7 +14,13 @@ from irn_pipeline.datasets.coco import CocoSet, load_coco
 from irn_pipeline.datasets.folder_csv import load_folder_csv
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_folder import restrict
-from irn_pipeline.datasets.voc import VOC_CLASSES, LoadedSet, load_voc, read_class_names
+from irn_pipeline.datasets.voc import (
+    VOC_CLASSES,
+    LoadedSet,
+    count_leading_names,
+    load_voc,
+    read_class_names,
+)
 from irn_pipeline.datasets.voc_truth import VocTruths
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.stage import Job
@@ -60,6 +66,7 @@ class DataSet:
         load_truth: image id -> its true masks.
         listed: whether the pictures were named by an image list.
         coco: the COCO file that the data set was read from, if it was.
+        leading_names: names of the background before the classes, which versions before 0.2 took for classes.
     """
 
     images: ImageSet
@@ -69,6 +76,7 @@ class DataSet:
     load_truth: Callable[[str], GroundTruth | None]
     listed: bool = False
     coco: CocoSet | None = None
+    leading_names: int = 0
 
     @property
     def items(self) -> Sequence[ImageRecord]:
@@ -191,6 +199,7 @@ def _load_voc(source: Source, root: Path) -> DataSet:
         tuple(range(1, len(names) + 1)),
         partial(_voc_list, root, names),
         VocTruths.find(root, len(names)).ground_truth,
+        leading_names=0 if file is None else count_leading_names(file),
     )
 
 

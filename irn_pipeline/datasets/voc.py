@@ -86,6 +86,13 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def count_leading_names(path: Path) -> int:
+    """Number of lines of a class names file before its first class: names of the background and of ignored pixels."""
+    lines = [unicodedata.normalize("NFC", line.strip()) for line in read_text(path).splitlines()]
+    names, first = [line for line in lines if line], read_class_names(path)[0]
+    return names.index(first) if first in names else 0  # a labelmap.txt has more than names in its lines
+
+
 def _without_ignored(names: list[str]) -> list[str]:
     start = 1 if names[:1] and names[0].lower() in _IGNORED else 0
     return names[start:-1] if names[start:] and names[-1].lower() in _IGNORED else names[start:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from irn_pipeline.artifacts import INSTANCE_LABEL, METRICS, SEMANTIC_LABEL
@@ -95,8 +96,9 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
                 parts = cam_components(cam.high_res_cam, cam.class_ids, params.component_threshold)
                 instance["cam_components"].add(parts, truth)
             if job.run.has(SEMANTIC_LABEL, image_id):
-                semantic["semantic_label"].add(read_upright(job.run, SEMANTIC_LABEL, record), truth)
-                instance["instance_label"].add(read_upright(job.run, INSTANCE_LABEL, record), truth)
+                read = partial(read_upright, job.run, record=record, leading_names=data.leading_names)
+                semantic["semantic_label"].add(read(SEMANTIC_LABEL), truth)
+                instance["instance_label"].add(read(INSTANCE_LABEL), truth)
         except (ShapeError, DataError) as error:
             raise ArtifactError(
                 f"{job.run.root}: the maps or labels of {image_id} do not fit its true masks in {data.origin} "

@@ -147,8 +147,8 @@ def _labelled(job: Job[Params, DataSet]) -> Iterator[_Labelled]:
 def _read(job: Job[Params, DataSet], record: ImageRecord) -> _Labelled:
     image_id = record.image_id
     size = read_image_size(record.path, record.orientation)
-    instances = read_upright(job.run, INSTANCE_LABEL, record)
-    label = read_upright(job.run, SEMANTIC_LABEL, record)
+    instances = read_upright(job.run, INSTANCE_LABEL, record, job.data.leading_names)
+    label = read_upright(job.run, SEMANTIC_LABEL, record, job.data.leading_names)
     kept = instances.without_fragments()
     for artifact, found in (
         (INSTANCE_LABEL, kept.size if len(kept) else size),

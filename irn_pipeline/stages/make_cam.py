@@ -78,7 +78,7 @@ class _Input:
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Activation maps of every pending picture."""
-    require_upright(job.run, STAGE.name, pending)
+    require_upright(job.run, STAGE.name, pending, job.data.leading_names)
     sources = tuple(CamSource.of_folder(job, folder) for folder in job.params.from_cams)
     network = None if _needs_no_network(job.params) else _network(job)
     there = list(pending)

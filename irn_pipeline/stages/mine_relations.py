@@ -97,7 +97,7 @@ class Miner:
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Confident labels of every pending picture, on all cores."""
-    require_upright(job.run, STAGE.name, pending)
+    require_upright(job.run, STAGE.name, pending, job.data.leading_names)
     if job.params.crf_backend == "pydensecrf":
         require_reference()  # once, and not as the problem of every picture
     cams = CamSource.of(job)

@@ -128,6 +128,7 @@ class _ScoreLabels:
 
     def __init__(self, job: Job[Params, DataSet]) -> None:
         self._run, self._thresholds = job.run, job.params.thresholds
+        require_upright(job.run, WALKED_SCORES.stage, (), job.data.leading_names)
         record = job.run.record(WALKED_SCORES.stage)
         made_with = {} if record is None else record.params
         names = [entry.name for entry in fields(LabelParams) if entry.name in made_with]

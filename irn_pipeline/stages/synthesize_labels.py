@@ -60,7 +60,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
-    require_upright(job.run, STAGE.name, pending)
+    require_upright(job.run, STAGE.name, pending, job.data.leading_names)
     network = load_irn(job.run, job.execution)
     device, clock = job.execution.torch_device(), job.clock
     evidence_wanted = bool(job.params.bg_search) or job.params.keep_scores

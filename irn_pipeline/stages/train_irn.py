@@ -103,7 +103,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
     paths = pair_paths(params.radius)
     readable = job.data.readable(job).records
     records = tuple(r for r in readable if job.run.has(IR_LABEL, r.image_id))
-    require_upright(job.run, IR_LABEL.stage, records)
+    require_upright(job.run, IR_LABEL.stage, records, job.data.leading_names)
     left_out = len(readable) - len(records)
     if left_out:
         logger.warning("%d pictures have no confident label and are left out", left_out)

@@ -171,7 +171,7 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
             f"{INSTANCE_LABEL.stage} on these pictures first, or lower its --instance-bg-threshold"
         )
     if job.params.labels != "truth":
-        require_upright(job.run, INSTANCE_LABEL.stage, kept)
+        require_upright(job.run, INSTANCE_LABEL.stage, kept, job.data.leading_names)
     lacking = [name for index, name in enumerate(job.data.images.class_names) if index not in seen]
     if lacking:
         logger.warning("no instance of %s in the labels: the model cannot learn them", ", ".join(lacking))
