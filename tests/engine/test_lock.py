@@ -23,10 +23,13 @@ import os, sys, time
 from pathlib import Path
 from irn_pipeline.engine.lock import stage_lock
 with stage_lock(Path(sys.argv[1])):
+    started, start = os.pipe()
     if os.fork() == 0:  # a worker that outlives the holder
+        os.write(start, b"1")
         os.closerange(0, 3)
         time.sleep(5)
         os._exit(0)
+    os.read(started, 1)  # the worker has run what Python runs after a fork
     sys.stdout.write("held\\n")
     sys.stdout.flush()
     time.sleep(60)

@@ -306,4 +306,5 @@ def test_steered_probability_is_that_of_the_kernel_at_the_hard_seed(model):
         distance = (points - points[:, own.argmax()][:, None]).square().sum(0).sqrt()
         expected = torch.sigmoid(own - distance / np.exp(-1))
         torch.testing.assert_close(found["masks"][index, 0].flatten(), expected, rtol=1e-4, atol=1e-5)
-        assert found["masks"][index, 0].flatten()[own.argmax()] == F.sigmoid(own.max())
+        # To the last digit only where both take the same vector instructions.
+        torch.testing.assert_close(found["masks"][index, 0].flatten()[own.argmax()], F.sigmoid(own.max()))

@@ -39,6 +39,8 @@ class Pictures:
 
     images: ImageSet
     category_ids: tuple[int, ...]
+    origin: Path = Path("pictures")
+    leading_names: int = 0
 
     @property
     def items(self) -> Sequence[ImageRecord]:

@@ -85,6 +85,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         scores = np.full(len(truth.instances), 0.9, np.float32)
         run.write(INSTANCE_LABEL, replace(truth.instances, scores=scores), record.image_id)
         run.write(SEMANTIC_LABEL, truth.label, record.image_id)
+    torch.manual_seed(1)  # other weights than those that `losses` starts from
     trained = build_segmenter(SegmenterParams(**TINY), len(DEMO_CLASSES)).state_dict()
     run.write(segmenter_artifact("mask_rcnn"), Checkpoint("mask_rcnn", "resnet18", DEMO_CLASSES, trained))
     return Bench(data, run)

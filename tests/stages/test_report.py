@@ -43,6 +43,8 @@ class Data:
 
     images: ImageSet = field(default_factory=lambda: ImageSet((), ()))
     truths: dict[str, GroundTruth] = field(default_factory=dict)
+    origin: Path = Path("pictures")
+    leading_names: int = 0
 
     @property
     def items(self) -> Sequence[ImageRecord]:

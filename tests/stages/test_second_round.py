@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -229,8 +230,9 @@ def test_what_is_read_is_not_cleared(
         f"--from-cams {own}: lies in {own.parent}, which --overwrite would clear" in capsys.readouterr().err
     )
     assert sorted(path.name for path in own.iterdir()) == before
-    model = run.run_dir / "train_segmenter" / "mask_rcnn" / "network.pt"
-    command = [*run.flags(), "--start-from", str(model), "--overwrite"]
+    model = run.run_dir / "train_segmenter" / "semiconv_mask_rcnn" / "network.pt"
+    shutil.copytree(model.parent.with_name("mask_rcnn"), model.parent)
+    command = [*run.flags(), "--model", "semiconv_mask_rcnn", "--start-from", str(model), "--overwrite"]
     assert stage_main("train_segmenter", command) == 1
     assert f"--start-from {model}: lies in" in capsys.readouterr().err
     assert model.is_file()
