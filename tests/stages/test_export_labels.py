@@ -39,6 +39,7 @@ class Pictures:
 
     images: ImageSet
     category_ids: tuple[int, ...]
+    origin: Path = Path()
 
     @property
     def items(self) -> Sequence[ImageRecord]:

@@ -43,6 +43,7 @@ class Data:
 
     images: ImageSet = field(default_factory=lambda: ImageSet((), ()))
     truths: dict[str, GroundTruth] = field(default_factory=dict)
+    origin: Path = Path()
 
     @property
     def items(self) -> Sequence[ImageRecord]:
