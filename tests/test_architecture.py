@@ -22,6 +22,8 @@ ALLOWED = {
     "structures": {"errors"},
     "foreign": {"", "__version__", "errors", "foreign"},
     "ops": BASE | {"ops"},
+    "seeds": BASE | {"ops", "seeds"},
+    "refiners": BASE | {"ops", "refiners"},
     "nn": BASE | {"ops", "nn"},
     "datasets": BASE | {"ops", "datasets"},
     "metrics": BASE | {"ops", "metrics"},

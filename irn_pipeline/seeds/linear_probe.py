@@ -1,0 +1,252 @@
+"""A linear classifier on pooled features of a frozen network, and the maps that its weights give.
+
+Logistic regression for each class on standardised features, with the standardisation folded into the weights. The
+weights serve as a classifier's in a class activation map (Zhou et al., CVPR 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+from torch import Tensor
+
+from irn_pipeline.errors import ConfigError, IrnError, ShapeError
+
+_Floats = npt.NDArray[np.float64]
+REGULARISATIONS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
+"""What cross-validation chooses from, the strongest first."""
+_WITHOUT_CHOICE = 0.1
+"""Where too few pictures have tags for cross-validation."""
+_CONSTANT = 1e-6
+"""A feature that varies by less, relative to its mean, is taken as constant and gets the weight 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """Weights on raw features: logit_k = weight_k . feature + bias_k."""
+
+    weight: Tensor
+    """(K, D) float32; 0 for a class that no picture is tagged with."""
+    bias: Tensor
+    """(K,) float32; it belongs to the logit, not to the map."""
+    mean: Tensor
+    """(D,) float32, the mean of the features that it was fitted to."""
+    regularisation: float
+    """The strength that was used."""
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        """Logits (B, K) of pooled features (B, D)."""
+        return pooled @ self.weight.T + self.bias
+
+    def maps(self, features: Tensor, class_ids: Sequence[int], *, centred: bool = False) -> Tensor:
+        """map_k(u) = weight_k . f(u), not rectified.
+
+        With mean pooling the mean of a map plus the bias is the class's logit.
+
+        Args:
+            features: (..., D, h, w) features of the layer that was pooled.
+            class_ids: the K' classes asked for.
+            centred: take off the map's value at the mean feature. For features without a common zero, as those
+                behind a layer norm.
+
+        Returns:
+            (..., K', h, w) maps.
+
+        Raises:
+            ShapeError: the features have another width than the weights.
+        """
+        if features.ndim < 3 or features.shape[-3] != self.weight.shape[1]:
+            raise ShapeError(
+                f"features must be (..., {self.weight.shape[1]}, h, w), got {tuple(features.shape)}"
+            )
+        weight = self.weight[list(class_ids)].to(features)
+        maps = torch.einsum("kd,...dhw->...khw", weight, features)
+        if centred:
+            maps = maps - (weight @ self.mean.to(features))[:, None, None]
+        return maps
+
+
+def pool(features: Tensor, pooling: Literal["mean", "max"] = "mean") -> Tensor:
+    """Mean or maximum over the cells of (..., D, h, w) features: (..., D)."""
+    return features.mean((-2, -1)) if pooling == "mean" else features.amax((-2, -1))
+
+
+def fit_probe(
+    pooled: Tensor,
+    tags: Tensor,
+    *,
+    regularisation: float | None = None,
+    balanced: bool = True,
+    folds: int = 5,
+) -> LinearProbe:
+    """Fit all classes by L-BFGS in float64; the problem is convex and the result does not depend on a start.
+
+    It minimises, for each class, mean_i w_i BCE_i + regularisation / 2 |W'|^2, W' being the weights on standardised
+    features. A picture's mirror is no independent picture: pool it together with the picture into one row.
+
+    Args:
+        pooled: (B, D) pooled features, one row a picture.
+        tags: (B, K), 1 for the classes that a picture is tagged with, else 0.
+        regularisation: above 0; None chooses from `REGULARISATIONS` by cross-validation on the tags.
+        balanced: pictures with and without the tag weigh the same in total, however few there are of either.
+        folds: of the cross-validation.
+
+    Returns:
+        The fitted probe.
+
+    Raises:
+        ShapeError: features and tags do not fit together, or there is no picture.
+        IrnError: the features hold NaN or infinite values.
+        ConfigError: a class is the tag of every picture, or the regularisation is not above 0.
+    """
+    if pooled.ndim != 2 or tags.ndim != 2 or len(pooled) != len(tags) or not len(pooled):
+        raise ShapeError(
+            f"pooled features must be (B, D) and tags (B, K), got {tuple(pooled.shape)} and {tuple(tags.shape)}"
+        )
+    if regularisation is not None and not 0 < regularisation < float("inf"):
+        raise ConfigError(f"the regularisation of a linear probe must be above 0, got {regularisation}")
+    features = pooled.detach().cpu().numpy().astype(np.float64)
+    targets = tags.detach().cpu().numpy() > 0
+    if not np.isfinite(features).all():
+        raise IrnError("the features to fit a linear probe to hold NaN or infinite values")
+    if always := np.flatnonzero(targets.all(0)).tolist():
+        raise ConfigError(
+            f"classes {always} (counted from 0) are tags of all {len(targets)} pictures: a linear probe needs "
+            "pictures without the class; add some"
+        )
+    if regularisation is None:
+        regularisation = choose_regularisation(features, targets, balanced=balanced, folds=folds)
+    mean, std = _mean_and_deviation(features)
+    solution = _solve((features - mean) / std, targets, regularisation, balanced=balanced)
+    weight = solution[:, :-1] / std
+    bias = solution[:, -1] - weight @ mean
+    parts = (torch.from_numpy(part.astype(np.float32)) for part in (weight, bias, mean))
+    return LinearProbe(*parts, regularisation=regularisation)
+
+
+def choose_regularisation(
+    features: _Floats, targets: npt.NDArray[np.bool_], *, balanced: bool = True, folds: int = 5
+) -> float:
+    """Strength of the smallest cross entropy on pictures that were left out of the fit; masks are never looked at.
+
+    Args:
+        features: (B, D) pooled features.
+        targets: (B, K) tags.
+        balanced: see `fit_probe`; the cross entropy is weighed in the same way.
+        folds: parts of like tags that are left out one after the other.
+
+    Returns:
+        One of `REGULARISATIONS`; 0.1 where every class has less than two pictures with or without it.
+    """
+    fold_of = deal_folds(targets, min(folds, len(targets)))
+    weights = _weights(targets, balanced)
+    losses = np.zeros(len(REGULARISATIONS))
+    counted = 0
+    for fold in range(fold_of.max() + 1):
+        kept, left_out = fold_of != fold, fold_of == fold
+        # A class is judged only where the fit has seen pictures with and without it.
+        judged = targets[kept].any(0) & ~targets[kept].all(0)
+        if not judged.any():
+            continue
+        mean, std = _mean_and_deviation(features[kept])
+        standard = (features - mean) / std
+        solution = None
+        for number, strength in enumerate(REGULARISATIONS):
+            solution = _solve(standard[kept], targets[kept], strength, balanced=balanced, start=solution)
+            errors = weights[left_out] * _cross_entropy(
+                _logits(standard[left_out], solution), targets[left_out]
+            )
+            losses[number] += errors[:, judged].sum()
+        counted += 1
+    return REGULARISATIONS[int(losses.argmin())] if counted else _WITHOUT_CHOICE
+
+
+def deal_folds(targets: npt.NDArray[np.bool_], folds: int) -> npt.NDArray[np.int64]:
+    """Deal pictures to folds so that each class is spread evenly, the rarest classes first.
+
+    Args:
+        targets: (B, K) tags.
+        folds: number of folds.
+
+    Returns:
+        (B,) fold of each picture.
+    """
+    fold_of = np.full(len(targets), -1)
+    sizes = np.zeros(folds, np.int64)
+    of_class = np.zeros((folds, targets.shape[1]), np.int64)
+    rarest_first = sorted(range(targets.shape[1]), key=lambda k: int(targets[:, k].sum()))
+    queue = [(i, k) for k in rarest_first for i in np.flatnonzero(targets[:, k])]
+    queue += [(i, None) for i in np.flatnonzero(~targets.any(1))]
+    for picture, class_id in queue:
+        if fold_of[picture] < 0:
+            held = sizes if class_id is None else of_class[:, class_id]
+            fold = np.lexsort((sizes, held))[0]
+            fold_of[picture] = fold
+            sizes[fold] += 1
+            of_class[fold] += targets[picture]
+    return fold_of
+
+
+def _mean_and_deviation(features: _Floats) -> tuple[_Floats, _Floats]:
+    """A constant feature gets an infinite deviation: standardised it is 0, and so is its weight."""
+    mean, std = features.mean(0), features.std(0)
+    return mean, np.where(std > _CONSTANT * np.abs(mean), std, np.inf)
+
+
+def _weights(targets: npt.NDArray[np.bool_], balanced: bool) -> _Floats:
+    """(B, K) weights of mean 1 for each class; 0 for a class that all pictures have or none has."""
+    positives = targets.sum(0)
+    negatives = len(targets) - positives
+    if not balanced:
+        return np.broadcast_to((positives * negatives > 0).astype(np.float64), targets.shape)
+    half = np.where(positives * negatives > 0, len(targets) / 2, 0)
+    return np.where(targets, half / np.maximum(positives, 1), half / np.maximum(negatives, 1))
+
+
+def _logits(standard: _Floats, solution: _Floats) -> _Floats:
+    return standard @ solution[:, :-1].T + solution[:, -1]
+
+
+def _cross_entropy(logits: _Floats, targets: npt.NDArray[np.bool_]) -> _Floats:
+    result: _Floats = np.logaddexp(0, logits) - targets * logits
+    return result
+
+
+def _solve(
+    standard: _Floats,
+    targets: npt.NDArray[np.bool_],
+    regularisation: float,
+    *,
+    balanced: bool,
+    start: _Floats | None = None,
+) -> _Floats:
+    """(K, D + 1) weights on standardised features, the bias last."""
+    weights = _weights(targets, balanced) / len(targets)
+    shape = (targets.shape[1], standard.shape[1] + 1)
+
+    def loss(flat: _Floats) -> tuple[float, _Floats]:
+        solution = flat.reshape(shape)
+        logits = _logits(standard, solution)
+        errors = weights * (expit(logits) - targets)
+        gradient = np.empty(shape)
+        gradient[:, :-1] = errors.T @ standard + regularisation * solution[:, :-1]
+        gradient[:, -1] = errors.sum(0)
+        value = (weights * _cross_entropy(logits, targets)).sum()
+        return float(value + regularisation / 2 * (solution[:, :-1] ** 2).sum()), gradient.ravel()
+
+    begin = np.zeros(shape) if start is None else start
+    found = minimize(
+        loss,
+        begin.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 1000, "gtol": 1e-6, "ftol": 1e-10},
+    )
+    return np.asarray(found.x).reshape(shape)
