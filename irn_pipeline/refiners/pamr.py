@@ -28,8 +28,8 @@ _EPSILON = 1e-8
 def pamr_weights(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """Weight of each neighbour n of each pixel i: a softmax over n of contrasts of colour.
 
-    The contrast is the mean over channels of -|x_n - x_i| / (0.1 sd + 1e-8). sd (ddof 1) is over the values of the 3x3 patches of all distances, which hold the pixel itself once each. Scale
-    and offset of the picture's values cancel.
+    The contrast is the mean over channels of -|x_n - x_i| / (0.1 sd + 1e-8). sd (ddof 1) is over the values of the
+    3x3 patches of all distances, each of which holds the pixel itself. Scale and offset of the picture's values cancel.
 
     Args:
         image: (C, H, W) float32 picture.

@@ -63,7 +63,7 @@ def box_prompts(masks: BoolArray) -> IntArray:
         ShapeError: the masks are not (M, H, W), or one is empty.
     """
     _require_masks(masks)
-    columns, rows = masks.any(1), masks.any(2)
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
     ends = [side.shape[1] - 1 - side[:, ::-1].argmax(1) for side in (columns, rows)]
     return np.stack([columns.argmax(1), rows.argmax(1), *ends], 1).astype(np.int64)
 
@@ -91,9 +91,10 @@ def point_prompts(masks: BoolArray, *, drop_covered: bool = False) -> tuple[IntA
         kept = distance[top:bottom, left:right].copy()
         distance[:] = 0
         distance[top:bottom, left:right] = kept
-    flat = np.stack([octile_distance(masks), outside], 1).reshape(len(masks), 2, -1)
-    y, x = np.divmod(flat.argmax(2), masks.shape[2])
-    labels = np.tile(np.array([1, 0], np.int64), (len(masks), 1))
+    count, height, width = masks.shape
+    flat = np.stack([octile_distance(masks), outside], 1).reshape(count, 2, height * width)
+    y, x = np.divmod(flat.argmax(2), width)
+    labels = np.tile(np.array([1, 0], np.int64), (count, 1))
     if drop_covered:
         labels[flat[:, 1].max(1) == 0, 1] = -1
     return np.stack([x, y], 2).astype(np.int64), labels
@@ -163,11 +164,11 @@ def mask_prompts(
 def split_mask(
     mask: BoolArray, *, min_pixels: int = 5, density: float = 0.5, slack: float = 0.1
 ) -> BoolArray:
-    """Parts of a semantic mask that are refined one by one: 8-connected components, those that belong together joined.
+    """Parts of a semantic mask to refine one by one: 8-connected components, joined where they belong together.
 
-    Components of less than `min_pixels` are dropped if there are several, be it all of them. Component j joins an earlier part i if
-    their boxes' areas together exceed half of the area U of the box around both, and their masks fill more of U than
-    min(density, the lesser of their own densities - slack).
+    Where there are several components, those of less than `min_pixels` are dropped, even if none is left. Component j
+    joins an earlier part i if the areas of their boxes together exceed half of the area U of the box around both, and
+    their masks fill more of U than min(density, the lesser of their own densities - slack).
 
     Args:
         mask: (H, W) mask of one class.

@@ -112,7 +112,7 @@ def fit_probe(
         )
     if regularisation is not None and not 0 < regularisation < float("inf"):
         raise ConfigError(f"the regularisation of a linear probe must be above 0, got {regularisation}")
-    features = pooled.detach().cpu().numpy().astype(np.float64)
+    features = pooled.detach().cpu().double().numpy()
     targets = tags.detach().cpu().numpy() > 0
     if not np.isfinite(features).all():
         raise IrnError("the features to fit a linear probe to hold NaN or infinite values")
@@ -127,8 +127,8 @@ def fit_probe(
     solution = _solve((features - mean) / std, targets, regularisation, balanced=balanced)
     weight = solution[:, :-1] / std
     bias = solution[:, -1] - weight @ mean
-    parts = (torch.from_numpy(part.astype(np.float32)) for part in (weight, bias, mean))
-    return LinearProbe(*parts, regularisation=regularisation)
+    weights, offsets, centre = (torch.from_numpy(part).float() for part in (weight, bias, mean))
+    return LinearProbe(weights, offsets, centre, regularisation)
 
 
 def choose_regularisation(
@@ -178,19 +178,17 @@ def deal_folds(targets: npt.NDArray[np.bool_], folds: int) -> npt.NDArray[np.int
     Returns:
         (B,) fold of each picture.
     """
-    fold_of = np.full(len(targets), -1)
+    # Pictures without a tag are spread as a class of their own.
+    groups = np.column_stack([targets, ~targets.any(1)])
+    fold_of = np.full(len(groups), -1)
     sizes = np.zeros(folds, np.int64)
-    of_class = np.zeros((folds, targets.shape[1]), np.int64)
-    rarest_first = sorted(range(targets.shape[1]), key=lambda k: int(targets[:, k].sum()))
-    queue = [(i, k) for k in rarest_first for i in np.flatnonzero(targets[:, k])]
-    queue += [(i, None) for i in np.flatnonzero(~targets.any(1))]
-    for picture, class_id in queue:
-        if fold_of[picture] < 0:
-            held = sizes if class_id is None else of_class[:, class_id]
-            fold = np.lexsort((sizes, held))[0]
+    of_group = np.zeros((folds, groups.shape[1]), np.int64)
+    for group in groups.sum(0).argsort(kind="stable"):
+        for picture in np.flatnonzero(groups[:, group] & (fold_of < 0)):
+            fold = np.lexsort((sizes, of_group[:, group]))[0]
             fold_of[picture] = fold
             sizes[fold] += 1
-            of_class[fold] += targets[picture]
+            of_group[fold] += groups[picture]
     return fold_of
 
 

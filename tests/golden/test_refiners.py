@@ -116,3 +116,10 @@ def test_samrefiner_prompts(golden):
 def test_samrefiner_parts(golden):
     data = golden("samrefiner_split")
     np.testing.assert_array_equal(split_mask(data["mask"] > 0), data["parts"] > 0)
+
+
+def test_samrefiner_components(golden):
+    data = golden("samrefiner_split")
+    apart = split_mask(data["mask"] > 0, min_pixels=1, density=np.inf, slack=-np.inf)
+    expected = [data["components"] == number for number in range(1, 7)]
+    assert sorted(part.tobytes() for part in apart) == sorted(part.tobytes() for part in expected)
