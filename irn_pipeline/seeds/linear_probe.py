@@ -7,12 +7,13 @@ weights serve as a classifier's in a class activation map (Zhou et al., CVPR 201
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.linalg import svd
 from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
@@ -24,6 +25,8 @@ REGULARISATIONS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 """What cross-validation chooses from, the strongest first."""
 _WITHOUT_CHOICE = 0.1
 """Where too few pictures have tags for cross-validation."""
+_PATIENCE = 2
+"""Weaker strengths are no longer tried once so many have not been better than the best."""
 _CONSTANT = 1e-6
 """A feature that varies by less, relative to its mean, is taken as constant and gets the weight 0."""
 
@@ -94,7 +97,9 @@ def fit_probe(
     Args:
         pooled: (B, D) pooled features, one row a picture.
         tags: (B, K), 1 for the classes that a picture is tagged with, else 0.
-        regularisation: above 0; None chooses from `REGULARISATIONS` by cross-validation on the tags.
+        regularisation: above 0; None chooses from `REGULARISATIONS` the one of the smallest loss on pictures
+            that were left out of the fit; masks are never looked at. It is 0.1 where all classes have too few
+            pictures for that.
         balanced: pictures with and without the tag weigh the same in total, however few there are of either.
         folds: of the cross-validation.
 
@@ -121,51 +126,17 @@ def fit_probe(
             f"classes {always} (counted from 0) are tags of all {len(targets)} pictures: a linear probe needs "
             "pictures without the class; add some"
         )
+    mean, std = features.mean(0), features.std(0)
+    # A constant feature gets an infinite deviation: standardised it is 0, and so is its weight.
+    std = np.where(std > _CONSTANT * np.abs(mean), std, np.inf)
+    problem = _Problem.along_principal_axes((features - mean) / std, balanced)
     if regularisation is None:
-        regularisation = choose_regularisation(features, targets, balanced=balanced, folds=folds)
-    mean, std = _mean_and_deviation(features)
-    solution = _solve((features - mean) / std, targets, regularisation, balanced=balanced)
-    weight = solution[:, :-1] / std
+        regularisation = _choose(problem, targets, min(folds, len(targets)))
+    solution = problem.solve(targets, regularisation)
+    weight = solution[:, :-1] @ problem.axes / std
     bias = solution[:, -1] - weight @ mean
     weights, offsets, centre = (torch.from_numpy(part).float() for part in (weight, bias, mean))
     return LinearProbe(weights, offsets, centre, regularisation)
-
-
-def choose_regularisation(
-    features: _Floats, targets: npt.NDArray[np.bool_], *, balanced: bool = True, folds: int = 5
-) -> float:
-    """Strength of the smallest cross entropy on pictures that were left out of the fit; masks are never looked at.
-
-    Args:
-        features: (B, D) pooled features.
-        targets: (B, K) tags.
-        balanced: see `fit_probe`; the cross entropy is weighed in the same way.
-        folds: parts of like tags that are left out one after the other.
-
-    Returns:
-        One of `REGULARISATIONS`; 0.1 where every class has less than two pictures with or without it.
-    """
-    fold_of = deal_folds(targets, min(folds, len(targets)))
-    weights = _weights(targets, balanced)
-    losses = np.zeros(len(REGULARISATIONS))
-    counted = 0
-    for fold in range(fold_of.max() + 1):
-        kept, left_out = fold_of != fold, fold_of == fold
-        # A class is judged only where the fit has seen pictures with and without it.
-        judged = targets[kept].any(0) & ~targets[kept].all(0)
-        if not judged.any():
-            continue
-        mean, std = _mean_and_deviation(features[kept])
-        standard = (features - mean) / std
-        solution = None
-        for number, strength in enumerate(REGULARISATIONS):
-            solution = _solve(standard[kept], targets[kept], strength, balanced=balanced, start=solution)
-            errors = weights[left_out] * _cross_entropy(
-                _logits(standard[left_out], solution), targets[left_out]
-            )
-            losses[number] += errors[:, judged].sum()
-        counted += 1
-    return REGULARISATIONS[int(losses.argmin())] if counted else _WITHOUT_CHOICE
 
 
 def deal_folds(targets: npt.NDArray[np.bool_], folds: int) -> npt.NDArray[np.int64]:
@@ -192,10 +163,82 @@ def deal_folds(targets: npt.NDArray[np.bool_], folds: int) -> npt.NDArray[np.int
     return fold_of
 
 
-def _mean_and_deviation(features: _Floats) -> tuple[_Floats, _Floats]:
-    """A constant feature gets an infinite deviation: standardised it is 0, and so is its weight."""
-    mean, std = features.mean(0), features.std(0)
-    return mean, np.where(std > _CONSTANT * np.abs(mean), std, np.inf)
+@dataclass(frozen=True)
+class _Problem:
+    """Standardised features, turned to their principal axes, which changes neither fit nor penalty.
+
+    Few pictures have few axes, and L-BFGS needs few steps when each axis has its own scale.
+    """
+
+    turned: _Floats
+    """(B, R); standardised = turned @ axes."""
+    axes: _Floats
+    """(R, D), orthonormal."""
+    variance: _Floats
+    """(R,) mean square along each axis."""
+    balanced: bool
+
+    @classmethod
+    def along_principal_axes(cls, standard: _Floats, balanced: bool) -> _Problem:
+        left, lengths, axes = svd(standard, full_matrices=False)
+        return cls(left * lengths, axes, lengths**2 / len(standard), balanced)
+
+    def part(self, kept: npt.NDArray[np.bool_]) -> _Problem:
+        """The same of some of the pictures."""
+        return replace(self, turned=self.turned[kept])
+
+    def losses(self, solution: _Floats, targets: npt.NDArray[np.bool_]) -> _Floats:
+        """(B, K) cross entropies."""
+        logits = self.turned @ solution[:, :-1].T + solution[:, -1]
+        result: _Floats = np.logaddexp(0, logits) - targets * logits
+        return result
+
+    def solve(
+        self, targets: npt.NDArray[np.bool_], regularisation: float, start: _Floats | None = None
+    ) -> _Floats:
+        """(K, R + 1) weights along the axes, the bias last."""
+        weights = _weights(targets, self.balanced) / len(targets)
+        # One over the root of the largest curvature along each axis; a bias has the variance 1 and no penalty.
+        scale = np.append(1 / np.sqrt(self.variance / 4 + regularisation), 2.0)
+        design = np.column_stack([self.turned, np.ones(len(self.turned))]) * scale
+        penalty = np.append(regularisation * scale[:-1] ** 2, 0.0)
+        shape = (targets.shape[1], len(scale))
+
+        def loss(flat: _Floats) -> tuple[float, _Floats]:
+            scaled = flat.reshape(shape)
+            logits = design @ scaled.T
+            value = (weights * (np.logaddexp(0, logits) - targets * logits)).sum()
+            gradient = (weights * (expit(logits) - targets)).T @ design + penalty * scaled
+            return float(value + (penalty * scaled**2).sum() / 2), gradient.ravel()
+
+        begin = np.zeros(shape) if start is None else start / scale
+        options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 1e-12}
+        found = minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B", options=options)
+        return np.asarray(found.x).reshape(shape) * scale
+
+
+def _choose(problem: _Problem, targets: npt.NDArray[np.bool_], folds: int) -> float:
+    """Strength of the smallest cross entropy on pictures that the fit has not seen."""
+    fold_of = deal_folds(targets, folds)
+    weights = _weights(targets, problem.balanced)
+    # A class is judged only where the fit has seen pictures with and without it.
+    judged = [targets[fold_of != f].any(0) & ~targets[fold_of != f].all(0) for f in range(folds)]
+    used = [f for f in range(folds) if judged[f].any() and (fold_of == f).any()]
+    if not used:
+        return _WITHOUT_CHOICE
+    solutions: dict[int, _Floats] = {}
+    totals: list[float] = []
+    for strength in REGULARISATIONS:
+        total = 0.0
+        for f in used:
+            kept, left_out = fold_of != f, fold_of == f
+            solutions[f] = problem.part(kept).solve(targets[kept], strength, solutions.get(f))
+            errors = weights[left_out] * problem.part(left_out).losses(solutions[f], targets[left_out])
+            total += float(errors[:, judged[f]].sum())
+        totals.append(total)
+        if totals.index(min(totals)) <= len(totals) - 1 - _PATIENCE:
+            break
+    return REGULARISATIONS[int(np.argmin(totals))]
 
 
 def _weights(targets: npt.NDArray[np.bool_], balanced: bool) -> _Floats:
@@ -206,45 +249,3 @@ def _weights(targets: npt.NDArray[np.bool_], balanced: bool) -> _Floats:
         return np.broadcast_to((positives * negatives > 0).astype(np.float64), targets.shape)
     half = np.where(positives * negatives > 0, len(targets) / 2, 0)
     return np.where(targets, half / np.maximum(positives, 1), half / np.maximum(negatives, 1))
-
-
-def _logits(standard: _Floats, solution: _Floats) -> _Floats:
-    return standard @ solution[:, :-1].T + solution[:, -1]
-
-
-def _cross_entropy(logits: _Floats, targets: npt.NDArray[np.bool_]) -> _Floats:
-    result: _Floats = np.logaddexp(0, logits) - targets * logits
-    return result
-
-
-def _solve(
-    standard: _Floats,
-    targets: npt.NDArray[np.bool_],
-    regularisation: float,
-    *,
-    balanced: bool,
-    start: _Floats | None = None,
-) -> _Floats:
-    """(K, D + 1) weights on standardised features, the bias last."""
-    weights = _weights(targets, balanced) / len(targets)
-    shape = (targets.shape[1], standard.shape[1] + 1)
-
-    def loss(flat: _Floats) -> tuple[float, _Floats]:
-        solution = flat.reshape(shape)
-        logits = _logits(standard, solution)
-        errors = weights * (expit(logits) - targets)
-        gradient = np.empty(shape)
-        gradient[:, :-1] = errors.T @ standard + regularisation * solution[:, :-1]
-        gradient[:, -1] = errors.sum(0)
-        value = (weights * _cross_entropy(logits, targets)).sum()
-        return float(value + regularisation / 2 * (solution[:, :-1] ** 2).sum()), gradient.ravel()
-
-    begin = np.zeros(shape) if start is None else start
-    found = minimize(
-        loss,
-        begin.ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 1000, "gtol": 1e-6, "ftol": 1e-10},
-    )
-    return np.asarray(found.x).reshape(shape)

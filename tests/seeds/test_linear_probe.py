@@ -10,7 +10,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from irn_pipeline.errors import ConfigError, IrnError, ShapeError
 from irn_pipeline.seeds.linear_probe import (
     REGULARISATIONS,
-    choose_regularisation,
     deal_folds,
     fit_probe,
     pool,
@@ -128,8 +127,11 @@ def test_noise_asks_for_more_regularisation_than_clear_features():
     tags = rng.random((40, 2)) < 0.5
     clear = np.repeat(tags, 5, 1) + rng.normal(0, 0.05, (40, 10))
     noise = rng.normal(0, 1, (40, 10))
-    assert choose_regularisation(noise, tags) == REGULARISATIONS[0]
-    assert choose_regularisation(clear, tags) <= 1e-3
+    strengths = [
+        fit_probe(torch.from_numpy(part), torch.from_numpy(tags)).regularisation for part in (noise, clear)
+    ]
+    assert strengths[0] == REGULARISATIONS[0]
+    assert strengths[1] <= 1e-3
 
 
 def test_the_choice_is_the_smallest_loss_on_left_out_pictures():
