@@ -122,10 +122,8 @@ def fit_probe(
     if not np.isfinite(features).all():
         raise IrnError("the features to fit a linear probe to hold NaN or infinite values")
     if always := np.flatnonzero(targets.all(0)).tolist():
-        raise ConfigError(
-            f"classes {always} (counted from 0) are tags of all {len(targets)} pictures: a linear probe needs "
-            "pictures without the class; add some"
-        )
+        many = f"classes {always} (counted from 0) are tags of all {len(targets)} pictures"
+        raise ConfigError(f"{many}: a linear probe needs pictures without the class; add some")
     mean, std = features.mean(0), features.std(0)
     # A constant feature gets an infinite deviation: standardised it is 0, and so is its weight.
     std = np.where(std > _CONSTANT * np.abs(mean), std, np.inf)
@@ -212,8 +210,9 @@ class _Problem:
             return float(value + (penalty * scaled**2).sum() / 2), gradient.ravel()
 
         begin = np.zeros(shape) if start is None else start / scale
-        options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 1e-12}
-        found = minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B", options=options)
+        found = minimize(
+            loss, begin.ravel(), jac=True, method="L-BFGS-B", options={"gtol": 1e-6, "ftol": 1e-12}
+        )
         return np.asarray(found.x).reshape(shape) * scale
 
 
