@@ -31,6 +31,8 @@ ALLOWED = {
     "structures": {"errors"},
     "files": {"", "__version__", "errors", "files"},
     "ops": BASE | {"ops"},
+    "seeds": BASE | {"ops", "seeds"},
+    "refiners": BASE | {"ops", "refiners"},
     "nn": BASE | {"ops", "nn"},
     "datasets": BASE | {"ops", "engine", "datasets"},
     "metrics": BASE | {"ops", "metrics"},
