@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, label
 
 from benchmarks.case import Array, Arrays, Benchmark, Case, Disagreement, Method, Prepared
-from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.instance_map import instance_map
 
 SWEEPS, THRESHOLD = 300, 2.5
 

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.case import Case
 from benchmarks.irn_step import RADIUS, batch, learner
-from irn_pipeline.nn.losses import irn_losses
+from irn_pipeline.nn.irn_losses import irn_losses
 from irn_pipeline.ops.affinity import pair_paths
 
 _PARTS = ("backbone", "branches_forward", "losses_forward", "losses_backward", "branches_backward", "update")

@@ -12,8 +12,8 @@ from benchmarks.case import Arrays, Benchmark, Case, Disagreement, Method, Prepa
 from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import normalise, stride4_label, to_tensor
 from irn_pipeline.nn.backbone import NUM_STAGES, Backbone
+from irn_pipeline.nn.irn_losses import IrnLosses, irn_losses
 from irn_pipeline.nn.irn_network import IrnNetwork
-from irn_pipeline.nn.losses import IrnLosses, irn_losses
 from irn_pipeline.ops.affinity import pair_paths
 
 RADIUS, LR = 10, 1e-3

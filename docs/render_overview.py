@@ -29,7 +29,7 @@ from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.export.report_pictures import UNSURE, hues, label_colours, wheel
 from irn_pipeline.irn_model import load_irn
 from irn_pipeline.nn.irn_network import IrnNetwork
-from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.structures import BoolArray, FloatArray, ImageRecord, LabelArray
 

@@ -32,7 +32,7 @@ from irn_pipeline.irn_model import load_irn
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.older_runs import read_upright
-from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
 

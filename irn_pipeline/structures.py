@@ -87,11 +87,6 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.records)
 
-    def subset(self, image_ids: Sequence[str]) -> ImageSet:
-        """The records whose id is among `image_ids`, in this set's order."""
-        wanted = set(image_ids)
-        return ImageSet(self.class_names, tuple(r for r in self.records if r.image_id in wanted))
-
 
 @dataclass(frozen=True)
 class Cam:

@@ -203,10 +203,10 @@ def test_project_keeps(rule, files):
         ("irn_pipeline.structures", "from irn_pipeline.ops import masks"),
         ("irn_pipeline.ops.crf", "from irn_pipeline.nn.backbone import Backbone"),
         ("irn_pipeline.ops.crf", "from irn_pipeline.engine import store"),
-        ("irn_pipeline.nn.losses", "import irn_pipeline.datasets.voc"),
-        ("irn_pipeline.nn.losses", "from irn_pipeline import datasets"),
-        ("irn_pipeline.nn.losses", "from ..metrics import semantic"),
-        ("irn_pipeline.nn.losses", "def f() -> None:\n    from irn_pipeline.export import report"),
+        ("irn_pipeline.nn.irn_losses", "import irn_pipeline.datasets.voc"),
+        ("irn_pipeline.nn.irn_losses", "from irn_pipeline import datasets"),
+        ("irn_pipeline.nn.irn_losses", "from ..metrics import semantic"),
+        ("irn_pipeline.nn.irn_losses", "def f() -> None:\n    from irn_pipeline.export import report"),
         ("irn_pipeline.metrics.semantic", "import stages.evaluate"),
         ("irn_pipeline.engine.cli", "from irn_pipeline.structures import Cam"),
         ("irn_pipeline.engine.cli", "import cv2"),
@@ -225,7 +225,7 @@ def test_relative_import_in_a_package_starts_at_the_package():
 
 def test_import_down_is_allowed():
     source = "import numpy\nfrom irn_pipeline import __version__\nfrom irn_pipeline.ops.masks import mask_iou"
-    assert forbidden_imports(source, "irn_pipeline.nn.losses") == []
+    assert forbidden_imports(source, "irn_pipeline.nn.irn_losses") == []
     assert forbidden_imports("import torch, joblib", "irn_pipeline.engine.parallel") == []
     assert forbidden_imports("from irn_pipeline.engine import store", "irn_pipeline.artifacts") == []
 

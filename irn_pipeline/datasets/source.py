@@ -88,11 +88,6 @@ class DataSet:
         """The class names."""
         return self.images.class_names
 
-    @property
-    def voc_root(self) -> Path:
-        """Another name of `origin`, from when every data set was a VOC folder."""
-        return self.origin
-
     def ground_truth(self, image_id: str) -> GroundTruth | None:
         """True masks of a picture; None where there are none."""
         return self.load_truth(image_id)

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.palette import voc_palette
-from irn_pipeline.structures import IGNORE, BoolArray, Instances, LabelArray
+from irn_pipeline.structures import BoolArray, Instances, LabelArray
 
 _OUTLINE = 255
 _CROSS = ndimage.generate_binary_structure(2, 1)
@@ -40,35 +40,6 @@ def overlay_instances(image: LabelArray, instances: Instances, *, opacity: float
         # From the picture, not from what is drawn already: tints of hidden instances must not shine through.
         drawn[window][mask] = _blend(image[window][mask], colour, opacity)
         drawn[window][mask & ~ndimage.binary_erosion(mask, _CROSS)] = _OUTLINE
-    return drawn
-
-
-def overlay_label(image: LabelArray, label: LabelArray, *, opacity: float = 0.5) -> LabelArray:
-    """Tint every pixel with the colour of its class; background and pixels of label 255 stay as they are.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, left as it is.
-        label: (H, W) uint8.
-        opacity: share of the tint in [0, 1].
-
-    Returns:
-        (H, W, 3) uint8 RGB, with a white line around each region.
-
-    Raises:
-        ShapeError: the picture is not (H, W, 3) uint8, or the label is not of its size.
-    """
-    _require_picture(image)
-    if label.shape != image.shape[:2] or label.dtype != np.uint8:
-        raise ShapeError(
-            f"a label over a {image.shape[:2]} picture must be uint8 of its size, got {label.shape}"
-        )
-    drawn = image.copy()
-    shown = (label > 0) & (label != IGNORE)
-    drawn[shown] = _blend(image[shown], voc_palette()[label[shown]], opacity)
-    differs = ndimage.maximum_filter(label, footprint=_CROSS) != ndimage.minimum_filter(
-        label, footprint=_CROSS
-    )
-    drawn[shown & differs] = _OUTLINE
     return drawn
 
 

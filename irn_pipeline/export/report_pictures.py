@@ -68,10 +68,6 @@ class PanelMaker:
         if self.thumbnail < MIN_THUMBNAIL:
             raise ConfigError(f"thumbnail must be at least {MIN_THUMBNAIL} pixels, got {self.thumbnail}")
 
-    def bytes_per_picture(self, maps: int) -> int:
-        """Largest size of one photograph and `maps` other panels, as base64 text."""
-        return _base64_length(self._limit(_PHOTO_SHARE)) + maps * _base64_length(self._limit(_MAP_SHARE))
-
     def photo(self, image: LabelArray, title: str = "picture") -> Panel:
         """(H, W, 3) uint8 RGB picture -> JPEG or WebP, whichever is smaller.
 
@@ -162,10 +158,6 @@ class PanelMaker:
                     return f"data:image/{mime};base64,{base64.b64encode(data).decode('ascii')}"
             half = (max(colours.shape[1] // 2, 1), max(colours.shape[0] // 2, 1))
             colours = np.asarray(cv2.resize(colours, half, interpolation=cv2.INTER_AREA))
-
-
-def _base64_length(count: int) -> int:
-    return 4 * -(-count // 3)
 
 
 def _encodings(colours: LabelArray) -> Iterator[tuple[str, bytes]]:

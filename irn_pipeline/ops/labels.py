@@ -11,7 +11,7 @@ from torch import Tensor
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.cam import require_one_map_per_class
-from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams, WalkParams
 from irn_pipeline.ops.masks import instances_from_index, label_from_index
 from irn_pipeline.ops.random_walk import random_walk

@@ -24,8 +24,8 @@ from irn_pipeline.engine.store import Artifact
 from irn_pipeline.engine.training import train
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
+from irn_pipeline.nn.irn_losses import irn_losses
 from irn_pipeline.nn.irn_network import IrnNetwork, pad_image
-from irn_pipeline.nn.losses import irn_losses
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.affinity import pair_paths

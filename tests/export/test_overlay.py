@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.export.overlay import overlay_instances, overlay_label
+from irn_pipeline.export.overlay import overlay_instances
 from irn_pipeline.structures import Instances
 
 GREY = np.full((7, 8, 3), 100, np.uint8)
@@ -61,25 +61,12 @@ def test_one_pixel():
     assert (drawn != 100).any(2).sum() == 1
 
 
-def test_label():
-    label = np.zeros((7, 8), np.uint8)
-    label[:, 3:], label[:, 6:] = 2, 255
-    drawn = overlay_label(GREY, label)
-    assert (drawn[:, 4] == GREEN_TINT).all()
-    assert (drawn[:, [3, 5]] == 255).all()
-    assert (drawn[:, [0, 1, 2, 6, 7]] == 100).all()
-
-
 @pytest.mark.parametrize("image", [GREY[..., 0], GREY.astype(np.float32), GREY[..., :2]])
 def test_what_is_no_picture(image):
     with pytest.raises(ShapeError, match=r"\(H, W, 3\) uint8"):
         overlay_instances(image, Instances.empty((7, 8)))
-    with pytest.raises(ShapeError, match=r"\(H, W, 3\) uint8"):
-        overlay_label(image, np.zeros((7, 8), np.uint8))
 
 
-def test_masks_and_labels_of_another_size():
+def test_masks_of_another_size():
     with pytest.raises(ShapeError, match=r"\(8, 7\)"):
         overlay_instances(GREY, instances([box(0, 0, 7, 8).T], [0], [1]))
-    with pytest.raises(ShapeError, match=r"\(8, 7\)"):
-        overlay_label(GREY, np.zeros((8, 7), np.uint8))

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from irn_pipeline.ops.clustering import instance_map
-from irn_pipeline.ops.displacement import find_centroids
+from irn_pipeline.ops.instance_map import find_centroids, instance_map
 
 
 def test_centroids(golden):

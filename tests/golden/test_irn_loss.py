@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from irn_pipeline.nn.losses import irn_losses, pair_labels
+from irn_pipeline.nn.irn_losses import irn_losses, pair_labels
 from irn_pipeline.ops.affinity import pair_affinity, pair_paths
 
 

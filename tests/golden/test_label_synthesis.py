@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams, class_maps_from_instance_maps, instance_cams, synthesize
 from irn_pipeline.ops.random_walk import random_walk
 

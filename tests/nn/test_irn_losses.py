@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.nn.losses import irn_losses, pair_labels
+from irn_pipeline.nn.irn_losses import irn_losses, pair_labels
 from irn_pipeline.ops.affinity import pair_affinity, pair_paths
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from irn_pipeline.errors import IrnError, ShapeError
-from irn_pipeline.ops.displacement import find_centroids
+from irn_pipeline.ops.instance_map import find_centroids
 
 
 def plain_centroids(displacement, iterations):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.ops.clustering import instance_map
+from irn_pipeline.ops.instance_map import instance_map
 
 
 def columns_to(targets, height=6):
