@@ -131,6 +131,10 @@ def _plain(value: object, default: object) -> object:
         value = str(value)
     if isinstance(value, tuple | list):
         return [_plain(one, None) for one in value]
+    if not isinstance(value, str | int | float | None):
+        raise ConfigError(
+            f"run_stages(): values must be numbers, texts, lists or paths, got {type(value).__name__}"
+        )
     # One value stands for a list of one.
     return [value] if isinstance(default, tuple) else value
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import irn_pipeline
 from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint, write_checkpoint
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.segmenter_models import segmenter_artifact
@@ -37,7 +38,11 @@ def folder(tmp_path: Path) -> Path:
     for name in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
         (root / name).mkdir(parents=True)
     (root / "class_names.txt").write_text("\n".join(CLASSES))
-    run.write_record(StageRecord("synthesize_labels", "0", {}, {}, True, {}, 0.0, {}))
+    run.write_record(
+        StageRecord(
+            "synthesize_labels", "0", {}, {}, True, {}, 0.0, {"irn_pipeline": irn_pipeline.__version__}
+        )
+    )
     for image_id, label in IDS.items():
         Image.new("RGB", SIZE[::-1]).save(root / "JPEGImages" / f"{image_id}.png")
         xml = f"<annotation><object><name>{CLASSES[label - 1]}</name></object></annotation>"
