@@ -90,7 +90,7 @@ class AskedParams:
 
     def __post_init__(self) -> None:
         if not all(0 < scale < float("inf") for scale in self.test_scales):
-            raise ValueError(f"test_scales are {list(self.test_scales)}; they must be numbers above 0")
+            raise ConfigError(f"test_scales are {list(self.test_scales)}; they must be numbers above 0")
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def begin(stage: Stage[Any], job: Job[Any, Any]) -> Begun:
         seconds=previous.seconds if previous else 0.0,
         versions=made_with,
         facts=origin.facts,
-        data=str(job.data.origin),
+        data=str(job.data.origin) if job.data.items else "",
     )
     if isinstance(stage, FitStage) and previous is not None and previous.complete:
         return Begun(record, previous)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ def take_stock(
         quiet: show no progress.
 
     Returns:
-        What is known of them now; and one phrase for every file that is not the one that results were made from.
+        What is known of them now; and one phrase for every path whose files are not those that results were made from.
     """
     found: dict[str, tuple[FileSet, ...]] = {}
     changed: list[str] = []
@@ -125,18 +125,21 @@ def take_stock(
 
 def _compare(
     name: str, files: Files, old: FileSet, stamps: dict[str, Stamp], made: Callable[[str], bool]
-) -> Iterator[str]:
+) -> list[str]:
     """What is no longer as it was; the stamps of results whose file is not there, or not asked for, are kept."""
+    found: list[str] = []
     for key, stamp in old.files.items():
         now = stamps.get(key)
         if (now is not None and now.digest == stamp.digest) or not made(key):
             continue
         if now is not None:
-            yield f"{_flag(name)} {files.of[key]}: its content has changed"
+            found.append(f"{files.of[key]}: its content is not what it was")
         elif key in files.of and _place(files) != old.path:
-            yield f"{_flag(name)} {files.of[key]}: not found; {old.path} was read before"
+            found.append(f"{files.of[key]}: not found; {old.path} was read before")
         else:
             stamps[key] = stamp
+    others = f", nor are {len(found) - 1} others as they were" if len(found) > 1 else ""
+    return [f"{_flag(name)} {found[0]}{others}"] if found else []
 
 
 def _read(name: str, files: Files, old: FileSet, workers: int, quiet: bool) -> dict[str, Stamp]:

@@ -95,7 +95,7 @@ def _is_demo_run(words: Sequence[str]) -> bool:
         return True
     run = RunFolder(folder)
     origins = {record.data for name in run.folders() if (record := run.record(name)) is not None}
-    # Records of earlier versions do not say.
+    # Records of earlier versions do not say, nor do those of tools that need no data set.
     return origins - {""} == {str(DEMO_ROOT)}
 
 

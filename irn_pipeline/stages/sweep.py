@@ -199,6 +199,10 @@ def _unread(params: Params) -> tuple[Artifact[Any], ...]:
     return (WALKED_SCORES, *cams_not_read(params)) if params.cam else (CAM,)
 
 
+def _unused(params: Params) -> Mapping[str, str]:
+    return {} if params.cam else {"cam_dir": "without --cam no activation maps are read"}
+
+
 STAGE: ReduceStage[Params] = ReduceStage(
     name="sweep",
     summary="Try thresholds on kept scores or on the activation maps, and compare with true masks.",
@@ -207,4 +211,5 @@ STAGE: ReduceStage[Params] = ReduceStage(
     writes=(SWEEP, CAM_SWEEP),
     run=run,
     unread=_unread,
+    unused=_unused,
 )

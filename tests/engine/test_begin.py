@@ -237,3 +237,5 @@ def test_auto_is_resolved(machine: Any) -> None:
 
 def test_the_record_names_the_data_set(tmp_path: Path) -> None:
     assert run_stage(Stages().count, job(tmp_path, CountParams())).data == "letters.txt"
+    nothing = replace(Stages().report, reads=(), run=lambda work: 0)
+    assert run_stage(nothing, job(tmp_path, CountParams(), "")).data == ""

@@ -234,7 +234,7 @@ def test_their_maps_are_known_by_content(bench: Bench, tmp_path: Path) -> None:
     np.save(moved / f"{image_id}.npy", as_original(other))  # type: ignore[arg-type]
     for stage in LABELLING:
         with pytest.raises(
-            ArtifactError, match=rf"--cam-dir {moved}/{image_id}.npy: its content has changed"
+            ArtifactError, match=rf"--cam-dir {moved}/{image_id}.npy: its content is not what it was"
         ):
             bench.work(stage, moved, tmp_path / "run")
 

@@ -227,5 +227,5 @@ def test_models_without_them_refuse_them_by_name(model: str, asked: AskedParams)
 
 @pytest.mark.parametrize("scales", [(0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
 def test_impossible_scales_are_refused(scales: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"test_scales are .*; they must be numbers above 0"):
+    with pytest.raises(ConfigError, match=r"test_scales are .*; they must be numbers above 0"):
         AskedParams(test_scales=scales)

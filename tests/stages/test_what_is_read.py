@@ -36,7 +36,7 @@ from irn_pipeline.stages import (
     train_irn,
     train_segmenter,
 )
-from irn_pipeline.stages.catalogue import main
+from irn_pipeline.stages.catalogue import main, stage_main
 
 CPU = Execution(device="cpu", precision="float32", workers=1, quiet=True)
 
@@ -186,6 +186,40 @@ def test_the_cam_network_that_is_read_must_be_there_and_is_recorded(data: DataSe
     assert record.reads == {"mine_relations": "1", "train_cam": "2"}
 
 
+@pytest.mark.parametrize(
+    ("stage", "words", "told"),
+    [
+        ("make_cam", ["--from-cams", "a", "--scales", "1.0"], "--scales: --from-cams gives the maps"),
+        (
+            "train_cam",
+            ["--original-checkpoint", "o.pth", "--lr", "1"],
+            "--lr: --original-checkpoint replaces",
+        ),
+        (
+            "train_irn",
+            ["--original-checkpoint", "o.pth", "--epochs=2"],
+            "--epochs: --original-checkpoint replaces",
+        ),
+        ("sweep", ["--cam-dir", "a"], "--cam-dir: without --cam no activation maps are read"),
+        ("train_irn", ["--original-checkpoint", "o.pth", "--backbone", "resnet50"], "nowhere"),
+        ("sweep", ["--cam-dir", "a", "--cam"], "nowhere"),
+    ],
+)
+def test_flags_of_what_is_not_read_are_refused(
+    stage: str, words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    where = ["--voc-root", "nowhere", "--run-dir", str(tmp_path / "run")]
+    assert stage_main(stage, [*words, *where]) == 1
+    line = capsys.readouterr().err
+    assert told in line and line.count("\n") == 1
+    ranged = [word.replace("--", f"--{stage}.") if word.startswith("--") else word for word in words]
+    assert (
+        main(["1", stage, *(word.replace("-", "_").replace("__", "--", 1) for word in ranged), *where]) == 1
+    )
+    line = capsys.readouterr().err
+    assert (told.split(": ")[-1] in line) and line.count("\n") == 1
+
+
 # --- runs that failed before they made anything ---
 
 
@@ -245,7 +279,7 @@ def test_a_network_to_start_from_is_known_by_its_content(
     write_checkpoint(
         moved, Checkpoint("mask_rcnn", "resnet18", DEMO_CLASSES, {k: v + 1 for k, v in state.items()})
     )
-    with pytest.raises(ArtifactError, match=r"--start-from .*moved.pt: its content has changed"):
+    with pytest.raises(ArtifactError, match=r"--start-from .*moved.pt: its content is not what it was"):
         work(train_segmenter.STAGE, run, data, replace(params, start_from=str(moved)))
 
 
