@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
-from irn_pipeline.engine.command import Pipeline, RunOptions
-from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.options import flatten_config, read_yaml, removed_options
+from irn_pipeline.engine.command import Pipeline
+from irn_pipeline.engine.options import read_yaml
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.segmenter_models import segmenter_artifact, trained_variants
@@ -108,20 +107,14 @@ def _words(pipeline: Pipeline[Any], stages: Sequence[str]) -> list[str]:
 
 def _flat(pipeline: Pipeline[Any], content: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Values by "key" or "stage.key", with the keys checked, as YAML can hold them."""
-    stages = {stage.name: stage.params for stage in pipeline.stages + pipeline.tools}
-    for name in stages.keys() & content.keys():
+    groups = pipeline.option_groups()
+    for name in {name for name, _ in groups if name} & content.keys():
         if not isinstance(content[name], Mapping | None):
             raise ConfigError(f"{origin}: {name} must be a dictionary of parameters, got {content[name]!r}")
-    common = {
-        entry.name: entry for kind in (RunOptions, pipeline.source, Execution) for entry in fields(kind)
+    defaults = {
+        f"{name}.{entry.name}".lstrip("."): entry.default for name, kind in groups for entry in fields(kind)
     }
-    parameters = {name: {entry.name: entry for entry in fields(kind)} for name, kind in stages.items()}
-    removed = {k: v for name, kind in stages.items() for k, v in removed_options(kind, f"{name}.").items()}
-    flat = flatten_config(content, list(common), {k: list(v) for k, v in parameters.items()}, origin, removed)
-    known = common | {
-        f"{name}.{key}": entry for name, own in parameters.items() for key, entry in own.items()
-    }
-    return {key: _plain(value, known[key].default) for key, value in flat.items()}
+    return {key: _plain(value, defaults[key]) for key, value in pipeline.flatten(content, origin).items()}
 
 
 def _plain(value: object, default: object) -> object:

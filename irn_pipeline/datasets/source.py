@@ -194,7 +194,7 @@ def _load_voc(source: Source, root: Path) -> DataSet:
         tuple(range(1, len(names) + 1)),
         partial(_voc_list, root, names),
         VocTruths.find(root, len(names)).ground_truth,
-        leading_names=0 if file is None else count_leading_names(file),
+        leading_names=0 if file is None else count_leading_names(file, names[0]),
     )
 
 

@@ -86,10 +86,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def count_leading_names(path: Path) -> int:
-    """Number of lines of a class names file before its first class: names of the background and of ignored pixels."""
+def count_leading_names(path: Path, first: str) -> int:
+    """Number of names in a class names file before the first class: of the background and of ignored pixels."""
     lines = [unicodedata.normalize("NFC", line.strip()) for line in read_text(path).splitlines()]
-    names, first = [line for line in lines if line], read_class_names(path)[0]
+    names = [line for line in lines if line]
     return names.index(first) if first in names else 0  # a labelmap.txt has more than names in its lines
 
 

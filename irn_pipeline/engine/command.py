@@ -172,19 +172,30 @@ class Pipeline(Generic[S]):
         return config if preset is None else {**self._read(self._preset_path(str(preset))), **config}
 
     def _read(self, path: Path) -> dict[str, Any]:
-        kinds: tuple[type[Any], ...] = (RunOptions, self.source, Execution)
-        common = [f.name for kind in kinds for f in fields(kind)]
-        known = self.stages + self.tools
-        stages = {stage.name: [f.name for f in fields(stage.params)] for stage in known}
-        removed = {k: v for s in known for k, v in removed_options(s.params, f"{s.name}.").items()}
-        content = read_yaml(path)
-        elsewhere = [key for key in content if key in self.names and key not in stages]
-        content = {key: value for key, value in content.items() if key not in elsewhere}
-        flat = flatten_config(content, common, stages, str(path), removed)
-        require_lists(
-            flat, [*(("", kind) for kind in kinds), *((s.name, s.params) for s in known)], str(path)
-        )
+        own = {stage.name for stage in self.stages + self.tools}
+        content = {k: v for k, v in read_yaml(path).items() if k in own or k not in self.names}
+        flat = self.flatten(content, str(path))
+        require_lists(flat, self.option_groups(), str(path))
         return flat
+
+    def option_groups(self) -> list[tuple[str, type[Any]]]:
+        """Dataclasses of all options: (stage, or "" for those at the top; dataclass)."""
+        common = [("", kind) for kind in (RunOptions, self.source, Execution)]
+        return [*common, *((stage.name, stage.params) for stage in self.stages + self.tools)]
+
+    def flatten(self, content: Mapping[str, Any], origin: str) -> dict[str, Any]:
+        """Nested values by "key" or "stage.key".
+
+        Raises:
+            ConfigError: a key is unknown; the message names `origin` and the nearest key.
+        """
+        groups = self.option_groups()
+        common = [entry.name for name, kind in groups if not name for entry in fields(kind)]
+        stages = {name: [entry.name for entry in fields(kind)] for name, kind in groups if name}
+        removed = {
+            k: v for name, kind in groups if name for k, v in removed_options(kind, f"{name}.").items()
+        }
+        return flatten_config(content, common, stages, origin, removed)
 
     def _preset_path(self, name: str) -> Path:
         found = {} if self.presets is None else {path.stem: path for path in self.presets.glob("*.yaml")}

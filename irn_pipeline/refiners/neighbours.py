@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -98,6 +98,35 @@ def propagate(maps: Tensor, weights: Tensor, steps: Sequence[tuple[int, int]], i
             total.addcmul_(weight, neighbour)
         maps = total
     return maps
+
+
+def refine(
+    image: Tensor,
+    maps: Tensor,
+    weights_of: Callable[[Tensor, Sequence[int]], Tensor],
+    dilations: Sequence[int],
+    iterations: int,
+) -> Tensor:
+    """Maps at the picture's size, propagated with the weights that a method makes from the picture.
+
+    Args:
+        image: (C, H, W) picture.
+        maps: (K, h, w) maps.
+        weights_of: picture and distances -> (S, H, W) weights for the S offsets of `offsets`.
+        dilations: distances of the neighbours in pixels.
+        iterations: rounds; 0 only resizes, and makes no weights.
+
+    Returns:
+        (K, H, W) float32 maps.
+
+    Raises:
+        ShapeError: maps or picture are not three-dimensional.
+        ConfigError: a distance is below 1.
+    """
+    resized = resized_to(maps, image)
+    if not iterations or not len(maps):
+        return resized
+    return propagate(resized, weights_of(image, dilations), offsets(dilations), iterations)
 
 
 def resized_to(maps: Tensor, image: Tensor) -> Tensor:

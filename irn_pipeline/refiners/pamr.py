@@ -16,8 +16,7 @@ from irn_pipeline.refiners.neighbours import (
     DILATIONS,
     deviation,
     offsets,
-    propagate,
-    resized_to,
+    refine,
     shifted,
     softmax_of_contrasts,
 )
@@ -68,10 +67,7 @@ def pamr(
         ShapeError: maps or picture are not three-dimensional.
         ConfigError: a distance is below 1.
     """
-    resized = resized_to(maps, image)
-    if not iterations or not len(maps):
-        return resized
-    return propagate(resized, pamr_weights(image, dilations), offsets(dilations), iterations)
+    return refine(image, maps, pamr_weights, dilations, iterations)
 
 
 def unambiguous_masks(

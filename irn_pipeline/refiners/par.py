@@ -19,8 +19,7 @@ from irn_pipeline.refiners.neighbours import (
     DILATIONS,
     deviation,
     offsets,
-    propagate,
-    resized_to,
+    refine,
     shifted,
     softmax_of_contrasts,
 )
@@ -72,10 +71,7 @@ def par(image: Tensor, maps: Tensor, *, dilations: Sequence[int] = DILATIONS, it
         ShapeError: maps or picture are not three-dimensional.
         ConfigError: a distance is below 1.
     """
-    resized = resized_to(maps, image)
-    if not iterations or not len(maps):
-        return resized
-    return propagate(resized, par_weights(image, dilations), offsets(dilations), iterations)
+    return refine(image, maps, par_weights, dilations, iterations)
 
 
 def par_label(
