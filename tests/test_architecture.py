@@ -44,6 +44,7 @@ ALLOWED = {
     "older_runs": BASE | {"ops", "engine", "older_runs"},
     **dict.fromkeys(ASSEMBLY, EVERYTHING_BELOW_STAGES),
     "stages": EVERYTHING_BELOW_STAGES | {"stages"},
+    "pipeline": EVERYTHING_BELOW_STAGES,
     "running": EVERYTHING_BELOW_STAGES | {"stages"},
 }
 """Room of the library -> rooms that it may import."""
