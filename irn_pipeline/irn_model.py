@@ -86,4 +86,6 @@ class Padding:
         scales = np.linspace(*self.rescale, 1001)
         # Share of a training crop that the picture covered at each scale.
         covered = np.minimum(scales * height / self.crop, 1) * np.minimum(scales * width / self.crop, 1)
-        return round(float(np.sqrt(height * width / covered.mean())))
+        area = height * width / float(covered.mean())
+        # A square, or where that is less wide than the picture, a strip that its short side is padded to.
+        return round(area**0.5 if area**0.5 >= max(size) else area / max(size))
