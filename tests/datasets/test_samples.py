@@ -52,7 +52,7 @@ def coordinates(sample: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def check_window(sample: Tensor, crop: int) -> tuple[bool, tuple[int, int]]:
-    """Assert that a sample is one window of the picture, as large as it can be; whether it is mirrored, and its corner."""
+    """Assert that a sample is one window of the picture, as large as possible; whether it is mirrored, its corner."""
     rows, columns, inside = coordinates(sample)
     extent = (min(HEIGHT, crop), min(WIDTH, crop))
     assert inside.sum() == extent[0] * extent[1]

@@ -89,9 +89,7 @@ def test_an_instance_one_pixel_wide_or_high_is_left_out(model, rows, columns):
     assert found["labels"].tolist() == [1]
     assert found["masks"].shape == (1, 48, 64)
     model.train()
-    alone = SegmentationTarget(
-        lean.masks[:1], lean.class_ids[:1], lean.weights[:1], lean.ignore, lean.label
-    )
+    alone = SegmentationTarget(lean.masks[:1], lean.class_ids[:1], lean.weights[:1], lean.ignore, lean.label)
     losses = []
     for one in (lean, alone):
         torch.manual_seed(0)
@@ -107,9 +105,7 @@ def test_boxes_labels_and_masks_are_those_of_torchvision():
     masks[2, 10, 40] = masks[2, 12, 45] = True  # in two parts
     label = torch.zeros(48, 64, dtype=torch.uint8)
     weights = torch.tensor([1.0, 0.5, 0.25])
-    found = as_torchvision(
-        SegmentationTarget(masks, torch.tensor([2, 0, 1]), weights, label.bool(), label)
-    )
+    found = as_torchvision(SegmentationTarget(masks, torch.tensor([2, 0, 1]), weights, label.bool(), label))
     assert found["boxes"].tolist() == [[10, 5, 30, 25], [0, 40, 2, 48], [40, 10, 46, 13]]
     assert found["boxes"].dtype == torch.float32
     assert found["labels"].tolist() == [3, 1, 2]
