@@ -27,7 +27,7 @@ from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.export.report_pictures import UNSURE, hues, label_colours, wheel
-from irn_pipeline.irn_model import load_irn
+from irn_pipeline.irn_model import load_irn, padding
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
@@ -60,7 +60,9 @@ class Drawer:
         size = (image.shape[0], image.shape[1])
         with torch.inference_mode(), self.job.execution.autocast():
             pixels = normalise(to_tensor(image).to(self.job.execution.torch_device()))
-            outputs = self.network.predict(pixels)
+            made = run.record(SEMANTIC_LABEL.stage)
+            pad_to = None if made is None else made.params.get("pad_to", 0)
+            outputs = self.network.predict(pixels, pad_to=padding(run, pad_to)(size))
         boundary, displacement = (output.cpu().numpy() for output in outputs)
         groups = instance_map(
             displacement, threshold=params.center_threshold, iterations=params.centroid_iterations

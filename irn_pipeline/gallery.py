@@ -28,7 +28,7 @@ from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import IrnError
 from irn_pipeline.export.report_pictures import Panel, PanelMaker
 from irn_pipeline.export.report_records import Picture, Quality
-from irn_pipeline.irn_model import load_irn
+from irn_pipeline.irn_model import load_irn, padding
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.older_runs import read_upright
@@ -110,9 +110,10 @@ class Gallery:
         return SynthesisParams(**{name: known[name] for name in names if name in known})
 
     @cached_property
-    def _pad_to(self) -> int:
+    def _side_of(self) -> Callable[[tuple[int, int]], int]:
         record = self.run.record(SEMANTIC_LABEL.stage)
-        return 0 if record is None else int(record.params.get("pad_to", 0))
+        # Labels of a version that did not know the parameter were made without padding.
+        return padding(self.run, None if record is None else record.params.get("pad_to", 0))
 
     @cached_property
     def _network(self) -> IrnNetwork | None:
@@ -125,7 +126,7 @@ class Gallery:
             return ()
         with torch.inference_mode(), self.execution.autocast():
             pixels = normalise(to_tensor(image).to(self.execution.torch_device()))
-            found = self._network.predict(pixels, pad_to=self._pad_to)
+            found = self._network.predict(pixels, pad_to=self._side_of(image.shape[:2]))
         boundary, displacement = (field.cpu().numpy() for field in found)
         panels = (self._maker.boundary(boundary), self._maker.displacement(displacement))
         groups = instance_map(

@@ -25,7 +25,7 @@ from irn_pipeline.engine.training import EpochSampler
 from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.irn_losses import irn_losses
-from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.nn.irn_network import IrnNetwork, side_as_trained
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.ops.cam import merge_scales
 from irn_pipeline.ops.crf import confident_label
@@ -59,6 +59,8 @@ class Settings:
 
 
 PUBLISHED = Settings()
+RESCALE = (0.5, 1.5)
+"""Smallest and largest scale of a picture when IRNet is trained."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def train_irn(images: ImageSet, confident: Mapping[str, LabelArray], settings: S
     samples = RelationSamples(
         images.records,
         read_label=confident.__getitem__,
-        scales=(0.5, 1.5),
+        scales=RESCALE,
         crop=settings.crop,
         seed=settings.seed,
     )
@@ -164,8 +166,10 @@ def synthesized_labels(
 ) -> tuple[LabelArray, Instances]:
     """Stage 5: the semantic label and the instances of a picture."""
     image = picture(record)
-    boundary, displacement = network.predict(image, pad_to=settings.crop)
     size = (image.shape[-2], image.shape[-1])
+    # Zeros around the picture, as around training crops: group norms see them too.
+    side = side_as_trained(size, settings.crop, RESCALE)
+    boundary, displacement = network.predict(image, pad_to=side)
     params = SynthesisParams(exp_times=settings.exp_times)
     return synthesize(cam.cam, cam.class_ids, boundary.numpy(), displacement.numpy(), size, params)
 

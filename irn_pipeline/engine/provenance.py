@@ -25,7 +25,8 @@ def result_params(params: Any) -> dict[str, Any]:
     Args:
         params: a dataclass; fields with the metadata {"fingerprint": False} do not count, such as a choice
             between two ways to the same result. Fields with {"fingerprint": "unless default"} count when they
-            are set: they came with a later version, and folders of an earlier one stay valid.
+            are set: they came with a later version, and folders of an earlier one stay valid. Where that version had
+            the effect of another value than the default, {"before": value} names it, and that value does not count.
     """
     values = asdict(params)
     return {field.name: values[field.name] for field in fields(params) if _counts(field, values)}
@@ -33,7 +34,12 @@ def result_params(params: Any) -> dict[str, Any]:
 
 def _counts(field: Field[Any], values: dict[str, Any]) -> bool:
     counts = field.metadata.get("fingerprint", True)
-    return bool(counts) and (counts != "unless default" or values[field.name] != field.default)
+    return bool(counts) and (counts != "unless default" or values[field.name] != _before(field))
+
+
+def _before(field: Field[Any]) -> Any:
+    """The value whose effect results have that a version without the parameter made."""
+    return field.metadata.get("before", field.default)
 
 
 def require_sources_elsewhere(place: Path, params: Any) -> None:
@@ -174,7 +180,7 @@ def differences(
     values = _as_json(job.params)
     for field in fields(job.params):
         name = field.name
-        was = previous.params.get(name, _plain(field.default))
+        was = previous.params.get(name, _plain(_before(field)))
         if field.metadata.get("fingerprint", True) and name not in by_content and was != values[name]:
             found.append(f"{name} was {was}, is now {values[name]}")
     return found + [
@@ -202,7 +208,7 @@ def _other_facts(facts: Mapping[str, str], then: Mapping[str, str]) -> list[str]
 
 def _facts_by_hash(stage: Stage[Any], job: Job[Any, Any], previous: StageRecord) -> list[str]:
     """The facts that a record of an earlier version of this program has in its fingerprint alone."""
-    known = {field.name: field.default for field in fields(job.params)}
+    known = {field.name: _before(field) for field in fields(job.params)}
     recorded = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in previous.params.items()

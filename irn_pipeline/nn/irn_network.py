@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +28,24 @@ def pad_image(image: Tensor, side: int) -> Tensor:
     """
     height, width = image.shape[-2:]
     return F.pad(image, (0, max(side - width, 0), 0, max(side - height, 0)))
+
+
+def side_as_trained(size: tuple[int, int], crop: int, rescale: tuple[float, float]) -> int:
+    """The `side` for `pad_image` that gives a picture the share of zeros that its training crops had on average.
+
+    Args:
+        size: (H, W) of the picture in pixels.
+        crop: side of the training crops, pixels.
+        rescale: smallest and largest scale of the pictures in training.
+    """
+    height, width = size
+    scales = np.linspace(*rescale, 1001)
+    # Share of the crop that the picture covers at each scale.
+    covered = np.minimum(scales * height / crop, 1) * np.minimum(scales * width / crop, 1)
+    area = height * width / float(covered.mean())
+    # A square; or, where the picture is wider than that, a strip of its width.
+    longest = max(size)
+    return round(area**0.5 if area**0.5 >= longest else area / longest)
 
 
 class MeanShift(nn.Module):

@@ -22,7 +22,7 @@ from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.stage import Job, MapStage, Produced, Remake
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, IrnError
-from irn_pipeline.irn_model import load_irn
+from irn_pipeline.irn_model import load_irn, padding
 from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
@@ -35,8 +35,9 @@ from irn_pipeline.walked_scores import WalkedScores
 class Params(SynthesisParams):
     """Parameters of label synthesis, and the maps it starts from."""
 
-    pad_to: int = field(default=0, metadata={"fingerprint": "unless default"})
-    """Pad smaller images with zeros to this side for IRNet, as in training (the original: 512); 0 for never."""
+    pad_to: int | None = field(default=None, metadata={"fingerprint": "unless default", "before": 0})
+    """Pad smaller images with zeros to this side for IRNet (the original: 512); 0 for never. By default the share of
+    zeros is that of the training crops."""
     cam_dir: str | None = None
     """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
     keep_scores: bool = field(default=False, metadata={"fingerprint": False})
@@ -62,6 +63,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     require_upright(job.run, STAGE.name, pending, job.data.leading_names)
     network = load_irn(job.run, job.execution)
+    side_of = padding(job.run, job.params.pad_to)
     device, clock = job.execution.torch_device(), job.clock
     evidence_wanted = bool(job.params.bg_search) or job.params.keep_scores
     cams = CamSource.of(job)
@@ -85,7 +87,7 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
         with clock.section("network"):
             with torch.inference_mode(), job.execution.autocast():
                 boundary, displacement, features = network.predict_with_features(
-                    normalise(item.image.to(device)), pad_to=job.params.pad_to
+                    normalise(item.image.to(device)), pad_to=side_of(size)
                 )
             arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:

@@ -166,6 +166,35 @@ def test_a_parameter_that_came_later_counts_once_it_is_set(tmp_path: Path, old_p
         run_stage(later, job(tmp_path, LaterParams(step=2)))
 
 
+@dataclass(frozen=True)
+class BetterParams(CountParams):
+    """The same, of a version that has another default than what was done before."""
+
+    step: int | None = field(default=None, metadata={"fingerprint": "unless default", "before": 1})
+    """Counted by this."""
+
+
+@pytest.mark.parametrize("old_program", [False, True])
+def test_results_of_the_time_before_a_better_default_go_on_with_the_value_of_then(
+    tmp_path: Path, old_program: bool
+) -> None:
+    stages, work = Stages(), job(tmp_path, CountParams())
+    if old_program:
+        made_by_an_earlier_program(stages.count, work)
+    else:
+        run_stage(stages.count, work)
+    later = replace(stages.count, params=BetterParams)
+    with pytest.raises(
+        ArtifactError, match=r"step was 1, is now None\); give another --run-dir, or --overwrite"
+    ):
+        run_stage(later, job(tmp_path, BetterParams()))
+    then = run_stage(later, job(tmp_path, BetterParams(step=1)))
+    assert stages.fits == 1
+    # The stages after it see that results of the new default are others.
+    elsewhere = run_stage(later, job(tmp_path / "other", BetterParams()))
+    assert elsewhere.fingerprint != then.fingerprint
+
+
 # --- precision ---
 
 

@@ -4,7 +4,7 @@ import torch
 
 from irn_pipeline.datasets.mask_samples import SegmentationTarget
 from irn_pipeline.nn.backbone import Backbone
-from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
+from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter, as_torchvision
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,45 @@ def test_narrow_heads_have_few_weights():
     assert narrow - body < 0.1 * (wide - body)
 
 
-def test_an_instance_one_pixel_wide_has_no_box(model):
-    model.train()
+@pytest.mark.parametrize(("rows", "columns"), [(slice(5, 25), slice(10, 11)), (slice(5, 6), slice(10, 30))])
+def test_an_instance_one_pixel_wide_or_high_is_left_out(model, rows, columns):
     lean = target(2)
     lean.masks[1] = False
-    lean.masks[1, 5:25, 10] = True
-    losses = model.losses([torch.rand(3, 48, 64)], [lean])
-    assert all(torch.isfinite(value) for value in losses.values())
+    lean.masks[1, rows, columns] = True
+    found = as_torchvision(lean)
+    assert found["boxes"].tolist() == [[10, 5, 30, 25]]
+    assert found["labels"].tolist() == [1]
+    assert found["masks"].shape == (1, 48, 64)
+    model.train()
+    alone = SegmentationTarget(lean.masks[:1], lean.class_ids[:1], lean.weights[:1], lean.ignore, lean.label)
+    losses = []
+    for one in (lean, alone):
+        torch.manual_seed(0)
+        losses.append(model.losses([torch.full((3, 48, 64), 0.5)], [one]))
+    assert losses[0] == losses[1]
+
+
+def test_boxes_labels_and_masks_are_those_of_torchvision():
+    """Corners lie on the outer edges of the pixels, classes count from 1, the background being 0."""
+    masks = torch.zeros(3, 48, 64, dtype=torch.bool)
+    masks[0, 5:25, 10:30] = True
+    masks[1, 40:48, 0:2] = True
+    masks[2, 10, 40] = masks[2, 12, 45] = True  # in two parts
+    label = torch.zeros(48, 64, dtype=torch.uint8)
+    weights = torch.tensor([1.0, 0.5, 0.25])
+    found = as_torchvision(SegmentationTarget(masks, torch.tensor([2, 0, 1]), weights, label.bool(), label))
+    assert found["boxes"].tolist() == [[10, 5, 30, 25], [0, 40, 2, 48], [40, 10, 46, 13]]
+    assert found["boxes"].dtype == torch.float32
+    assert found["labels"].tolist() == [3, 1, 2]
+    assert found["labels"].dtype == torch.int64
+    assert found["weights"].tolist() == [1.0, 0.5, 0.25]
+    assert found["masks"].dtype == torch.uint8
+    assert torch.equal(found["masks"].bool(), masks)
+
+
+def test_a_picture_without_instances_has_an_empty_target():
+    found = as_torchvision(target(0))
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "boxes": (0, 4), "labels": (0,), "weights": (0,), "masks": (0, 48, 64)
+    }  # fmt: skip
+    assert found["boxes"].dtype == torch.float32

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.transforms import normalise, to_tensor
+from irn_pipeline.datasets.transforms import normalise, random_crop, scaled_size, to_tensor
 from irn_pipeline.engine.store import RunFolder
-from irn_pipeline.nn.irn_network import IrnNetwork
+from irn_pipeline.errors import ArtifactError
+from irn_pipeline.irn_model import padding
+from irn_pipeline.nn.irn_network import IrnNetwork, pad_image, side_as_trained
 from irn_pipeline.ops.label_params import SynthesisParams
 from irn_pipeline.ops.labels import labels_from_scores, walk_scores
 from irn_pipeline.stages.catalogue import stage_main
@@ -104,9 +106,82 @@ def test_a_picture_larger_than_the_padding_stays_whole(run_copy: Callable[..., T
         (other.run_dir).mkdir(exist_ok=True)
         (other.run_dir / stage).symlink_to(tiny.run_dir / stage)
     assert stage_main("synthesize_labels", [*other.flags(), "--pad-to", "32"]) == 0
+    assert stage_main("synthesize_labels", [*tiny.flags(), "--pad-to", "0", "--overwrite"]) == 0
     for image_id in ids(tiny, "train"):
         ours, plain = (RunFolder(one.run_dir).read(SEMANTIC_LABEL, image_id) for one in (other, tiny))
         assert np.array_equal(ours, plain)
+
+
+def share_of_zeros(size: tuple[int, int], crop: int, scales: tuple[float, float]) -> float:
+    """Mean over training crops made by the training's own transforms."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(4000):
+        scaled = scaled_size(size, rng.uniform(*scales))
+        window = random_crop(scaled, crop, rng)
+        shares.append(1 - window.size[0] * window.size[1] / crop**2)
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (64, 96), (600, 600), (100, 2000), (1200, 1600)])
+@pytest.mark.parametrize(("crop", "scales"), [(512, (0.5, 1.5)), (384, (0.5, 1.5)), (160, (0.75, 1.5))])
+def test_a_picture_gets_the_share_of_zeros_of_its_training_crops(
+    size: tuple[int, int], crop: int, scales: tuple[float, float]
+) -> None:
+    side = side_as_trained(size, crop, scales)
+    canvas = pad_image(torch.zeros(size), side).numel()
+    assert 1 - size[0] * size[1] / canvas == pytest.approx(share_of_zeros(size, crop, scales), abs=0.01)
+
+
+def test_published_pictures_are_padded_nearly_as_the_original_pads_them() -> None:
+    assert side_as_trained((375, 500), 512, (0.5, 1.5)) == pytest.approx(512, rel=0.05)
+    assert side_as_trained((1024, 1024), 512, (0.5, 1.5)) == 1024, "never seen with zeros"
+
+
+def test_the_default_is_read_from_the_record_of_the_training(
+    whole_run: TinyRun, run_copy: Callable[..., TinyRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = run_copy("train_cam", "make_cam", "mine_relations", "train_irn")
+    trained = RunFolder(tiny.run_dir).record("train_irn")
+    assert trained is not None
+    assert trained.params["crop"] == 64
+    sides = padding(RunFolder(tiny.run_dir), None)
+    assert sides((64, 96)) == side_as_trained((64, 96), 64, (0.5, 1.5)) == 74
+    assert padding(RunFolder(tiny.run_dir), 0)((64, 96)) == 0
+    assert stage_main("synthesize_labels", [*tiny.flags(), "--pad-to", "0"]) == 0
+    default, plain = RunFolder(whole_run.run_dir), RunFolder(tiny.run_dir)
+    pictures = ids(tiny, "train")
+    scores = [
+        [run.read(INSTANCE_LABEL, image_id).scores for run in (default, plain)] for image_id in pictures
+    ]
+    assert any(ours.shape != other.shape or not np.allclose(ours, other) for ours, other in scores)
+    assert stage_main("synthesize_labels", tiny.flags()) == 1
+    assert "pad_to was 0, is now None" in capsys.readouterr().err
+    # Labels of version 0.1, whose record does not name the parameter, have no padding either.
+    record = plain.record("synthesize_labels")
+    assert record is not None
+    (tiny.run_dir / "synthesize_labels" / "stage.json").unlink()
+    plain.write_record(replace(record, params={k: v for k, v in record.params.items() if k != "pad_to"}))
+    assert stage_main("synthesize_labels", tiny.flags()) == 1
+    assert "pad_to was 0, is now None" in capsys.readouterr().err
+    assert stage_main("synthesize_labels", [*tiny.flags(), "--pad-to", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"crop": "x"}, {"crop": 0}, {"crop": 10**9}, {"rescale": []}, {"rescale": [-1, 2]}]
+)
+def test_an_impossible_record_is_one_error(
+    run_copy: Callable[..., TinyRun], wrong: dict[str, object]
+) -> None:
+    tiny = run_copy("train_irn")
+    run = RunFolder(tiny.run_dir)
+    record = run.record("train_irn")
+    assert record is not None
+    (tiny.run_dir / "train_irn" / "stage.json").unlink()
+    run.write_record(replace(record, params={**record.params, **wrong}))
+    with pytest.raises(ArtifactError, match=r"stage\.json: damaged .*give --pad-to"):
+        padding(run, None)
+    assert padding(run, 512)((64, 96)) == 512
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def test_the_page_gives_the_labels_of_the_stages(tmp_path: Path) -> None:
         train_cam={**shared, "long_side": settings.long_side, "epochs": settings.cam_epochs},
         make_cam={"scales": settings.scales},
         train_irn={**shared, "epochs": settings.irn_epochs},
-        synthesize_labels={"pad_to": settings.crop, "exp_times": settings.exp_times},
+        synthesize_labels={"exp_times": settings.exp_times},
     )  # fmt: skip
     images = load_voc(root, class_names=read_class_names(root / "class_names.txt")).images
 
