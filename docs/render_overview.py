@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -136,7 +137,7 @@ def render(arguments: argparse.Namespace) -> None:
     if out.suffix.lower() not in (".jpg", ".png"):
         raise DataError(f"{out}: cannot be written; give --out the path of a .jpg or .png file")
     with atomic_path(out) as temporary:
-        cv2.imwrite(str(temporary), np.ascontiguousarray(drawn[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 88])
+        Image.fromarray(drawn).save(temporary, quality=88)
     for row in rows:
         logger.info("%s: %s", row.record.image_id, row.caption)
     logger.info("%s: %d pictures", out, len(rows))
@@ -152,6 +153,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-list", help="as for the stages")
     parser.add_argument("--out", default="docs/overview.jpg", help="the picture to write")
     arguments = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_command(lambda: render(arguments))
 
 

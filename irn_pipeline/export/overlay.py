@@ -91,7 +91,7 @@ def require_picture(image: LabelArray) -> None:
         raise ShapeError(f"a picture must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
 
 
-def heat(values: FloatArray) -> LabelArray:
+def heat(values: FloatArray | LabelArray) -> LabelArray:
     """(H, W) in [0, 1] -> (H, W, 3) RGB from blue over green to red."""
     levels = (255 * values.clip(0, 1)).astype(np.uint8)
     return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1], np.uint8)

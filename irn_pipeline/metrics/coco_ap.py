@@ -86,8 +86,10 @@ class CocoEvaluator:
         """COCO's own figures of the pictures added so far."""
         evaluation = self._evaluated()
         # COCO writes -1 for "undefined".
-        means = (float("nan") if value < 0 else float(value) for value in evaluation.stats[:6])
-        return CocoScores(*means, self._per_class(_precision(evaluation)))
+        ap, ap50, ap75, small, medium, large = (
+            float("nan") if value < 0 else float(value) for value in evaluation.stats[:6]
+        )
+        return CocoScores(ap, ap50, ap75, small, medium, large, self._per_class(_precision(evaluation)))
 
     def result(self) -> InstanceScores:
         """COCO's average precision (101 recalls) at IoU 0.5, 0.7 and 0.75, of the pictures added so far."""

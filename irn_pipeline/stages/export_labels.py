@@ -101,10 +101,13 @@ def _write_voc(job: Job[Params, DataSet], folder: Path) -> int:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("image", "object", "class", "score"))
         for item in _labelled(job):
-            paths = (
-                folder / name / f"{item.image_id}.png" for name in ("SegmentationObject", "SegmentationClass")
+            name = f"{item.image_id}.png"
+            objects = write_object_and_label(
+                folder / "SegmentationObject" / name,
+                folder / "SegmentationClass" / name,
+                item.instances,
+                item.label,
             )
-            objects = write_object_and_label(*paths, item.instances, item.label)
             left_out += objects.left_out
             for number, position in enumerate(objects.positions, start=1):
                 name = names[item.instances.class_ids[position]]
