@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +19,10 @@ from irn_pipeline.structures import BoolArray, Instances, IntArray
 class CocoWriter:
     """A COCO JSON file of instance masks (https://cocodataset.org/#format-data), open for writing.
 
-    Masks are run-length encoded by pycocotools, or polygons; every annotation has `bbox` (left, top, width, height
-    in pixels), `area` (pixels), `iscrowd` 0 and, beyond the format, `score`. Annotation ids count from 1. The file
-    is complete when the block ends; one left by an error is not, so write to a temporary path.
+    Masks are run-length encoded by pycocotools, or polygons; beyond the format, every annotation has a `score`. The
+    file is complete when the block ends; one left by an error is not, so write to a temporary path.
 
     Attributes:
-        num_images: pictures written so far.
         num_annotations: instances written so far.
         num_empty: instances left out because their mask has no pixel, for which COCO has no box.
 
@@ -49,11 +46,11 @@ class CocoWriter:
         description: str = "",
         polygons: bool = False,
     ) -> None:
-        """Describe the file; it is opened by `with`.
+        """Describe the file, which `with` opens.
 
         Args:
             path: the JSON file, replaced if it is there.
-            class_names: names of the C foreground classes.
+            class_names: the C foreground classes.
             category_ids: COCO's id of each class; by default 1..C.
             description: what `info` says.
             polygons: write masks as `mask_polygons` instead of run lengths.
@@ -160,14 +157,15 @@ class CocoWriter:
                 f"{file_name}: has {size[0]}x{size[1]} pixels, but its masks {instances.size[0]}x"
                 f"{instances.size[1]}; make them again from this picture"
             )
-        for class_id, score in zip(instances.class_ids, instances.scores, strict=True):
-            if not 0 <= class_id < len(self._names):
-                raise DataError(
-                    f"{file_name}: an instance has the class id {class_id}, but the {len(self._names)} class "
-                    f"names are numbered from 0; give the class names that the masks were made with"
-                )
-            if not math.isfinite(score):
-                raise DataError(f"{file_name}: an instance has the score {score}; make its masks again")
+        for class_id in instances.class_ids[
+            (instances.class_ids < 0) | (instances.class_ids >= len(self._names))
+        ]:
+            raise DataError(
+                f"{file_name}: an instance has the class id {class_id}, but the {len(self._names)} class "
+                f"names are numbered from 0; give the class names that the masks were made with"
+            )
+        for score in instances.scores[~np.isfinite(instances.scores)]:
+            raise DataError(f"{file_name}: an instance has the score {score}; make its masks again")
 
 
 def mask_polygons(mask: BoolArray) -> list[list[int]]:
@@ -218,10 +216,7 @@ def _corners(points: IntArray) -> IntArray:
 
 def _shape(mask: BoolArray, *, polygons: bool) -> dict[str, Any]:
     encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-    run_lengths = {
-        "size": [int(length) for length in encoded["size"]],
-        "counts": encoded["counts"].decode("ascii"),
-    }
+    run_lengths = {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
     return {
         "segmentation": mask_polygons(mask) if polygons else run_lengths,
         "bbox": [float(edge) for edge in rle.toBbox(encoded)],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from irn_pipeline.engine.store import atomic_path
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.export.voc_png import save_palette_png
-from irn_pipeline.structures import LabelArray
+from irn_pipeline.export.voc_png import ObjectMap, object_map, save_palette_png
+from irn_pipeline.structures import Instances, LabelArray
 
 
 def output_folder(folder: Path) -> Path:
@@ -22,6 +22,14 @@ def output_folder(folder: Path) -> Path:
         reason = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
         raise ConfigError(f"--out {folder}: cannot be made a folder ({reason}); name another one") from error
     return folder
+
+
+def write_object_and_label(objects: Path, labels: Path, found: Instances, label: LabelArray) -> ObjectMap:
+    """Write a picture's object ids and its (H, W) label as two PNGs; returns what the first one shows."""
+    painted = object_map(found, (label.shape[0], label.shape[1]))
+    write_index_png(objects, painted.ids)
+    write_index_png(labels, label)
+    return painted
 
 
 def write_index_png(path: Path, index: LabelArray) -> None:

@@ -26,36 +26,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A bar of a chart: its name, its length >= 0, and the length as text."""
-
-    name: str
-    value: float
-    text: str
-
-
-@dataclass(frozen=True)
-class StageSummary:
-    """What is told of one stage.
-
-    Attributes:
-        name: name of its folder.
-        complete: whether it has finished.
-        seconds: how long it worked.
-        counts: name and number of pictures done, kept, skipped.
-        params: name and value of every parameter, as text.
-        versions: name and version of the programs it ran with.
-    """
-
-    name: str
-    complete: bool
-    seconds: float
-    counts: tuple[tuple[str, int], ...] = ()
-    params: tuple[tuple[str, str], ...] = ()
-    versions: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
 class Curves:
     """Losses, or other figures over the steps, of one training."""
 
@@ -79,6 +49,19 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Sign:
+    """Something suspicious about the labels or maps of a picture.
+
+    Attributes:
+        kind: what several pictures may share; completes "3 of 240 pictures: ...".
+        text: the same of one picture, in a few words.
+    """
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Quality:
     """What the labels of one picture are worth.
 
@@ -86,13 +69,15 @@ class Quality:
         iou: mean IoU of its semantic label, in [0, 1]; None without truth.
         score: mean score of its instances, in [0, 1]; None without instance labels.
         instances: class name and score of each instance, fragments left out.
-        signs: what looks suspicious about its labels, one phrase each.
+        signs: what looks suspicious.
+        spread: standard deviation of the map over the picture; None where the map was not read.
     """
 
     iou: float | None = None
     score: float | None = None
     instances: tuple[tuple[str, float], ...] = ()
-    signs: tuple[str, ...] = ()
+    signs: tuple[Sign, ...] = ()
+    spread: float | None = None
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -137,10 +122,8 @@ def read_curves(text: str, stage: str, *, points: int = 200) -> Curves:
             entry = parse_json(line)
         except ValueError:
             continue
-        if not isinstance(entry, dict):
-            continue
-        numbers = dict(_numbers(entry))
-        step = numbers.get("step", float(number)) if "step" in entry else float(number)
+        numbers = dict(_numbers(entry)) if isinstance(entry, dict) else {}
+        step = numbers.get("step") if "step" in numbers else float(number)
         for name, value in numbers.items():
             if name not in _NOT_LOSSES and value is not None and step is not None:
                 found.setdefault(name, []).append((step, value))
@@ -168,7 +151,8 @@ def thinned(values: Sequence[tuple[float, float]], points: int) -> tuple[tuple[f
 def read_results(metrics: object, source: str) -> tuple[Result, ...]:
     """Every kind of prediction in the content of `metrics.json`, however deep.
 
-    A kind is an object that holds a figure named `miou` or `ap50`; the kind's name is the path to it.
+    A kind is an object that holds a figure named `miou` or `ap50`; the kind's name is the path to it. The model that
+    `segmenter` repeats from `segmenters` is left out.
 
     Args:
         metrics: the JSON value.
@@ -179,27 +163,29 @@ def read_results(metrics: object, source: str) -> tuple[Result, ...]:
     """
     if not isinstance(metrics, dict):
         raise ArtifactError(f"{source}: expected a JSON object of figures; run stage evaluate again")
+    if isinstance(metrics.get("segmenters"), dict):
+        metrics = {key: value for key, value in metrics.items() if key != "segmenter"}
     return tuple(_results(metrics, ()))
 
 
 def _results(value: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Result]:
-    if path and ("miou" in value or "ap50" in value):
-        nested = [
-            (f"{key} {name}", number)
-            for key, inner in value.items()
-            if isinstance(inner, dict) and not key.endswith(_PER_CLASS)
-            for name, number in _numbers(inner)
-        ]
-        per_class = [
-            (key.removesuffix(_PER_CLASS), tuple(_numbers(inner)))
-            for key, inner in value.items()
-            if isinstance(inner, dict) and key.endswith(_PER_CLASS)
-        ]
-        yield Result(" / ".join(path), (*_numbers(value), *nested), tuple(per_class))
-        return
-    for key, inner in value.items():
-        if isinstance(inner, dict):
+    inside = {key: inner for key, inner in value.items() if isinstance(inner, dict)}
+    if not path or not ("miou" in value or "ap50" in value):
+        for key, inner in inside.items():
             yield from _results(inner, (*path, key))
+        return
+    nested = [
+        (f"{key} {name}", number)
+        for key, inner in inside.items()
+        if not key.endswith(_PER_CLASS)
+        for name, number in _numbers(inner)
+    ]
+    per_class = [
+        (key.removesuffix(_PER_CLASS), tuple(_numbers(inner)))
+        for key, inner in inside.items()
+        if key.endswith(_PER_CLASS)
+    ]
+    yield Result(" / ".join(path), (*_numbers(value), *nested), tuple(per_class))
 
 
 def read_sweep(value: object, source: str) -> tuple[Series, ...]:
@@ -212,19 +198,18 @@ def read_sweep(value: object, source: str) -> tuple[Series, ...]:
     Raises:
         ArtifactError: it is no such list.
     """
-    if not isinstance(value, list) or not all(
-        isinstance(entry, dict) and dict(_numbers(entry)).get("threshold") is not None for entry in value
-    ):
+    entries = [dict(_numbers(e)) for e in value if isinstance(e, dict)] if isinstance(value, list) else []
+    good = [entry for entry in entries if entry.get("threshold") is not None]
+    if not isinstance(value, list) or len(good) < len(value):
         raise ArtifactError(
             f'{source}: expected a list of {{"threshold", "miou", "ap50"}}; delete it or run stage evaluate again'
         )
-    entries = sorted(value, key=lambda entry: float(entry["threshold"]))
     series = []
     for name in ("miou", "ap50"):
-        numbers = [(float(entry["threshold"]), dict(_numbers(entry)).get(name)) for entry in entries]
-        points = tuple((x, y) for x, y in numbers if y is not None)
-        if points:
-            series.append(Series(name, points))
+        points = [(entry["threshold"], entry.get(name)) for entry in good]
+        known = tuple(sorted((x, y) for x, y in points if x is not None and y is not None))
+        if known:
+            series.append(Series(name, known))
     return tuple(series)
 
 

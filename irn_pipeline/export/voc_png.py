@@ -23,7 +23,7 @@ class ObjectMap:
 
     Attributes:
         ids: (H, W) uint8, 0 background, 1..N the objects.
-        positions: (N,) position of object 1..N among the instances.
+        positions: (N,) of object 1..N among the instances.
         left_out: instances for which there was no id left.
     """
 
@@ -36,10 +36,6 @@ def object_map(instances: Instances, size: tuple[int, int]) -> ObjectMap:
     """Paint instances in ascending order of score, so that the best is on top where they overlap.
 
     Ids follow the order of the instances. Beyond 254 instances the ones of lowest score are left out.
-
-    Args:
-        instances: (R, H, W) masks; R may be 0.
-        size: (H, W) of the picture.
 
     Raises:
         ShapeError: the masks are not of the picture's size.
@@ -56,9 +52,6 @@ def object_map(instances: Instances, size: tuple[int, int]) -> ObjectMap:
 
 def labelmap(class_names: Sequence[str]) -> list[str]:
     """Lines of CVAT's and Datumaro's labelmap.txt: the classes and their colours in the PNGs.
-
-    Args:
-        class_names: C names, in the order of the class ids.
 
     Raises:
         DataError: a name cannot be written in this format, which has no marks of quotation.
@@ -77,11 +70,7 @@ def labelmap(class_names: Sequence[str]) -> list[str]:
 
 
 def save_palette_png(path: Path, index: LabelArray) -> None:
-    """Write an 8-bit indexed PNG with the VOC palette.
-
-    Args:
-        path: the file, whatever its suffix.
-        index: (H, W) uint8 labels or object ids.
+    """Write (H, W) uint8 labels or object ids as an 8-bit indexed PNG with the VOC palette.
 
     Raises:
         ShapeError: `index` is not (H, W) uint8, or has no pixel.

@@ -28,14 +28,8 @@ _ROWS = [0, 4, 5]
 class CocoScores:
     """Average precisions in [0, 1] of at most 100 instances per picture and class; NaN where undefined.
 
-    Attributes:
-        ap: mean over the mask IoUs 0.50, 0.55, ... 0.95 and over the classes that have a true instance.
-        ap50: the same at IoU 0.5 alone.
-        ap75: the same at IoU 0.75 alone.
-        ap_small: `ap` of instances below 32 x 32 pixels.
-        ap_medium: `ap` of instances from 32 x 32 to 96 x 96 pixels.
-        ap_large: `ap` of instances above 96 x 96 pixels.
-        ap_per_class: `ap` of each class; NaN for a class without true instance.
+    `ap` is the mean over the mask IoUs 0.50, 0.55, ... 0.95 and over the classes that have a true instance; `ap50` and
+    `ap75` are at one IoU. Small is below 32 x 32 pixels, large above 96 x 96.
     """
 
     ap: float
@@ -58,7 +52,7 @@ class CocoEvaluator:
         """Start with no picture.
 
         Args:
-            num_classes: C foreground classes; class_id c has the COCO category id c + 1.
+            num_classes: C foreground classes.
             void: what void pixels are. `crowd`: regions to ignore, as COCO's crowds: a prediction that matches no
                 instance and whose pixels lie there, up to the share of the IoU, is not counted. Crowds of the truth
                 belong to their class, other void pixels to every class. `left_out`: taken out of all masks first.
@@ -75,16 +69,7 @@ class CocoEvaluator:
         self._predictions: list[dict[str, Any]] = []
 
     def add(self, predictions: Instances, truth: GroundTruth) -> None:
-        """Take in one picture; a picture that is refused leaves no trace.
-
-        Args:
-            predictions: predicted instances; (R, H, W) masks.
-            truth: true instances and void pixels of the same picture.
-
-        Raises:
-            ShapeError: prediction, truth and void map differ in picture size.
-            DataError: a class id is outside 0..C-1, or a score is not a number.
-        """
+        """Take in one picture; one that `counted_instances` refuses leaves no trace."""
         predictions, truths = counted_instances(
             predictions, truth, self._num_classes, ignore_void=self._void == "left_out"
         )
@@ -100,18 +85,16 @@ class CocoEvaluator:
     def coco_scores(self) -> CocoScores:
         """COCO's own figures of the pictures added so far."""
         evaluation = self._evaluated()
-        ap, ap50, ap75, ap_small, ap_medium, ap_large = (_number(value) for value in evaluation.stats[:6])
-        precision = _precision(evaluation)
-        per_class = tuple(_mean_precision(precision[:, :, index]) for index in range(self._num_classes))
-        return CocoScores(ap, ap50, ap75, ap_small, ap_medium, ap_large, per_class)
+        # COCO writes -1 for "undefined".
+        ap, ap50, ap75, small, medium, large = (
+            float("nan") if value < 0 else float(value) for value in evaluation.stats[:6]
+        )
+        return CocoScores(ap, ap50, ap75, small, medium, large, self._per_class(_precision(evaluation)))
 
     def result(self) -> InstanceScores:
         """COCO's average precision (101 recalls) at IoU 0.5, 0.7 and 0.75, of the pictures added so far."""
         precision = _precision(self._evaluated())
-        ap = tuple(
-            tuple(_mean_precision(precision[row, :, index]) for index in range(self._num_classes))
-            for row in _ROWS
-        )
+        ap = tuple(self._per_class(precision[row]) for row in _ROWS)
         agnostic = _precision(self._evaluated(by_class=False))
         true = [entry["category_id"] - 1 for entry in self._truths if not entry["iscrowd"]]
         return InstanceScores(
@@ -121,6 +104,9 @@ class CocoEvaluator:
             class_agnostic_ap50=_mean_precision(agnostic[0, :, 0]),
             truth_counts=tuple(np.bincount(true, minlength=self._num_classes).tolist()),
         )
+
+    def _per_class(self, precision: npt.NDArray[np.float64]) -> tuple[float, ...]:
+        return tuple(_mean_precision(precision[..., index]) for index in range(self._num_classes))
 
     def _evaluated(self, *, by_class: bool = True) -> COCOeval:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -169,11 +155,6 @@ def _annotations(
         }
         for index, segmentation in enumerate(encoded)
     ]
-
-
-def _number(value: float) -> float:
-    """COCO writes -1 for "undefined"."""
-    return float("nan") if value < 0 else float(value)
 
 
 def _precision(evaluation: COCOeval) -> npt.NDArray[np.float64]:

@@ -16,23 +16,12 @@ def counted_instances(
     ignore_void: bool,
     keep_fragments: bool = False,
 ) -> tuple[Instances, Instances]:
-    """The predictions and truths of one picture that take part in an evaluation.
+    """The predictions and truths of one picture that take part in an evaluation, in their order.
 
-    Fragments, of score < 1e-5 (see the synthesis of labels), are no predictions unless they are kept.
-    With `ignore_void` the pixels of `truth.ignore` are taken out of all masks. A prediction that lies
-    wholly on them is dropped, as nothing is known there (VOC paints difficult objects as void); so is a
-    true mask without pixels, as there is nothing to find. A prediction that was empty from the start stays
-    and is a false positive.
-
-    Args:
-        predictions: predicted instances; (R, H, W) masks.
-        truth: true instances and void pixels of the same picture.
-        num_classes: C.
-        ignore_void: whether void pixels are left out; else they are background.
-        keep_fragments: whether fragments take part.
-
-    Returns:
-        Counted predictions and counted true instances, in their order.
+    Fragments, of score < 1e-5 (see the synthesis of labels), are no predictions unless they are kept. With
+    `ignore_void` the pixels of `truth.ignore` are taken out of all masks, else they are background. A prediction that
+    lies wholly on them is dropped, as nothing is known there (VOC paints difficult objects as void); so is a true mask
+    without pixels. A prediction that was empty from the start stays and is a false positive.
 
     Raises:
         ShapeError: prediction, truth and void map differ in picture size.
@@ -50,13 +39,11 @@ def counted_instances(
         predictions = predictions.without_fragments()
     if not ignore_void:
         return predictions, _without_empty(truth.instances)
-    trimmed = _without_pixels(predictions, truth.ignore)
-    trimmed = trimmed.select(~_has_pixels(predictions) | _has_pixels(trimmed))
-    return trimmed, _without_empty(_without_pixels(truth.instances, truth.ignore))
-
-
-def _without_pixels(instances: Instances, pixels: BoolArray) -> Instances:
-    return Instances(instances.scores, instances.masks & ~pixels, instances.class_ids)
+    trimmed, known = (
+        Instances(each.scores, each.masks & ~truth.ignore, each.class_ids)
+        for each in (predictions, truth.instances)
+    )
+    return trimmed.select(~_has_pixels(predictions) | _has_pixels(trimmed)), _without_empty(known)
 
 
 def _without_empty(instances: Instances) -> Instances:

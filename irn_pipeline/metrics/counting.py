@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,11 @@ from irn_pipeline.structures import BoolArray, GroundTruth, Instances
 
 @dataclass(frozen=True)
 class CountScores:
-    """How well instances are told apart and counted over a set of pictures.
+    """How well instances are told apart and counted over a set of pictures; NaN without pictures.
 
     Attributes:
-        sbd: mean symmetric best Dice in [0, 1] of the pictures that hold a true or a predicted instance; NaN
-            without such a picture.
-        abs_dic: mean over all pictures of |predicted - true| number of instances; NaN without pictures.
+        sbd: mean symmetric best Dice in [0, 1] of the pictures that hold a true or a predicted instance.
+        abs_dic: mean over all pictures of |predicted - true| number of instances.
         dic: the same with its sign: positive where too many are predicted.
         pictures: number of pictures that `sbd` is a mean of.
     """
@@ -33,12 +33,7 @@ class CountScores:
 
 @dataclass(frozen=True)
 class CountingScores:
-    """Counting scores of every class, and of all classes as one.
-
-    Attributes:
-        per_class: C scores, each of the instances of one class alone.
-        class_agnostic: scores of all instances, whatever their class.
-    """
+    """Counting scores of every class alone, and of all classes as one."""
 
     per_class: tuple[CountScores, ...]
     class_agnostic: CountScores
@@ -69,15 +64,14 @@ def mask_dice(masks_a: BoolArray, masks_b: BoolArray) -> npt.NDArray[np.float64]
 def symmetric_best_dice(dice: npt.NDArray[np.float64]) -> float:
     """SBD of one picture: the smaller of its two best Dice (Scharr et al., MVA 2016).
 
-    The best Dice of one side is the mean over its instances of the greatest Dice with an instance of the other
-    side; background is no instance. Instances that have no counterpart therefore lower the score, on either side.
+    The best Dice of one side is the mean over its instances of the greatest Dice with an instance of the other side.
 
     Args:
         dice: (R, G) Dice coefficients of predictions and truths.
 
     Returns:
         A number in [0, 1]: 0 where only one side has instances, NaN where neither has, as such a picture says
-        nothing about masks (were it 1, most pictures would score 1 for a rare class whatever is predicted).
+        nothing about masks.
 
     Raises:
         ShapeError: `dice` is not (R, G).
@@ -95,32 +89,8 @@ def symmetric_best_dice(dice: npt.NDArray[np.float64]) -> float:
     return float(min(dice.max(axis=1).mean(), dice.max(axis=0).mean()))
 
 
-@dataclass
-class _Tally:
-    """Measurements of the pictures seen so far for one class or for all."""
-
-    sbd: list[float] = field(default_factory=list)
-    differences: list[int] = field(default_factory=list)
-
-    def add(self, dice: npt.NDArray[np.float64]) -> None:
-        self.sbd.append(symmetric_best_dice(dice))
-        self.differences.append(dice.shape[0] - dice.shape[1])
-
-    def scores(self) -> CountScores:
-        measured = [value for value in self.sbd if not np.isnan(value)]
-        return CountScores(
-            sbd=_mean(measured),
-            abs_dic=_mean([abs(value) for value in self.differences]),
-            dic=_mean(self.differences),
-            pictures=len(measured),
-        )
-
-
 class CountingEvaluator:
-    """SBD and difference in count per class and class-agnostic, gathered picture by picture.
-
-    Only numbers are kept, so the memory does not depend on the size of the pictures.
-    """
+    """SBD and difference in count per class and class-agnostic, gathered picture by picture."""
 
     def __init__(self, num_classes: int, *, min_score: float = 0.5, ignore_void: bool = True) -> None:
         """Start with no picture.
@@ -130,8 +100,7 @@ class CountingEvaluator:
             min_score: predictions below this score are not counted. A detector gives many more candidates
                 than it believes in, and unlike average precision a count does not rank them; 0 counts all but
                 fragments.
-            ignore_void: take the void pixels out of the masks first (see `counted.counted_instances`); instances
-                that lie wholly on them are not counted.
+            ignore_void: see `counted.counted_instances`.
 
         Raises:
             ConfigError: there is no class, or the least score is not a number.
@@ -141,35 +110,37 @@ class CountingEvaluator:
         if np.isnan(min_score):
             raise ConfigError("min_score is not a number")
         self._min_score, self._ignore_void = min_score, ignore_void
-        self._tallies = [_Tally() for _ in range(num_classes)]
-        self._agnostic = _Tally()
+        # SBD and difference in count of each picture; the last list is of all classes as one.
+        self._found: list[list[tuple[float, int]]] = [[] for _ in range(num_classes + 1)]
 
     def add(self, predictions: Instances, truth: GroundTruth) -> None:
-        """Take in one picture; a picture that is refused leaves no trace.
-
-        Args:
-            predictions: predicted instances; (R, H, W) masks.
-            truth: true instances and void pixels of the same picture.
-
-        Raises:
-            ShapeError: prediction, truth and void map differ in picture size.
-            DataError: a class id is outside 0..C-1, or a score is not a number.
-        """
+        """Take in one picture; one that `counted_instances` refuses leaves no trace."""
+        num_classes = len(self._found) - 1
         predictions, truths = counted_instances(
-            predictions, truth, len(self._tallies), ignore_void=self._ignore_void
+            predictions, truth, num_classes, ignore_void=self._ignore_void
         )
         predictions = predictions.select(predictions.scores >= self._min_score)
-        dice = mask_dice(predictions.masks, truths.masks)
-        for class_id, tally in enumerate(self._tallies):
-            tally.add(dice[predictions.class_ids == class_id][:, truths.class_ids == class_id])
-        self._agnostic.add(dice)
+        whole = mask_dice(predictions.masks, truths.masks)
+        own = [whole[predictions.class_ids == k][:, truths.class_ids == k] for k in range(num_classes)]
+        for found, dice in zip(self._found, [*own, whole], strict=True):
+            found.append((symmetric_best_dice(dice), dice.shape[0] - dice.shape[1]))
 
     def result(self) -> CountingScores:
         """The scores of the pictures added so far."""
-        return CountingScores(
-            per_class=tuple(tally.scores() for tally in self._tallies), class_agnostic=self._agnostic.scores()
-        )
+        *per_class, agnostic = map(_scores, self._found)
+        return CountingScores(tuple(per_class), agnostic)
 
 
-def _mean(values: list[float] | list[int]) -> float:
+def _scores(found: Sequence[tuple[float, int]]) -> CountScores:
+    sbd = [value for value, _ in found if not np.isnan(value)]
+    differences = [difference for _, difference in found]
+    return CountScores(
+        sbd=_mean(sbd),
+        abs_dic=_mean([abs(value) for value in differences]),
+        dic=_mean(differences),
+        pictures=len(sbd),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")

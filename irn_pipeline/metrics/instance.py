@@ -23,8 +23,7 @@ class InstanceScores:
     Attributes:
         iou_thresholds: T mask IoUs from which a prediction counts as found.
         mean_ap: T means of `ap` over the classes that have a true instance; NaN where no class has one.
-        ap: T tuples of one average precision in [0, 1] per class; NaN for a class without true instance,
-            whatever was predicted of it.
+        ap: T tuples of one average precision in [0, 1] per class; NaN for a class without true instance.
         class_agnostic_ap50: average precision at IoU 0.5 when all classes are one; NaN without truths.
         truth_counts: true instances per class.
     """
@@ -80,16 +79,13 @@ class PictureHits:
 def match(iou: FloatArray, threshold: float) -> BoolArray:
     """Decide which predictions of one picture are true positives.
 
-    Every prediction asks for the truth it overlaps most (the first of several equal ones); it is refused
-    when the overlap is below the threshold or a better-scored prediction has asked for that truth before.
-    It does not turn to the second-best truth (PASCAL VOC; the COCO rule differs here).
+    Every prediction asks for the truth it overlaps most (the first of several equal ones); it is refused when the
+    overlap is below the threshold or a better-scored prediction has asked for that truth before. It does not turn to
+    the second-best truth (PASCAL VOC; the COCO rule differs here).
 
     Args:
         iou: (R, G) mask IoU of predictions, by descending score, and truths.
         threshold: least IoU of a true positive.
-
-    Returns:
-        (R,) bool, true for a true positive.
 
     Example:
         >>> match(np.array([[0.8, 0.0], [0.7, 0.6], [0.0, 0.4]]), threshold=0.5).tolist()
@@ -116,7 +112,7 @@ def average_precision(
     Args:
         scores: (R,) of all predictions of the set.
         hits: (R,) bool, true for a true positive.
-        num_truths: number of true instances of the set.
+        num_truths: true instances of the set.
         ties_together: False lets them enter one after the other, as `numpy.argsort(scores)[::-1]` puts them. NumPy
             does not promise that order; it differs between versions and processors.
 
@@ -165,11 +161,6 @@ class InstanceEvaluator:
     ) -> None:
         """Start with no picture.
 
-        Args:
-            num_classes: C foreground classes.
-            iou_thresholds: T mask IoUs in (0, 1] to evaluate at.
-            rules: what counts, and in which order; by default `Rules()`.
-
         Raises:
             ConfigError: there is no class, no threshold, or a threshold outside (0, 1].
         """
@@ -185,7 +176,7 @@ class InstanceEvaluator:
         self._pictures = [PictureHits(nobody, nothing, no_hits, nothing, no_hits[0], nobody)]
 
     def add(self, predictions: Instances, truth: GroundTruth) -> None:
-        """Take in one picture; see `hits`. A picture that is refused leaves no trace."""
+        """Take in one picture; one that `hits` refuses leaves no trace."""
         self.add_hits(self.hits(predictions, truth))
 
     def add_hits(self, hits: PictureHits) -> None:
@@ -193,18 +184,10 @@ class InstanceEvaluator:
         self._pictures.append(hits)
 
     def hits(self, predictions: Instances, truth: GroundTruth) -> PictureHits:
-        """The true positives of one picture, which is not taken in.
+        """The true positives of one picture, which is not taken in; see `counted_instances` for what is refused.
 
         Predictions of equal score are matched in the order given; where ties do not enter together, in that of
         `numpy.argsort(scores)[::-1]`, each class for itself.
-
-        Args:
-            predictions: predicted instances; (R, H, W) masks.
-            truth: true instances and void pixels of the same picture.
-
-        Raises:
-            ShapeError: prediction, truth and void map differ in picture size.
-            DataError: a class id is outside 0..C-1, or a score is not a number.
         """
         rules = self._rules
         predictions, truths = counted_instances(

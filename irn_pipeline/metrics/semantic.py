@@ -14,9 +14,8 @@ from irn_pipeline.structures import IGNORE, IntArray, LabelArray
 class SemanticScores:
     """Quality of semantic labels over a set of pictures.
 
-    Attributes:
-        miou: mean of the IoUs that are numbers; NaN where there is none.
-        iou: one ratio in [0, 1] per label 0..L-1; NaN for a label absent from both prediction and truth.
+    `iou` has one ratio in [0, 1] per label 0..L-1, NaN for a label absent from both prediction and truth; `miou` is the
+    mean of those that are numbers, NaN where there is none.
     """
 
     miou: float
@@ -26,9 +25,8 @@ class SemanticScores:
 def confusion_matrix(prediction: LabelArray, truth: LabelArray, num_labels: int) -> IntArray:
     """Count the pixels of one picture by true and predicted label.
 
-    The matrices of several pictures are added to get the matrix of a set. A predicted value that is no
-    label (255 or any other value >= L) is counted in the last column: it is a miss for the true label and
-    a false positive of none.
+    The matrix of a set is the sum of its pictures'. A predicted value that is no label (>= L) is counted in the last
+    column: it is a miss for the true label and a false positive of none.
 
     Args:
         prediction: (H, W) uint8 predicted labels.
@@ -36,8 +34,7 @@ def confusion_matrix(prediction: LabelArray, truth: LabelArray, num_labels: int)
         num_labels: L, the background included; at most 255.
 
     Returns:
-        (L, L + 1) int64 pixel counts: row of the true label, column of the predicted one; the last column
-        is "no label".
+        (L, L + 1) int64 pixel counts: row of the true label, column of the predicted one.
 
     Raises:
         ShapeError: the two maps differ in size or are not (H, W) uint8.
@@ -69,13 +66,10 @@ def confusion_matrix(prediction: LabelArray, truth: LabelArray, num_labels: int)
 
 
 def semantic_scores(matrix: IntArray) -> SemanticScores:
-    """Intersection over union of every label, and their mean.
+    """Intersection over union of every label: true positives / (these + false negatives + false positives).
 
     Args:
         matrix: (L, L + 1) pixel counts of `confusion_matrix`, summed over the pictures of a set.
-
-    Returns:
-        The scores: IoU = true positives / (true positives + false negatives + false positives).
 
     Raises:
         ShapeError: the matrix is not (L, L + 1) with L >= 1.
@@ -85,6 +79,5 @@ def semantic_scores(matrix: IntArray) -> SemanticScores:
     intersection = np.diagonal(matrix)
     union = matrix.sum(axis=1) + matrix[:, :-1].sum(axis=0) - intersection
     iou = np.divide(intersection, union, out=np.full(len(matrix), np.nan), where=union > 0)
-    present = union > 0
-    miou = float(iou[present].mean()) if present.any() else float("nan")
+    miou = float(np.nanmean(iou)) if (union > 0).any() else float("nan")
     return SemanticScores(miou=miou, iou=tuple(iou.tolist()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +16,6 @@ from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job, ReduceStage
 from irn_pipeline.engine.store import atomic_path
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
-from irn_pipeline.export.coco_json import CocoWriter
-from irn_pipeline.export.output_folder import output_folder, write_index_png
-from irn_pipeline.export.voc_png import labelmap, object_map
 from irn_pipeline.older_runs import read_upright, rotation_hint
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
 
@@ -58,15 +55,19 @@ def run(job: Job[Params, DataSet]) -> int:
     if job.params.polygons and job.params.format != "coco":
         raise ConfigError(f"--polygons is for --format coco; --format {job.params.format} writes PNGs")
     _require_classes_of_labels(job)
+    from irn_pipeline.export.output_folder import output_folder
+
     chosen = job.params.out
-    folder = Path(chosen) if chosen else job.run.stage_dir(STAGE.name) / job.params.format
-    output_folder(folder)
+    folder = output_folder(Path(chosen) if chosen else job.run.stage_dir(STAGE.name) / job.params.format)
     count = (_write_coco if job.params.format == "coco" else _write_voc)(job, folder)
     logger.info("labels of %d pictures are in %s", count, folder)
     return count
 
 
 def _write_coco(job: Job[Params, DataSet], folder: Path) -> int:
+    from irn_pipeline.export.coco_json import CocoWriter
+    from irn_pipeline.export.output_folder import write_index_png
+
     paths = [record.path for record in job.data.items]
     image_ids = dict(zip(paths, job.data.coco_image_ids(paths), strict=True))
     with (
@@ -86,6 +87,9 @@ def _write_coco(job: Job[Params, DataSet], folder: Path) -> int:
 
 
 def _write_voc(job: Job[Params, DataSet], folder: Path) -> int:
+    from irn_pipeline.export.output_folder import write_object_and_label
+    from irn_pipeline.export.voc_png import labelmap
+
     image_ids: list[str] = []
     left_out = 0
     names = job.data.images.class_names
@@ -97,10 +101,14 @@ def _write_voc(job: Job[Params, DataSet], folder: Path) -> int:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("image", "object", "class", "score"))
         for item in _labelled(job):
-            objects = object_map(item.instances, item.size)
+            name = f"{item.image_id}.png"
+            objects = write_object_and_label(
+                folder / "SegmentationObject" / name,
+                folder / "SegmentationClass" / name,
+                item.instances,
+                item.label,
+            )
             left_out += objects.left_out
-            write_index_png(folder / "SegmentationObject" / f"{item.image_id}.png", objects.ids)
-            write_index_png(folder / "SegmentationClass" / f"{item.image_id}.png", item.label)
             for number, position in enumerate(objects.positions, start=1):
                 name = names[item.instances.class_ids[position]]
                 table.writerow((item.image_id, number, name, f"{item.instances.scores[position]:.6g}"))
@@ -180,7 +188,7 @@ def _require_classes_of_labels(job: Job[Params, DataSet]) -> None:
         )
 
 
-def _write_lines(path: Path, lines: tuple[str, ...] | list[str]) -> None:
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
     with atomic_path(path) as temporary:
         text = "".join(f"{line}\n" for line in lines)
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")

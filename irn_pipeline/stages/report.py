@@ -1,13 +1,12 @@
-"""One HTML file on a run: parameters, figures, curves, and a gallery of what each stage made of the pictures."""
+"""One HTML file on a run: pictures chosen by rank, figures, signs of trouble, curves, settings, and a gallery."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.artifacts import (
     CAM,
@@ -23,26 +22,23 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Job, ReduceStage
 from irn_pipeline.engine.store import RunFolder, StageRecord, atomic_path
 from irn_pipeline.errors import ArtifactError, ConfigError, IrnError
-from irn_pipeline.export.report import Report, chosen_places, render_report
-from irn_pipeline.export.report_pictures import PanelMaker
-from irn_pipeline.export.report_records import (
-    Curves,
-    Result,
-    Series,
-    StageSummary,
-    read_curves,
-    read_results,
-    read_sweep,
-)
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import regular_bytes
-from irn_pipeline.gallery import Gallery, GalleryOptions
 from irn_pipeline.structures import ImageRecord
 
+if TYPE_CHECKING:
+    from irn_pipeline.export.report_records import Curves, Result, Series
+
 logger = logging.getLogger(__name__)
+_NETWORKS = {CAM_NETWORK.stage: "CAM network", IRN_NETWORK.stage: "IRNet"}
 _ORDER = tuple(
     artifact.stage
     for artifact in (CAM_NETWORK, CAM, IR_LABEL, IRN_NETWORK, SEMANTIC_LABEL, SEGMENTER, METRICS)
+)
+_BY_TRUTH = "the best, two medians and the worst label by IoU with the true label"
+_BY_SPREAD = (
+    "there are no true masks, so by the spread of the CAM, its standard deviation over the picture. It is high where "
+    "the map tells an object from the background, low where it is flat"
 )
 
 
@@ -57,43 +53,58 @@ class Params:
     fields: bool = True
     """Run IRNet on the pictures of the gallery to show boundary, displacement and instance map."""
     covering: float = 0.9
-    """Share of a picture above which one class covering it is suspicious."""
+    """Share of a picture above which a class or a map that covers it is suspicious."""
     many_fragments: int = 10
     """Number of fragments in a picture from which they are suspicious."""
 
 
 def run(job: Job[Params, DataSet]) -> int:
     """Write `report/report.html`; returns the number of pictures of the run."""
-    if job.params.max_pictures < 0:
-        raise ConfigError(f"max_pictures must be 0 or more, got {job.params.max_pictures}")
-    PanelMaker(job.params.thumbnail)
-    records = [record for record in _stage_records(job.run) if record.stage != STAGE.name]
+    from irn_pipeline.export.report import Report, by_rank, chosen_places, render_report, signs_of_trouble
+    from irn_pipeline.export.report_pictures import PanelMaker
+    from irn_pipeline.gallery import Gallery, GalleryOptions
+
+    params = job.params
+    if params.max_pictures < 0:
+        raise ConfigError(f"max_pictures must be 0 or more, got {params.max_pictures}")
+    PanelMaker(params.thumbnail)
+    records = tuple(record for record in _stage_records(job.run) if record.stage != STAGE.name)
     if not records:
         raise ArtifactError(
             f"{job.run.root}: holds no results of any stage; run ./run_all.sh on it first, or name another --run-dir"
         )
     class_names, items = _pictures_of(job)
-    params = job.params
-    gallery = Gallery(
-        job.run,
-        job.data,
-        job.execution,
-        class_names,
-        GalleryOptions(params.thumbnail, params.fields, params.covering, params.many_fragments),
-    )
+    options = GalleryOptions(params.thumbnail, params.fields, params.covering, params.many_fragments)
+    gallery = Gallery(job.run, job.data, job.execution, class_names, options)
     qualities = gallery.qualities(items)
-    places = chosen_places([quality.rank for quality in qualities], params.max_pictures)
+    ranked = by_rank([quality.iou for quality in qualities])
+    places = chosen_places(
+        [quality.rank for quality in qualities], params.max_pictures, keep=[place for _, place in ranked]
+    )
+    pictures = tuple(gallery.pictures([items[p] for p in places], [qualities[p] for p in places]))
+    for place, picture in zip(places, pictures, strict=True):
+        qualities[place] = picture.quality
+    if ranked:
+        chosen = tuple((name, places.index(place)) for name, place in ranked if place in places)
+    else:
+        chosen = by_rank([picture.quality.spread for picture in pictures])
+    results = _results(job.run)
     report = Report(
         title=job.run.root.resolve().name,
         class_names=class_names,
-        stages=tuple(map(_summary, records)),
+        stages=records,
+        data_name=_data_name(job, records),
+        models=tuple(_models(records)),
         curves=tuple(_curves(job.run)),
-        results=_results(job.run),
+        results=results,
         sweep=_sweep(job.run),
-        pictures=tuple(gallery.pictures([items[p] for p in places], [qualities[p] for p in places])),
+        pictures=pictures,
+        chosen=chosen,
+        ranked_by=_BY_TRUTH if ranked else _BY_SPREAD,
+        signs=signs_of_trouble(results, qualities, records),
         num_pictures=len(items),
         class_counts=tuple(sum(k in item.class_ids for item in items) for k in range(len(class_names))),
-        notes=_notes(job),
+        notes=tuple(_notes(job)),
     )
     path = job.run.stage_dir(STAGE.name) / "report.html"
     with atomic_path(path) as temporary:
@@ -111,39 +122,42 @@ def _stage_records(run: RunFolder) -> list[StageRecord]:
     return [record for record in map(run.record, names) if record is not None]
 
 
-def _summary(record: StageRecord) -> StageSummary:
-    params = (
-        (key, value if isinstance(value, str) else json.dumps(value)) for key, value in record.params.items()
-    )
-    return StageSummary(
-        record.stage,
-        record.complete,
-        record.seconds,
-        tuple(record.counts.items()),
-        tuple(params),
-        tuple(record.versions.items()),
-    )
+def _data_name(job: Job[Params, DataSet], records: tuple[StageRecord, ...]) -> str:
+    """Name of the folder or file of the data set."""
+    paths = [str(job.data.origin) if job.data.items else "", *(record.data for record in records)]
+    return next((Path(path).name for path in paths if path), "")
+
+
+def _models(records: tuple[StageRecord, ...]) -> Iterator[str]:
+    for record in records:
+        stage, _, variant = record.stage.partition("/")
+        name = _NETWORKS.get(stage) or (variant if stage == SEGMENTER.stage else "")
+        if name:
+            backbone = record.params.get("backbone")
+            yield f"{name}: {backbone}" if isinstance(backbone, str) else name
 
 
 def _curves(run: RunFolder) -> Iterator[Curves]:
+    from irn_pipeline.export.report_records import read_curves
+
     for name in ("losses", "validation"):
-        for path in sorted(
-            [*run.root.glob(f"train_*/{name}.jsonl"), *run.root.glob(f"train_*/*/{name}.jsonl")]
-        ):
+        for path in sorted(run.root.glob(f"train_*/**/{name}.jsonl")):
             stage = path.parent.relative_to(run.root).as_posix()
-            curves = read_curves(
-                path.read_text(encoding="utf-8", errors="replace"),
-                f"{stage}{', validation' * (name != 'losses')}",
-            )
+            title = stage if name == "losses" else f"{stage}, {name}"
+            curves = read_curves(path.read_text(encoding="utf-8", errors="replace"), title)
             if curves.series:
                 yield curves
 
 
 def _results(run: RunFolder) -> tuple[Result, ...]:
+    from irn_pipeline.export.report_records import read_results
+
     return read_results(run.read(METRICS), str(run.path(METRICS))) if run.has(METRICS) else ()
 
 
 def _sweep(run: RunFolder) -> tuple[Series, ...]:
+    from irn_pipeline.export.report_records import read_sweep
+
     path = run.stage_dir(METRICS.stage) / "sweep.json"
     if not path.is_file():
         return ()
@@ -176,16 +190,14 @@ def _cam_classes(run: RunFolder, image_id: str) -> tuple[int, ...]:
         return ()
 
 
-def _notes(job: Job[Params, DataSet]) -> tuple[str, ...]:
-    notes = []
+def _notes(job: Job[Params, DataSet]) -> Iterator[str]:
     if not job.data.items:
-        notes.append(
+        yield (
             "No data set was named: photographs, boundary, displacement and truth are not shown. "
             "Name it with the flags that the stages had, such as --voc-root DIR."
         )
     elif job.params.fields and not job.run.has(IRN_NETWORK):
-        notes.append("Boundary and displacement are not shown: train_irn has not finished.")
-    return tuple(notes)
+        yield "Boundary and displacement are not shown: train_irn has not finished."
 
 
 STAGE: ReduceStage[Params] = ReduceStage(

@@ -104,7 +104,16 @@ def run(tmp_path: Path) -> RunFolder:
     run.write(CAM_NETWORK, Checkpoint("cam", "resnet18", NAMES, {}))
     for stage in ("train_cam", "make_cam", "mine_relations", "synthesize_labels", "evaluate"):
         run.write_record(
-            StageRecord(stage, "f", {"beta": 10.0}, {}, True, {"images": 4}, 61.0, {"torch": "2"})
+            StageRecord(
+                stage,
+                "f",
+                {"beta": 10.0, "backbone": "resnet18"},
+                {},
+                True,
+                {"images": 4},
+                61.0,
+                {"torch": "2"},
+            )
         )
     run.stage_dir("train_cam").joinpath("losses.jsonl").write_text('{"step": 1, "classification": 0.5}\n')
     per_class = {"background": 0.9, NAMES[0]: 0.5, NAMES[1]: None}
@@ -139,10 +148,10 @@ def test_whole_run(run: RunFolder, data: Data) -> None:
     pictures = pictures_of(text)
     assert tuple(pictures) == IDS
     assert titles(pictures["one"]) == [
-        *("picture", "CAM", "confident label", "boundary", "displacement", "instance map"),
-        *("instance labels", "semantic label", "true instances", "true label"),
+        *("photograph", "CAM", "confident label", "boundary", "displacement", "instance map"),
+        *("instance labels", "semantic labels", "true instances", "true labels"),
     ]
-    assert titles(pictures["three"])[-1] == "semantic label"
+    assert titles(pictures["three"])[-1] == "semantic labels"
     assert pictures["one"]["iou"] == 1
     assert pictures["one"]["score"] == 0.5
     assert pictures["one"]["instances"] == [["cat", 0.75], ["cat", 0.25]]
@@ -160,10 +169,57 @@ def test_whole_run(run: RunFolder, data: Data) -> None:
     assert "<b>dog" not in text
     assert "&lt;b&gt;dog" in text
     assert "my run" in text
-    assert "70.0 %" in text
-    assert "best 62.5 % at 0.1" in text
+    assert "70.0\xa0%" in text
+    assert "best 62.5\xa0% at 0.1" in text
     assert text.count("1 min 01 s") >= 5
-    assert 'class="note"' not in text.split("</noscript>")[1]
+    assert 'class="note"' not in text.split("<noscript>")[0]
+    assert "1 of 4 pictures: no instance in the label." in text
+    assert "1 of 4 pictures: one class covers more than 90 %." in text
+    assert "1 of 4 pictures: 10 fragments or more." in text
+    assert "<h1>pictures<small>run my run</small></h1>" in text
+    assert "CAM network: resnet18" in text
+
+
+def chosen_of(text: str) -> list[tuple[str, str]]:
+    """Rank and image id of the pictures on the first screen."""
+    return re.findall(r'<h3><b>(\w[\w ]*)</b>.*?<p class="id" title="([^"]*)">', text, re.DOTALL)
+
+
+def test_pictures_are_chosen_by_iou_where_there_is_truth(run: RunFolder, data: Data) -> None:
+    text = make(run, data)
+    assert chosen_of(text) == [("best", "one"), ("worst", "sub/two")]
+    assert "label IoU 100.0\xa0%" in text
+    assert text.index('id="chosen"') < text.index("<table")
+
+
+def test_pictures_are_chosen_by_the_spread_of_their_maps_without_truth(run: RunFolder, data: Data) -> None:
+    # Left halves: a map with the values 0 and v has the standard deviation v / 2.
+    for image_id, value in zip(IDS, (0.2, 0.8, 0.4, 0.6), strict=True):
+        whole = np.zeros((1, *SIZE), np.float32)
+        whole[:, :, : SIZE[1] // 2] = value
+        run.path(CAM, image_id).unlink()
+        cam = np.zeros((1, *strided_size(SIZE)), np.float32)
+        run.write(CAM, Cam(np.zeros(1, np.int64), cam, whole), image_id)
+    text = make(run, replace(data, truths={}))
+    assert chosen_of(text) == [("best", "sub/two"), ("median", "four"), ("median", "three"), ("worst", "one")]
+    assert "spread 0.40" in text
+    assert "there are no true masks" in text
+
+
+def test_maps_that_cover_everything(run: RunFolder, data: Data) -> None:
+    run.path(CAM, "four").unlink()
+    cam = np.ones((1, *strided_size(SIZE)), np.float32)
+    run.write(CAM, Cam(np.zeros(1, np.int64), cam, np.ones((1, *SIZE), np.float32)), "four")
+    text = make(run, data)
+    assert pictures_of(text)["four"]["signs"] == ["12 fragments", "map covers 100 %"]
+    assert "1 of 4 pictures: the map covers nearly everything." in text
+    assert "map covers" not in json.dumps(pictures_of(make(run, data, covering=1.0)))
+
+
+def test_pictures_without_a_label(run: RunFolder, data: Data) -> None:
+    for artifact in (SEMANTIC_LABEL, INSTANCE_LABEL):
+        run.path(artifact, "one").unlink()
+    assert "1 of 4 pictures: no label that can be read." in make(run, data)
 
 
 def test_a_class_called_background_has_a_row_beside_the_background(run: RunFolder, data: Data) -> None:
@@ -172,22 +228,22 @@ def test_a_class_called_background_has_a_row_beside_the_background(run: RunFolde
     run.path(METRICS).unlink()
     run.write(METRICS, {"pictures": 2, "semantic_label": {"miou": 0.5, "iou_per_class": per_class}})
     text = make(run, replace(data, images=ImageSet(names, data.images.records)))
-    table = text[text.index("<h2>Classes</h2>") :]
-    rows = re.findall(r"<tr><td>(?:<span[^>]*></span>)?([^<]+)</td>.*?</span>([\d.]+)</td>", table, re.DOTALL)
-    assert rows == [("_background_", "0.875"), ("cat", "0.500"), ("background", "0.250")]
+    table = text[text.index("<summary>Classes</summary>") : text.index("</details>")]
+    rows = re.findall(
+        r"<tr><td>(?:<span[^>]*></span>)?([^<]+)</td>.*?</span>([\d.]+)\xa0%</td>", table, re.DOTALL
+    )
+    assert rows == [("_background_", "87.5"), ("cat", "50.0"), ("background", "25.0")]
 
 
 def test_without_a_data_set(run: RunFolder) -> None:
     text = make(run, Data())
     pictures = pictures_of(text)
     assert set(pictures) == set(IDS)
-    assert titles(pictures["one"]) == ["CAM", "confident label", "instance labels", "semantic label"]
+    assert titles(pictures["one"]) == ["CAM", "confident label", "instance labels", "semantic labels"]
     assert pictures["one"]["classes"] == ["cat"]
     assert pictures["one"]["iou"] is None
     assert "--voc-root" in text
-    worst = re.search(r'"worst": \[(\d+)', text)
-    assert worst is not None
-    assert list(pictures)[int(worst[1])] != "one"
+    assert min(pictures.values(), key=lambda picture: picture["rank"])["id"] != "one"
 
 
 def test_no_network_is_said_and_fields_can_be_left_out(run: RunFolder, data: Data) -> None:
@@ -211,7 +267,7 @@ def test_a_damaged_file_is_left_out(run: RunFolder, data: Data, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         pictures = pictures_of(make(run, data))
     assert titles(pictures["one"])[0] == "confident label"
-    assert titles(pictures["three"])[:2] == ["picture", "CAM"]
+    assert titles(pictures["three"])[:2] == ["photograph", "CAM"]
     messages = [record.getMessage() for record in caplog.records]
     assert sum("one.npy" in message for message in messages) == 1
     assert sum("one.png" in message and "empty" in message for message in messages) == 1
@@ -240,8 +296,8 @@ def test_variants_of_a_training_are_stages(run: RunFolder, data: Data) -> None:
     (run.stage_dir(name) / "losses.jsonl").write_text('{"step": 1, "cross_entropy": 0.5}\n')
     (run.stage_dir(name) / "validation.jsonl").write_text('{"step": 1, "miou": 0.5}\n')
     text = make(run, data)
-    assert f"<h3>{name}</h3>" in text
-    assert f"<h3>{name}, validation</h3>" in text
+    assert f">{name}</h3>" in text
+    assert f">{name}, validation</h3>" in text
     assert text.index(f"<td>{name}</td>") < text.index("<td>evaluate</td>")
 
 

@@ -4,14 +4,12 @@
   const root = document.documentElement;
 
   byId("theme").addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-    try { localStorage.setItem("theme", root.dataset.theme); } catch { /* files may have no storage */ }
+    const scheme = root.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    root.style.colorScheme = scheme === "dark" ? "light" : "dark";
   });
 
   if (!byId("pictures")) return;
   const pictures = JSON.parse(byId("pictures").textContent);
-  const extremes = JSON.parse(byId("extremes").textContent);
 
   // Text goes in as text, never as HTML: names come from files.
   const make = (tag, className, text) => {
@@ -98,17 +96,6 @@
     return card;
   });
 
-  for (const name of ["worst", "best"]) {
-    const row = byId(name);
-    if (!row) continue;
-    later(row, () => row.append(...extremes[name].filter((place) => pictures[place].panels.length).map((place) => {
-      const picture = pictures[place];
-      const number = Math.max(picture.panels.findIndex((panel) => panel[0] === "instance labels"), 0);
-      const caption = [...facts(picture), ...picture.signs, picture.id].join(" · ");
-      return figure(picture, picture.panels[number], caption, () => { reset(); show(place, number); });
-    })));
-  }
-
   const gallery = byId("gallery"), search = byId("search"), classes = byId("class"), order = byId("order");
   const suspicious = byId("suspicious"), count = byId("count");
   // Where some pictures have truth, those without cannot be compared with them and come last.
@@ -133,6 +120,11 @@
     count.textContent = `${shown.length} of ${pictures.length} pictures`;
   };
   const reset = () => { search.value = ""; classes.value = ""; suspicious.checked = false; apply(); };
+  for (const button of document.querySelectorAll("#chosen button")) {
+    const place = Number(button.dataset.place);
+    const number = pictures[place].panels.findIndex((panel) => panel[0] === button.dataset.panel);
+    button.addEventListener("click", () => { reset(); show(place, number); });
+  }
   search.addEventListener("input", apply);
   for (const control of [classes, order, suspicious]) control.addEventListener("change", apply);
 
