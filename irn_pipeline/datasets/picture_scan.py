@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 
 from irn_pipeline.datasets.headers import PICTURE_SUFFIXES, READ_KINDS
-from irn_pipeline.datasets.voc_lists import some
+from irn_pipeline.datasets.lists import some
 from irn_pipeline.errors import DataError
 
 _LITTER = ("@eaDir", "__MACOSX")

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
-from irn_pipeline.datasets.voc_lists import read_text
+from irn_pipeline.datasets.lists import read_text
 from irn_pipeline.errors import DataError
 
 FORMS = "expected 'image,label[,label...]', or 'image,CLASS,CLASS...' with 0 and 1 below"
