@@ -33,13 +33,10 @@ def orient(
     has another. Sizes do not tell for square pictures, and for those turned by 180 degrees or mirrored.
 
     Args:
-        records: the pictures; their headers are read. One that cannot be read stays as it is.
+        records: the pictures; one whose header cannot be read stays as it is.
         source: what the pictures are listed in, for messages.
         warnings: a sentence is added when pictures carry a rotation, and when some hold more than one frame.
         told_size: (H, W) of a picture as the data set gives it, or None; asked for turned pictures only.
-
-    Returns:
-        The records with their orientation.
     """
     listed = tuple(records)
     with ThreadPoolExecutor(_READERS) as pool:
