@@ -85,7 +85,7 @@ def test_held_out_pictures_are_not_taken_where_train_and_val_are_the_only_lists(
     write_list(voc, "cat_train", "a -1\nc.d 1\n", folder="Main")
     loaded = load_voc(voc, class_names=CLASSES)
     assert ids(loaded) == ["a", "c.d"] and loaded.listing == str(train)
-    assert load_voc(voc, image_list="val").source == str(train.with_name("val.txt"))
+    assert load_voc(voc, image_list="val").listing == str(train.with_name("val.txt"))
 
 
 def test_lists_that_are_not_for_training_are_named_where_every_picture_is_taken(voc):
