@@ -13,7 +13,7 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Files, Job, Produced
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError, DataError
-from irn_pipeline.older_runs import read_upright, rotation_hint
+from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.structures import Cam, ImageRecord
 
 
@@ -77,7 +77,7 @@ class CamSource:
         """
         path = self.path(record.image_id)
         if self.folder is None:
-            cam, name = read_upright(self.run, CAM, record, self.leading_names), None
+            cam, name = read_converted(self.run, CAM, record, self.leading_names), None
         else:
             cam, name = read_cam_file(path, size)
         if cam.size != size:

@@ -21,7 +21,7 @@ from irn_pipeline.errors import IrnError
 from irn_pipeline.export.report_pictures import Panel, PanelMaker
 from irn_pipeline.export.report_records import Picture, Quality, Sign
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
-from irn_pipeline.older_runs import read_upright
+from irn_pipeline.older_runs import read_converted
 from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
@@ -223,7 +223,7 @@ class Gallery:
     def _read(self, artifact: Artifact[T], record: ImageRecord) -> T | None:
         if not self.run.has(artifact, record.image_id):
             return None
-        return read_upright(self.run, artifact, record, self.data.leading_names)
+        return read_converted(self.run, artifact, record, self.data.leading_names)
 
 
 def _attempt(record: ImageRecord, work: Callable[[], T]) -> T | None:

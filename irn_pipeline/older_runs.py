@@ -8,9 +8,11 @@ are added to them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError
@@ -22,8 +24,8 @@ _FIRST = (0, 2)
 """First version that applies the rotation."""
 
 
-def read_upright(run: RunFolder, artifact: Artifact[T], record: ImageRecord, leading_names: int = 0) -> T:
-    """An artifact of a picture, turned as the picture is read today, with today's class ids.
+def read_converted(run: RunFolder, artifact: Artifact[T], record: ImageRecord, leading_names: int = 0) -> T:
+    """An artifact of a picture; one of an older run is turned as the picture is read today, and has today's class ids.
 
     Args:
         run: the run folder.
@@ -37,37 +39,24 @@ def read_upright(run: RunFolder, artifact: Artifact[T], record: ImageRecord, lea
     value = run.read(artifact, record.image_id)
     if not (_is_turned(record) or leading_names) or not _is_older(run, artifact.stage):
         return value
-    if leading_names:
-        value = _without_leading(value, leading_names)
-    if not _is_turned(record):
-        return value
-    orientation = record.orientation or UPRIGHT
-    if isinstance(value, Cam):
-        cam, high_res = (turned(maps, orientation, rows=1) for maps in (value.cam, value.high_res_cam))
-        return Cam(value.class_ids, np.ascontiguousarray(cam), np.ascontiguousarray(high_res))  # type: ignore[return-value]
-    if isinstance(value, Instances):
-        masks = np.ascontiguousarray(turned(value.masks, orientation, rows=1))
-        return Instances(value.scores, masks, value.class_ids)  # type: ignore[return-value]
+    turn = partial(_turned, orientation=record.orientation or UPRIGHT)
     if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(turned(value, orientation))  # type: ignore[return-value]
-    raise TypeError(f"{artifact.name} holds no pixels")
-
-
-def _without_leading(value: T, count: int) -> T:
-    """The same maps, instances or label with class ids that are `count` lower; what is below was no class."""
+        lower = np.where(value > leading_names, value - leading_names, 0)
+        return turn(np.where(value == IGNORE, IGNORE, lower).astype(np.uint8), rows=0)  # type: ignore[return-value]
+    if not isinstance(value, Cam | Instances):
+        raise TypeError(f"{artifact.name} holds no pixels")
+    kept = value.class_ids >= leading_names
+    class_ids = value.class_ids[kept] - leading_names
     if isinstance(value, Cam):
-        kept = value.class_ids >= count
-        return Cam(value.class_ids[kept] - count, value.cam[kept], value.high_res_cam[kept])  # type: ignore[return-value]
-    if isinstance(value, Instances):
-        kept = value.class_ids >= count
-        return Instances(value.scores[kept], value.masks[kept], value.class_ids[kept] - count)  # type: ignore[return-value]
-    if isinstance(value, np.ndarray):
-        lower = np.where(value > count, value - count, 0)
-        return np.where(value == IGNORE, IGNORE, lower).astype(np.uint8)  # type: ignore[return-value]
-    raise TypeError(f"{type(value).__name__} holds no class ids")
+        return Cam(class_ids, turn(value.cam[kept]), turn(value.high_res_cam[kept]))  # type: ignore[return-value]
+    return Instances(value.scores[kept], turn(value.masks[kept]), class_ids)  # type: ignore[return-value]
 
 
-def require_upright(
+def _turned(array: npt.NDArray[Any], orientation: int, rows: int = 1) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(turned(array, orientation, rows=rows))
+
+
+def require_current(
     run: RunFolder, stage: str, records: Sequence[ImageRecord], leading_names: int = 0
 ) -> None:
     """Refuse to work with results of an older version that today's reading of the data set does not fit.
@@ -76,21 +65,21 @@ def require_upright(
         run: the run folder.
         stage: name of the stage that made, or makes, the results.
         records: the pictures that are worked on.
-        leading_names: names of the background and of ignored pixels before the first class.
+        leading_names: as for `read_converted`.
 
     Raises:
         ArtifactError: there are such results.
     """
-    if leading_names and _is_older(run, stage):
-        raise ArtifactError(
-            f"{run.stage_dir(stage)}: was made by an older version, which took the names of the background in the "
-            f"class file for classes; give another --run-dir, or run {stage} again with --overwrite"
-        )
     count = sum(map(_is_turned, records))
-    if count and _is_older(run, stage):
+    reason = ""
+    if leading_names:
+        reason = "took the names of the background in the class file for classes"
+    elif count:
+        reason = f"did not apply EXIF rotations, and {count} of the pictures carry one"
+    if reason and _is_older(run, stage):
         raise ArtifactError(
-            f"{run.stage_dir(stage)}: was made by an older version, which did not apply EXIF rotations, and "
-            f"{count} of the pictures carry one; give another --run-dir, or run {stage} again with --overwrite"
+            f"{run.stage_dir(stage)}: was made by an older version, which {reason}; give another --run-dir, or run "
+            f"{stage} again with --overwrite"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from irn_pipeline.errors import ArtifactError, ShapeError
-from irn_pipeline.files.npz import read_npz
+from irn_pipeline.files.npy import read_npz
 from irn_pipeline.files.regular import open_regular
 from irn_pipeline.structures import IGNORE, FloatArray, IntArray, strided_size
 

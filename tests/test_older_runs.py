@@ -12,7 +12,7 @@ from PIL import Image
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.older_runs import read_upright, require_upright
+from irn_pipeline.older_runs import read_converted, require_current
 from irn_pipeline.stages.catalogue import stage_main
 from irn_pipeline.structures import Cam, ImageRecord, Instances
 
@@ -38,7 +38,8 @@ def test_class_ids_are_lowered_in_results_of_older_versions_only(
     maps = np.ones((2, 1, 1), np.float32), np.ones((2, 2, 2), np.float32)
     run.write(CAM, Cam(np.array([2, 5]), *maps), "p")
     read = {
-        artifact: read_upright(run, artifact, RECORD, 2) for artifact in (INSTANCE_LABEL, SEMANTIC_LABEL, CAM)
+        artifact: read_converted(run, artifact, RECORD, 2)
+        for artifact in (INSTANCE_LABEL, SEMANTIC_LABEL, CAM)
     }
     assert read[INSTANCE_LABEL].class_ids.tolist() == [2 - shift, 3 - shift]
     assert read[SEMANTIC_LABEL].tolist() == [[0, 3 - shift], [4 - shift, 255]]
@@ -50,15 +51,15 @@ def test_instances_of_the_background_are_dropped(tmp_path: Path) -> None:
     masks = np.ones((2, 2, 2), np.bool_)
     run.write(INSTANCE_LABEL, Instances(np.array([0.5, 0.25], np.float32), masks, np.array([0, 1])), "p")
     run.write(SEMANTIC_LABEL, np.array([[0, 1], [2, 255]], np.uint8), "p")
-    assert read_upright(run, INSTANCE_LABEL, RECORD, 1).class_ids.tolist() == [0]
-    assert read_upright(run, SEMANTIC_LABEL, RECORD, 1).tolist() == [[0, 0], [1, 255]]
+    assert read_converted(run, INSTANCE_LABEL, RECORD, 1).class_ids.tolist() == [0]
+    assert read_converted(run, SEMANTIC_LABEL, RECORD, 1).tolist() == [[0, 0], [1, 255]]
 
 
 def test_nothing_is_added_to_them(tmp_path: Path) -> None:
     run = made_by("0.1.0", tmp_path, "make_cam")
-    require_upright(run, "make_cam", [RECORD], 0)
+    require_current(run, "make_cam", [RECORD], 0)
     with pytest.raises(ArtifactError, match=r"make_cam: was made by an older version.*--overwrite"):
-        require_upright(run, "make_cam", [RECORD], 1)
+        require_current(run, "make_cam", [RECORD], 1)
 
 
 @pytest.mark.parametrize("first", [["_background_"], ["__ignore__", "_background_"]])

@@ -8,78 +8,39 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from irn_pipeline.datasets.coco_categories import Category, classes_of, read_categories
-from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture
-from irn_pipeline.datasets.coco_values import (
+from irn_pipeline.datasets.coco_entries import (
+    Category,
+    CocoIds,
+    CocoImage,
+    classes_of,
     entries,
     is_crowd,
-    name_of,
     number_or_text,
-    picture_size,
+    read_categories,
+    read_images,
     told,
     whole_number,
 )
-from irn_pipeline.datasets.picture_folder import TagTable, build_set
-from irn_pipeline.datasets.picture_scan import picture_id
-from irn_pipeline.datasets.voc import LoadedSet
-from irn_pipeline.datasets.voc_lists import some
+from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture
+from irn_pipeline.datasets.data_set import DataSet
+from irn_pipeline.datasets.lists import read_bytes, some
+from irn_pipeline.datasets.picture_folder import TagTable, build_set, restrict
 from irn_pipeline.errors import DataError
-from irn_pipeline.files.regular import regular_bytes
 
 # Number lists are nine tenths of a large file and are needed for evaluation only: they stay on the disk.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*(\[[\[\]\d\s.,eE+-]*\])')
 _DIGIT = re.compile(rb"\d")
 
 
-@dataclass(frozen=True)
-class CocoSet:
-    """A COCO file matched with its pictures.
-
-    Attributes:
-        loaded: the pictures and what was left out.
-        category_ids: COCO's own id of every class, in the order of the class ids.
-        truths: reads the true masks of a picture.
-        image_dir: folder that `file_name` starts from.
-        image_ids: image id -> COCO's own id, of every picture that the file lists.
-    """
-
-    loaded: LoadedSet
-    category_ids: tuple[int, ...]
-    truths: CocoTruths
-    image_dir: Path
-    image_ids: Mapping[str, int | str]
-
-    def image_ids_of(self, paths: Sequence[Path]) -> list[int | str]:
-        """The file's ids of pictures; one that it does not list gets a number above all numbers of the file."""
-        free = max((whole_number(key) or 0 for key in self.image_ids.values()), default=0)
-        found: list[int | str] = []
-        for path in paths:
-            known = self._image_id_of(path)
-            if known is None:
-                known = free = max(free, 0) + 1
-            found.append(known)
-        return found
-
-    def _image_id_of(self, path: Path) -> int | str | None:
-        # The folder may be spelled in another way, or be reached through a link.
-        for spelled in (os.path.abspath, os.path.realpath):
-            try:
-                below = Path(spelled(path)).relative_to(spelled(self.image_dir)).as_posix()
-                return self.image_ids.get(picture_id(below, str(path)))
-            except (ValueError, DataError):
-                continue
-        return None
-
-
-def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) -> CocoSet:
+def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) -> DataSet:
     """Read an instances file and find its pictures.
 
     Ids may be written as numbers, as 1.0 or as "1". Categories of one name are one class; a root category that
@@ -100,55 +61,46 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
     """
     content = _read(coco_json)
     categories = read_categories(content, coco_json)
-    pictures = _pictures(content, coco_json)
+    images = read_images(content, coco_json)
     warnings: list[str] = []
-    objects = _objects(content, coco_json, pictures, categories, warnings)
+    objects = _objects(content, coco_json, images, categories, warnings)
     used = {found.category for of_picture in objects.values() for found in of_picture}
     chosen = classes_of(categories, used, classes, coco_json, warnings)
-    tags = {
-        picture.image_id: {chosen.place_of[found.category] for found in objects[picture.image_id]}
-        for picture in pictures.values()
-    }
-    files = {picture.image_id: picture.file_name for picture in pictures.values()}
-    sizes = {p.image_id: p.size for p in pictures.values() if isinstance(p.size, tuple)}
-    table = TagTable(chosen.names, tags, files, sizes)
-    loaded, places = build_set(table, coco_json, image_dir, classes, warnings)
+    by_id = {image.image_id: image for image in images.values()}
+    table = TagTable(
+        chosen.names,
+        {image_id: {chosen.place_of[found.category] for found in objects[image_id]} for image_id in by_id},
+        {image_id: image.file_name for image_id, image in by_id.items()},
+        {image_id: image.size for image_id, image in by_id.items() if isinstance(image.size, tuple)},
+    )
+    found, places = build_set(table, coco_json, image_dir, classes, warnings)
     class_of = {place: class_id for class_id, place in enumerate(places)}
-    by_image_id = {picture.image_id: picture for picture in pictures.values()}
     truths = CocoTruths(
         coco_json,
         {key: class_of[place] for key, place in chosen.place_of.items() if place in class_of},
         {
             record.image_id: TruePicture(
                 record.path,
-                by_image_id[record.image_id].size,
+                by_id[record.image_id].size,
                 tuple(objects[record.image_id]),
                 record.orientation,
             )
-            for record in loaded.images.records
+            for record in found.items
         },
     )
-    return CocoSet(
-        loaded,
-        tuple(chosen.category_ids[place] for place in places),
-        truths,
-        image_dir,
-        {picture.image_id: picture.coco_id for picture in pictures.values()},
+    whole = replace(
+        found,
+        category_ids=tuple(chosen.category_ids[place] for place in places),
+        load_truth=truths.ground_truth,
+        coco=CocoIds(image_dir, {image_id: image.coco_id for image_id, image in by_id.items()}),
     )
-
-
-@dataclass(frozen=True)
-class _Picture:
-    image_id: str
-    file_name: str
-    coco_id: int | str
-    size: tuple[int, int] | str | None
+    return replace(whole, load_list=partial(restrict, whole))
 
 
 def _objects(
     content: dict[str, Any],
     path: Path,
-    pictures: Mapping[int | str, _Picture],
+    images: Mapping[int | str, CocoImage],
     categories: Mapping[int, Category],
     warnings: list[str],
 ) -> defaultdict[str, list[TrueObject]]:
@@ -158,27 +110,26 @@ def _objects(
     rewritten = maskless = crowds = count = 0
     for place, entry in enumerate(entries(content, "annotations", path)):
         count += 1
-        name = name_of(entry, place)
-        image_key, category_id = _keys(entry, f"{path}: {name}", pictures, categories)
-        picture = pictures.get(image_key)
-        if picture is None or category_id not in categories:
+        key = entry.get("id")
+        name = f"annotations[{place}]" if key is None else f"annotation {told(key)}"
+        image_key, category_id = _keys(entry, f"{path}: {name}", images, categories)
+        image = images.get(image_key)
+        if image is None or category_id not in categories:
             absent.append(name.removeprefix("annotation "))
             continue
         rewritten += any(
-            entry[key] != own for key, own in (("image_id", picture.coco_id), ("category_id", category_id))
+            entry[key] != own for key, own in (("image_id", image.coco_id), ("category_id", category_id))
         )
-        crowd, segmentation = is_crowd(entry, path, name), _segmentation(entry)
+        crowd, segmentation = is_crowd(entry, f"{path}: {name}"), _segmentation(entry)
         maskless += segmentation is None
         crowds += crowd and segmentation is not None
-        objects[picture.image_id].append(
-            TrueObject(name, category_id, crowd, segmentation, entry.get("bbox"))
-        )
+        objects[image.image_id].append(TrueObject(name, category_id, crowd, segmentation, entry.get("bbox")))
     if not count:
         raise DataError(f"{path}: has no annotations, and the tags of the pictures come from them")
     if len(absent) == count:
         raise DataError(
             f"{path}: none of its {count} annotations belongs to an image and a category of the file; the first is "
-            f"{absent[0]}, expected {_ids(pictures)} as image_id and {_ids(categories)} as category_id"
+            f"{absent[0]}, expected {_ids(images)} as image_id and {_ids(categories)} as category_id"
         )
     if absent:
         warnings.append(
@@ -228,12 +179,7 @@ def _ids(known: Mapping[Any, object]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """Content of the file; a polygon list is replaced by where it starts and ends in the file, in bytes."""
-    try:
-        data = regular_bytes(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the folder and the spelling") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    data = read_bytes(path)
     try:
         content = json.loads(_POLYGONS.sub(_placed, data))
     except (ValueError, RecursionError):
@@ -260,31 +206,6 @@ def _what_is_broken(data: bytes) -> str:
     except ValueError as error:
         return f"no JSON ({str(error)[:80]})"
     return "no JSON"
-
-
-def _pictures(content: dict[str, Any], path: Path) -> dict[int | str, _Picture]:
-    found: dict[int | str, _Picture] = {}
-    named: set[str] = set()
-    for place, entry in enumerate(entries(content, "images", path)):
-        where = f"{path}: images[{place}]"
-        key, name = number_or_text(entry.get("id")), entry.get("file_name")
-        if key is None or key in found:
-            raise DataError(
-                f"{where}: id {told(entry.get('id'))!r} is missing or used twice; image ids must differ"
-            )
-        if not isinstance(name, str):
-            raise DataError(f"{where}: has no file_name; expected the picture's path below --image-dir")
-        image_id = picture_id(name, where)
-        if image_id in named:
-            raise DataError(
-                f"{where}: another image has the file_name {name!r} too, but for its suffix; remove one"
-            )
-        named.add(image_id)
-        own = entry["id"] if isinstance(entry["id"], str) else key
-        found[key] = _Picture(image_id, name, own, picture_size(entry, where))
-    if not found:
-        raise DataError(f"{path}: lists no images")
-    return found
 
 
 def _segmentation(entry: dict[str, Any]) -> Any:

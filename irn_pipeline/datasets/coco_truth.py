@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from irn_pipeline.datasets.coco_values import whole_number
+from irn_pipeline.datasets.coco_entries import whole_number
 from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.errors import DataError
 from irn_pipeline.files.regular import open_regular, size_of
@@ -101,29 +101,25 @@ class CocoTruths:
                 f"{self.coco_json}: {len(objects)} objects in {picture.path}, {size[0]}x{size[1]} pixels, whose masks "
                 f"would take more than {_MOST_MASK_BYTES >> 30} GiB; cut the picture, or remove annotations"
             )
-        masks: list[BoolArray] = []
-        class_ids: list[int] = []
-        unsure: list[BoolArray] = []
-        unsure_ids: list[int] = []
+        sure: list[tuple[BoolArray, int]] = []
+        unsure: list[tuple[BoolArray, int]] = []
         for entry in objects:
-            where = f"{self.coco_json}: {entry.name}"
-            mask = self._mask(entry, size, where)
-            if mask is None or entry.crowd:
-                unsure.append(_box(entry.box, size) if mask is None else mask)
-                unsure_ids.append(self.class_of[entry.category])
+            mask, class_id = self._mask(entry, size), self.class_of[entry.category]
+            if mask is None:
+                unsure.append((_box(entry.box, size), class_id))
             else:
-                masks.append(mask)
-                class_ids.append(self.class_of[entry.category])
-        instances, crowds = _instances(masks, class_ids, size), _instances(unsure, unsure_ids, size)
+                (unsure if entry.crowd else sure).append((mask, class_id))
+        instances, crowds = _instances(sure, size), _instances(unsure, size)
         ignore = np.any(crowds.masks, axis=0) & ~np.any(instances.masks, axis=0)
         label = _paint(instances)
         label[ignore] = IGNORE
         return GroundTruth(label, instances, ignore, crowds)
 
-    def _mask(self, entry: TrueObject, size: tuple[int, int], where: str) -> BoolArray | None:
+    def _mask(self, entry: TrueObject, size: tuple[int, int]) -> BoolArray | None:
         """(H, W) bool; None where there is no mask."""
         if entry.segmentation is None:
             return None
+        where = f"{self.coco_json}: {entry.name}"
         if isinstance(entry.segmentation, dict):
             runs = _run_lengths(entry.segmentation, size, where)
         else:
@@ -268,9 +264,10 @@ def _box(box: Any, size: tuple[int, int]) -> BoolArray:
     return covered
 
 
-def _instances(masks: list[BoolArray], class_ids: list[int], size: tuple[int, int]) -> Instances:
-    stack = np.array(masks, np.bool_).reshape(len(masks), *size)
-    return Instances(np.ones(len(masks), np.float32), stack, np.array(class_ids, np.int64))
+def _instances(found: list[tuple[BoolArray, int]], size: tuple[int, int]) -> Instances:
+    stack = np.array([mask for mask, _ in found], np.bool_).reshape(len(found), *size)
+    class_ids = np.array([class_id for _, class_id in found], np.int64)
+    return Instances(np.ones(len(found), np.float32), stack, class_ids)
 
 
 def _paint(instances: Instances) -> LabelArray:

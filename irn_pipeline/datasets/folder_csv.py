@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.headers import PICTURE_SUFFIXES
+from irn_pipeline.datasets.lists import some
 from irn_pipeline.datasets.picture_folder import TagTable, build_set, chosen_names
 from irn_pipeline.datasets.picture_scan import picture_id
 from irn_pipeline.datasets.tag_cells import NO, YES, in_order, mark_of, one_spelling, without_missing
@@ -22,8 +24,6 @@ from irn_pipeline.datasets.tag_columns import (
 )
 from irn_pipeline.datasets.tag_lists import Asked, listed_tags, split_texts
 from irn_pipeline.datasets.tag_table import FORMS, JSON_SUFFIXES, Row, Table, read_objects, read_rows
-from irn_pipeline.datasets.voc import LoadedSet
-from irn_pipeline.datasets.voc_lists import some
 from irn_pipeline.errors import DataError
 
 _ZERO = ("0", "0.0")
@@ -45,7 +45,7 @@ class TagRows:
     notes: list[str]
 
 
-def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] = ()) -> LoadedSet:
+def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] = ()) -> DataSet:
     """Read a table of tags and find its pictures; rows of one picture are joined.
 
     The class names are those of the table, sorted, numbers by value: tags, or the headings of columns of 0 and 1.

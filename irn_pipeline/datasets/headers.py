@@ -6,13 +6,15 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
+from irn_pipeline.datasets.lists import reading
 from irn_pipeline.errors import DataError
 from irn_pipeline.files.regular import open_regular
 from irn_pipeline.ops.orientation import UPRIGHT, as_orientation, turned_size
+from irn_pipeline.structures import MAX_PIXELS
 
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
@@ -24,9 +26,6 @@ READ_KINDS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF"
 _CONVERT = "convert it to JPEG or PNG"
 _ORIENTATION = 0x0112
 _WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 277
-_SCAN_MARKER, _EXIF_MARKER = 0xDA, 0xE1
-_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_FIRST_READ = 1 << 16
 _KINDS = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"GIF8": "GIF",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
@@ -54,6 +53,7 @@ class Header:
         orientation: the EXIF orientation, 1 to 8.
         bits: largest number of bits of a sample; of PNG and TIFF only.
         samples: samples a pixel, 1 for grey; of PNG and TIFF only.
+        more: whether other frames or pages follow.
     """
 
     kind: str
@@ -61,65 +61,39 @@ class Header:
     orientation: int = UPRIGHT
     bits: int = 8
     samples: int = 1
+    more: bool = False
 
     def seen_size(self, orientation: int | None = None) -> tuple[int, int]:
         """(H, W) when turned by `orientation`, by default the header's own."""
         return turned_size(self.size, self.orientation if orientation is None else orientation)
 
 
-@dataclass(frozen=True)
-class JpegStart:
-    """A JPEG up to its first scan.
-
-    Attributes:
-        scan: offset of the first scan; the length of the data where there is none.
-        size: (H, W) of the frame; (0, 0) where there is none.
-        exif: the first EXIF segment.
-    """
-
-    scan: int
-    size: tuple[int, int] = (0, 0)
-    exif: bytes = b""
-
-
 def read_header(path: Path) -> Header:
-    """Read a picture's header.
-
-    Raises:
-        DataError: the file is missing, unreadable, or not a picture of a kind that can be read.
-    """
-    try:
-        with open_regular(path) as file:
-            return header_of(file, path)
-    except FileNotFoundError:
-        raise missing(path) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)}); {REPLACE}") from None
+    """Read a picture's header; DataError where it is missing, unreadable, or of no kind that can be read."""
+    with reading(path), open_regular(path) as file:
+        return header_of(file, path)
 
 
 def header_of(file: BinaryIO, path: Path) -> Header:
     """Read the header of an open file; `path` is for messages.
 
     Raises:
-        DataError: it is not a picture of a kind that can be read.
+        DataError: it is not a picture of a kind that can be read, or is of more than MAX_PIXELS.
     """
     kind = picture_kind(file.read(64), path)
     file.seek(0)
     try:
-        if kind == "JPEG":
-            return _jpeg_header(file)
         if kind == "TIFF":
             return _tiff_header(file)
         with open_picture(file, kind) as picture:
             exif = picture.info.get("exif", b"")
-            size, bits = (picture.height, picture.width), 8
-        samples = 1
-        if kind == "PNG":
-            exif = _png_exif(file)
-            file.seek(24)
-            bits, colours = file.read(2)
-            samples = 1 if colours == 0 else 3
-        return Header(kind, size, exif_orientation(exif), bits, samples)
+            size, more = (picture.height, picture.width), _has_more_frames(picture)
+        if kind != "PNG":
+            return Header(kind, size, _exif_orientation(exif), more=more)
+        exif = _png_exif(file)
+        file.seek(24)
+        bits, colours = file.read(2)
+        return Header(kind, size, _exif_orientation(exif), bits, 1 if colours == 0 else 3, more)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged files
@@ -161,25 +135,6 @@ def picture_kind(start: bytes, path: Path) -> str:
     raise DataError(f"{path}: not a {READ_KINDS} picture; {REPLACE}")
 
 
-def has_more_frames(path: Path) -> bool:
-    """Whether a picture is followed by others: an animation, or pages. False where it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            kind = picture_kind(file.read(64), path)
-            file.seek(0)
-            if kind == "JPEG":  # the further pictures of an MPO file are previews and depth maps
-                return False
-            if kind == "TIFF":
-                return bool(tiff_directory(file).next)
-            with open_picture(file, kind) as picture:
-                picture.seek(1)
-        return True
-    except MemoryError:
-        raise
-    except Exception:  # EOFError where there are none; Pillow raises nearly anything for damaged files
-        return False
-
-
 def open_picture(file: BinaryIO, kind: str) -> Image.Image:
     """Open a picture of a known format with Pillow, without its warnings.
 
@@ -190,40 +145,24 @@ def open_picture(file: BinaryIO, kind: str) -> Image.Image:
     return Image.open(file, formats=(kind,))
 
 
-def tiff_directory(file: BinaryIO) -> Any:
-    """Tags of a TIFF file's first page."""
+def _tiff_header(file: BinaryIO) -> Header:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     file.seek(0)
     start = file.read(8)
     if 43 in start[2:4]:
         start += file.read(8)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(start)
-    file.seek(directory.next)
-    directory.load(file)
-    return directory
+    tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+    file.seek(tags.next)
+    tags.load(file)
+    size = int(tags.get(_HEIGHT, 0)), int(tags.get(_WIDTH, 0))
+    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"it has {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are read")
+    bits, samples = tags.get(_BITS, 1), int(tags.get(_SAMPLES, 1))
+    bits = max(bits) if isinstance(bits, tuple) else int(bits)
+    return Header("TIFF", size, as_orientation(tags.get(_ORIENTATION)), bits, samples, bool(tags.next))
 
 
-def jpeg_start(data: bytes) -> JpegStart:
-    """Walk over the segments of a JPEG; a preview in its header has a frame and an end marker too."""
-    position, size, exif = 2, (0, 0), b""
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == _SCAN_MARKER:
-            return JpegStart(position, size, exif)
-        if marker == 0xFF:
-            position += 1
-            continue
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker in _FRAME_MARKERS:
-            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
-            size = int.from_bytes(height, "big"), int.from_bytes(width, "big")
-        elif marker == _EXIF_MARKER and not exif and data[position + 4 : position + 10] == b"Exif\0\0":
-            exif = data[position + 4 : end]
-        position = end
-    return JpegStart(len(data), size, exif)
-
-
-def exif_orientation(exif: bytes) -> int:
+def _exif_orientation(exif: bytes) -> int:
     """Orientation of an EXIF block; 1 where it has none or is damaged."""
     if not exif:
         return UPRIGHT
@@ -238,36 +177,21 @@ def exif_orientation(exif: bytes) -> int:
         return UPRIGHT
 
 
-def missing(path: Path) -> DataError:
-    """The error of a file that is not there."""
-    return DataError(f"{path}: no such file; check the folder and the spelling (upper and lower case count)")
-
-
 def first_line(error: Exception) -> str:
     """The first line of a library's error."""
     text = getattr(error, "strerror", None) or str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
-def _jpeg_header(file: BinaryIO) -> Header:
-    data = file.read(_FIRST_READ)
-    start = jpeg_start(data)
-    if start.scan == len(data):
-        data += file.read()
-        start = jpeg_start(data)
-    if 0 in start.size:
-        raise ValueError("it has no size")
-    return Header("JPEG", start.size, exif_orientation(start.exif))
-
-
-def _tiff_header(file: BinaryIO) -> Header:
-    tags = tiff_directory(file)
-    size = int(tags.get(_HEIGHT, 0)), int(tags.get(_WIDTH, 0))
-    if min(size) < 1:
-        raise ValueError("it has no size")
-    bits, samples = tags.get(_BITS, 1), int(tags.get(_SAMPLES, 1))
-    orientation = as_orientation(tags.get(_ORIENTATION))
-    return Header("TIFF", size, orientation, max(bits) if isinstance(bits, tuple) else int(bits), samples)
+def _has_more_frames(picture: Image.Image) -> bool:
+    if picture.format in ("JPEG", "MPO"):  # the further pictures of an MPO file are previews and depth maps
+        return False
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except MemoryError:
+        raise
+    except Exception:  # the second frame of a GIF is damaged
+        return False
 
 
 def _png_exif(file: BinaryIO) -> bytes:

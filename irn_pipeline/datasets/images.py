@@ -18,22 +18,18 @@ from PIL import Image
 from irn_pipeline.datasets.headers import (
     REPLACE,
     Header,
-    exif_orientation,
     first_line,
     header_of,
-    jpeg_start,
-    missing,
     open_picture,
     picture_kind,
     read_header,
 )
+from irn_pipeline.datasets.lists import read_bytes
 from irn_pipeline.errors import DataError
-from irn_pipeline.files.regular import regular_bytes
 from irn_pipeline.ops.orientation import UPRIGHT, inverse, turned
-from irn_pipeline.structures import MAX_PIXELS, LabelArray
+from irn_pipeline.structures import LabelArray
 
-_JPEG_START = b"\xff\xd8\xff"
-_JPEG_END = b"\xff\xd9"
+_JPEG_SCAN, _JPEG_END = b"\xda", b"\xff\xd9"
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 _MOST_EXPANSION = 2048
 """Bytes of pixels a byte of a file: deflate packs no more than 1032 into one, LZW 1365."""
@@ -61,18 +57,12 @@ def read_image(path: Path, orientation: int | None = None) -> LabelArray:
         DataError: the file is missing, unreadable, cut off, not a picture, or of more than MAX_PIXELS.
         MemoryError: there is not enough for its pixels.
     """
-    data = _read_bytes(path)
-    if data.startswith(_JPEG_START):
-        start = jpeg_start(data)
-        stored, done = _decode_jpeg(data, start.scan, start.size, path), UPRIGHT
-        own = exif_orientation(start.exif) if orientation is None else UPRIGHT
-    else:
-        header = header_of(io.BytesIO(data), path)
-        _require_size(header.size, path)
-        own = header.orientation
-        # Pillow and OpenCV turn TIFF files themselves, and no others.
-        stored, done = _decode(data, header, path), own if header.kind == "TIFF" else UPRIGHT
-    wanted = own if orientation is None else orientation
+    data = read_bytes(path)
+    header = header_of(io.BytesIO(data), path)
+    stored = _decode(data, header, path)
+    # Pillow and OpenCV turn TIFF files themselves, and no others.
+    done = header.orientation if header.kind == "TIFF" else UPRIGHT
+    wanted = header.orientation if orientation is None else orientation
     if wanted == done:
         return stored
     return np.ascontiguousarray(turned(turned(stored, inverse(done)), wanted))
@@ -90,20 +80,19 @@ def read_label(path: Path) -> LabelArray:
     Raises:
         DataError: the file is missing, unreadable, cut off, in colour, or holds a value above 255.
     """
-    data = _read_bytes(path)
-    with _open(data, picture_kind(data[:64], path), path) as picture:
-        pixels = np.asarray(_load(picture, path))
-        mode = picture.mode
+    data = read_bytes(path)
+    picture = _pillow(data, picture_kind(data[:64], path), path)
+    pixels = np.asarray(picture)
     if pixels.ndim != 2:
         raise DataError(
-            f"{path}: a label map must have one channel (palette or grey), this one has colours ({mode}); "
+            f"{path}: a label map must have one channel (palette or grey), this one has colours ({picture.mode}); "
             f"store class indices, for example as a palette PNG"
         )
-    if mode == "L" and data.startswith(b"\x89PNG"):
+    if picture.mode == "L" and data.startswith(b"\x89PNG"):
         # Pillow stretches grey of 2 and 4 bits to 0..255; an index must come back as it was stored.
         depth = data[24]
         return np.array(pixels // (255 // (2**depth - 1)), np.uint8)
-    if mode.startswith("I") and pixels.size and int(pixels.max()) > 255:
+    if picture.mode.startswith("I") and pixels.size and int(pixels.max()) > 255:
         raise DataError(f"{path}: label {int(pixels.max())} is above 255; labels must fit into 8 bits")
     return np.array(pixels, np.uint8)
 
@@ -124,35 +113,12 @@ def read_image_size(path: Path, orientation: int | None = None) -> tuple[int, in
     return read_header(path).seen_size(orientation)
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = regular_bytes(path)
-    except FileNotFoundError:
-        raise missing(path) from None
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from None
-    if not data:
-        raise DataError(f"{path}: the file is empty; {REPLACE}")
-    return data
-
-
-def _require_size(size: tuple[int, int], path: Path) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(f"{path}: has {size[0] * size[1]} pixels, above {MAX_PIXELS}; make it smaller")
-
-
-def _decode_jpeg(data: bytes, scan: int, size: tuple[int, int], path: Path) -> LabelArray:
-    _require_size(size, path)
-    if data.find(_JPEG_END, scan) < 0:
-        raise DataError(f"{path}: the JPEG is cut off (it has no end marker); {REPLACE}")
-    pixels = _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
-    return np.asarray(pixels, np.uint8)
-
-
 def _decode(data: bytes, header: Header, path: Path) -> LabelArray:
-    """(H, W, 3) pixels of a file that is no JPEG."""
+    """(H, W, 3) pixels as stored, but for TIFF."""
+    if header.kind == "JPEG":
+        if data.find(_JPEG_END, _first_scan(data)) < 0:
+            raise DataError(f"{path}: the JPEG is cut off (it has no end marker); {REPLACE}")
+        return np.asarray(_opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path), np.uint8)
     # Pillow drops the lower half of 16-bit colours, and reads no colours in floating point.
     if header.bits > 8 and (header.samples > 1 or header.bits > 32):
         height, width = header.size
@@ -165,8 +131,16 @@ def _decode(data: bytes, header: Header, path: Path) -> LabelArray:
             return _deep_colours(_opencv(data, cv2.IMREAD_UNCHANGED, path))
         finally:
             set_log_level(level)
-    with _open(data, header.kind, path) as picture:
-        return _rgb(_load(picture, path), path)
+    return _rgb(_pillow(data, header.kind, path), path)
+
+
+def _first_scan(data: bytes) -> int:
+    """Offset of a JPEG's pixels: a preview in the segments before them has an end marker too."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != _JPEG_SCAN:
+        filled = data[place + 1 : place + 2] == b"\xff"
+        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return place
 
 
 def _opencv(data: bytes, flags: int, path: Path) -> npt.NDArray[Any]:
@@ -231,17 +205,9 @@ def _eight_bits(values: npt.NDArray[Any]) -> LabelArray:
     return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
 
 
-def _open(data: bytes, kind: str, path: Path) -> Image.Image:
+def _pillow(data: bytes, kind: str, path: Path) -> Image.Image:
     try:
-        return open_picture(io.BytesIO(data), kind)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything for damaged files
-        raise DataError(f"{path}: not a readable picture ({first_line(error)}); {REPLACE}") from None
-
-
-def _load(picture: Image.Image, path: Path) -> Image.Image:
-    try:
+        picture = open_picture(io.BytesIO(data), kind)
         picture.load()
     except MemoryError:
         raise

@@ -8,18 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.transforms import (
-    Crop,
-    random_crop,
-    resize_image,
-    resize_label,
-    scaled_size,
-    to_tensor,
-)
-from irn_pipeline.errors import DataError
+from irn_pipeline.datasets.samples import Samples, require_size
+from irn_pipeline.datasets.transforms import Crop, random_crop, resize_image, resize_label, scaled_size
 from irn_pipeline.structures import IGNORE, GroundTruth, ImageRecord
 
 _MEAN_COLOUR = 0.45
@@ -54,7 +45,7 @@ class SegmentationTarget:
         )  # fmt: skip
 
 
-class MaskSamples(Dataset[tuple[Tensor, SegmentationTarget]]):
+class MaskSamples(Samples[tuple[Tensor, SegmentationTarget]]):
     """(picture (3, H, W) float32 in [0, 1], its target).
 
     Args:
@@ -76,23 +67,15 @@ class MaskSamples(Dataset[tuple[Tensor, SegmentationTarget]]):
         object_centred: float = 0.5,
         seed: int,
     ) -> None:
-        self.records, self.read_target = records, read_target
-        self.scales, self.crop, self.object_centred, self.seed = scales, crop, object_centred, seed
+        super().__init__(records, seed)
+        self.read_target, self.scales = read_target, scales
+        self.crop, self.object_centred = crop, object_centred
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, SegmentationTarget]:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        record = self.records[index]
-        image = to_tensor(read_image(record.path, record.orientation))
+    def _sample(
+        self, record: ImageRecord, image: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, SegmentationTarget]:
         truth = self.read_target(record.image_id)
-        if truth.instances.size != tuple(image.shape[-2:]):
-            raise DataError(
-                f"{record.path}: is {image.shape[-2]}x{image.shape[-1]} pixels, its masks are for "
-                f"{truth.instances.size[0]}x{truth.instances.size[1]}; make the labels again from these pictures"
-            )
+        require_size(record, image, truth.instances.size, "its masks are")
         masks = torch.from_numpy(truth.instances.masks).to(torch.uint8)
         # One stack, so that every plane goes through the same changes.
         planes = torch.cat(

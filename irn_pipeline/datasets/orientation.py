@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from irn_pipeline.datasets.headers import Header, has_more_frames, read_header
-from irn_pipeline.datasets.voc_lists import some
+from irn_pipeline.datasets.headers import Header, read_header
+from irn_pipeline.datasets.lists import some
 from irn_pipeline.errors import DataError
 from irn_pipeline.ops.orientation import UPRIGHT
 from irn_pipeline.structures import ImageRecord
@@ -33,13 +33,10 @@ def orient(
     has another. Sizes do not tell for square pictures, and for those turned by 180 degrees or mirrored.
 
     Args:
-        records: the pictures; their headers are read. One that cannot be read stays as it is.
+        records: the pictures; one whose header cannot be read stays as it is.
         source: what the pictures are listed in, for messages.
         warnings: a sentence is added when pictures carry a rotation, and when some hold more than one frame.
         told_size: (H, W) of a picture as the data set gives it, or None; asked for turned pictures only.
-
-    Returns:
-        The records with their orientation.
     """
     listed = tuple(records)
     with ThreadPoolExecutor(_READERS) as pool:
@@ -47,9 +44,8 @@ def orient(
     oriented: list[ImageRecord] = []
     applied: list[str] = []
     stored: list[str] = []
-    several: list[str] = []
     by_size = 0
-    for record, (header, more) in zip(listed, found, strict=True):
+    for record, header in zip(listed, found, strict=True):
         orientation = None if header is None else header.orientation
         if header is not None and header.orientation != UPRIGHT:
             told = None if told_size is None else told_size(record)
@@ -59,8 +55,9 @@ def orient(
             (applied if orientation != UPRIGHT else stored).append(record.image_id)
             by_size += sizes_differ and told == header.seen_size()
         oriented.append(replace(record, orientation=orientation))
-        if more:
-            several.append(record.image_id)
+    several = [
+        record.image_id for record, header in zip(listed, found, strict=True) if header and header.more
+    ]
     if applied or stored:
         warnings.append(_told(source, applied, stored, by_size, sized=told_size is not None))
     if several:
@@ -70,13 +67,11 @@ def orient(
     return tuple(oriented)
 
 
-def _look(path: Path) -> tuple[Header | None, bool]:
-    """The header, and whether more frames or pages follow; None where the picture cannot be read."""
+def _look(path: Path) -> Header | None:
     try:
-        header = read_header(path)
-        return header, header.kind != "JPEG" and has_more_frames(path)
+        return read_header(path)
     except DataError:  # told when the picture is read
-        return None, False
+        return None
 
 
 def _told(source: Path, applied: list[str], stored: list[str], by_size: int, *, sized: bool) -> str:

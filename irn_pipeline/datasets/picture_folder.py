@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import difflib
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.headers import READ_KINDS
+from irn_pipeline.datasets.lists import check_class_names, listed_ids, read_lines, some
 from irn_pipeline.datasets.orientation import orient
 from irn_pipeline.datasets.picture_scan import composed, scan_pictures, without_suffix
-from irn_pipeline.datasets.voc import LoadedSet, check_class_names
-from irn_pipeline.datasets.voc_lists import listed_ids, read_text, some
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.structures import ImageRecord, ImageSet
 
@@ -46,7 +46,7 @@ class TagTable:
 
 def build_set(
     table: TagTable, source: Path, image_dir: Path, classes: Sequence[str], warnings: list[str]
-) -> tuple[LoadedSet, tuple[int, ...]]:
+) -> tuple[DataSet, tuple[int, ...]]:
     """Match a table of tags with the pictures of a folder.
 
     Args:
@@ -116,24 +116,29 @@ def build_set(
         )
     sizes = table.sizes
     told_size = None if sizes is None else lambda record: sizes.get(record.image_id)
-    turned = orient(records, source, warnings, told_size)
+    upright = orient(records, source, warnings, told_size)
     counts = Counter(class_id for record in records for class_id in record.class_ids)
     for number, what in ((0, "no picture"), (1, "a single picture, too few to learn from")):
         rare = [repr(name) for class_id, name in enumerate(class_names) if counts[class_id] == number]
         if rare:
             warnings.append(f"{source}: classes with {what}: {len(rare)} ({', '.join(rare[:10])})")
-    loaded = LoadedSet(ImageSet(class_names, turned), tuple(warnings), (*absent, *unread, *untagged))
-    return loaded, places
+    whole = DataSet(
+        images=ImageSet(class_names, upright),
+        origin=source,
+        category_ids=tuple(range(1, len(class_names) + 1)),
+        warnings=tuple(warnings),
+        skipped=(*absent, *unread, *untagged),
+    )
+    return replace(whole, load_list=partial(restrict, whole)), places
 
 
-def restrict(whole: LoadedSet, source: Path, image_list: str | Path | None) -> LoadedSet:
+def restrict(whole: DataSet, image_list: str | Path) -> DataSet:
     """The pictures of a set that a list names, in the list's order.
 
     Args:
         whole: all pictures of the data set.
-        source: file of the tags, for messages.
         image_list: UTF-8 text, one image id or file name a line; blank lines and lines that start with "#"
-            are passed over. None keeps every picture.
+            are passed over.
 
     Returns:
         The chosen pictures with all classes; its warnings are those about the list only.
@@ -141,32 +146,30 @@ def restrict(whole: LoadedSet, source: Path, image_list: str | Path | None) -> L
     Raises:
         DataError: the list is missing or empty, or names pictures that the data set does not know.
     """
-    if image_list is None:
-        return LoadedSet(whole.images)
-    path = Path(image_list)
-    records = {record.image_id: record for record in whole.images.records}
+    path, warnings = Path(image_list), list[str]()
+    records = {record.image_id: record for record in whole.items}
     known = records.keys() | set(whole.skipped)
     entries: list[str] = []
-    for line in (line.strip() for line in read_text(path).splitlines()):
+    for line in read_lines(path):
         if line in known:
             entries.append(line)
-        elif line and not line.startswith("#"):
-            entries.append(without_suffix(unicodedata.normalize("NFC", line.removeprefix("./"))))
-    image_ids = listed_ids(entries, known, path, source)
+        elif not line.startswith("#"):
+            entries.append(without_suffix(line.removeprefix("./")))
+    image_ids = listed_ids(entries, known, path, whole.origin, warnings)
     chosen = tuple(records[image_id] for image_id in image_ids if image_id in records)
     skipped = tuple(image_id for image_id in image_ids if image_id not in records)
     if not chosen:
         raise DataError(
             f"{path}: none of its {len(image_ids)} pictures has both a file and a class that is used"
         )
-    warnings = []
     if skipped:
-        warnings.append(
-            f"{path}: pictures left out because their file or classes are missing: {some(skipped)}"
+        warnings.insert(
+            0, f"{path}: pictures left out because their file or classes are missing: {some(skipped)}"
         )
-    if len(image_ids) < len(entries):
-        warnings.append(f"{path}: {len(entries) - len(image_ids)} repeated lines were dropped")
-    return LoadedSet(ImageSet(whole.images.class_names, chosen), tuple(warnings), skipped)
+    images = ImageSet(whole.images.class_names, chosen)
+    return replace(
+        whole, images=images, warnings=tuple(warnings), skipped=skipped, load_list=partial(restrict, whole)
+    )
 
 
 def chosen_names(words: Sequence[str], known: Collection[str]) -> list[str]:

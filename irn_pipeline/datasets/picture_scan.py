@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 
 from irn_pipeline.datasets.headers import PICTURE_SUFFIXES, READ_KINDS
-from irn_pipeline.datasets.voc_lists import some
+from irn_pipeline.datasets.lists import some
 from irn_pipeline.errors import DataError
 
 _LITTER = ("@eaDir", "__MACOSX")
@@ -22,17 +22,10 @@ _DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 def picture_id(name: str, where: str) -> str:
-    """The image id of a relative path.
-
-    Args:
-        name: path of a picture below its folder, with or without a suffix; "./" and doubled "/" are dropped.
-        where: file and line, for messages.
-
-    Returns:
-        The path without its suffix, in Unicode's composed form (a Mac stores names decomposed).
+    """The image id of a picture's path below its folder, in Unicode's composed form (a Mac stores names decomposed).
 
     Raises:
-        DataError: the name is empty or absolute, or holds "..", a backslash or a control character.
+        DataError: the name is empty or absolute, or holds "..", a backslash or a control character; `where` is named.
     """
     plain = "/".join(part for part in name.split("/") if part not in ("", "."))
     stem = without_suffix(plain)

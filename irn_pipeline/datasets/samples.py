@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +24,40 @@ from irn_pipeline.datasets.transforms import (
 from irn_pipeline.errors import DataError
 from irn_pipeline.structures import IGNORE, ImageRecord, ImageSet, LabelArray
 
+S = TypeVar("S")
 
-class ClassificationSamples(Dataset[tuple[Tensor, Tensor]]):
+
+class Samples(Dataset[S]):
+    """One sample a picture; a key is (epoch, index), and with `seed` it decides all random choices."""
+
+    def __init__(self, records: tuple[ImageRecord, ...], seed: int) -> None:
+        self.records, self.seed = records, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> S:
+        epoch, index = key
+        record = self.records[index]
+        image = to_tensor(read_image(record.path, record.orientation))
+        return self._sample(record, image, np.random.default_rng((self.seed, epoch, index)))
+
+    @abstractmethod
+    def _sample(self, record: ImageRecord, image: Tensor, rng: np.random.Generator) -> S:
+        """The sample of a picture, (3, H, W) uint8."""
+
+
+def require_size(record: ImageRecord, image: Tensor, size: tuple[int, ...], what: str) -> None:
+    """Raise DataError unless a label is as large as its picture, (3, H, W)."""
+    height, width = image.shape[-2:]
+    if size != (height, width):
+        raise DataError(
+            f"{record.path}: is {height}x{width} pixels, {what} for {size[0]}x{size[1]}; make the labels again from "
+            "these pictures"
+        )
+
+
+class ClassificationSamples(Samples[tuple[Tensor, Tensor]]):
     """(picture (3, side, side) float32, classes (C,) float32 0 or 1).
 
     Args:
@@ -34,28 +68,22 @@ class ClassificationSamples(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, images: ImageSet, *, long_side: tuple[int, int], crop: int, seed: int) -> None:
-        self.images, self.long_side, self.crop, self.seed = images, long_side, crop, seed
+        super().__init__(images.records, seed)
+        self.num_classes, self.long_side, self.crop = images.num_classes, long_side, crop
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        record = self.images.records[index]
-        image = to_tensor(read_image(record.path, record.orientation))
+    def _sample(self, record: ImageRecord, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         height, width = image.shape[-2:]
         target = int(rng.integers(self.long_side[0], self.long_side[1] + 1))
         image = resize_image(image, scaled_size((height, width), target / max(height, width)))
         if rng.random() < 0.5:
             image = image.flip(-1)
         window = random_crop((image.shape[-2], image.shape[-1]), self.crop, rng)
-        classes = torch.zeros(self.images.num_classes)
+        classes = torch.zeros(self.num_classes)
         classes[list(record.class_ids)] = 1
         return window.apply(normalise(image), 0.0), classes
 
 
-class RelationSamples(Dataset[tuple[Tensor, Tensor]]):
+class RelationSamples(Samples[tuple[Tensor, Tensor]]):
     """(picture (3, side, side) float32, confident label (side/4, side/4) uint8).
 
     Args:
@@ -75,23 +103,12 @@ class RelationSamples(Dataset[tuple[Tensor, Tensor]]):
         crop: int,
         seed: int,
     ) -> None:
-        self.records, self.read_label = records, read_label
-        self.scales, self.crop, self.seed = scales, crop, seed
+        super().__init__(records, seed)
+        self.read_label, self.scales, self.crop = read_label, scales, crop
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        record = self.records[index]
-        image = to_tensor(read_image(record.path, record.orientation))
+    def _sample(self, record: ImageRecord, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         label = torch.from_numpy(self.read_label(record.image_id))[None]
-        if label.shape[-2:] != image.shape[-2:]:
-            raise DataError(
-                f"{record.path}: is {image.shape[-2]}x{image.shape[-1]} pixels, its confident label is for "
-                f"{label.shape[-2]}x{label.shape[-1]}; make the labels again from these pictures"
-            )
+        require_size(record, image, tuple(label.shape[-2:]), "its confident label is")
         size = scaled_size((image.shape[-2], image.shape[-1]), float(rng.uniform(*self.scales)))
         image, label = resize_image(image, size), resize_label(label, size)
         if rng.random() < 0.5:

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
-from irn_pipeline.datasets.voc_lists import read_text
+from irn_pipeline.datasets.lists import read_text
 from irn_pipeline.errors import DataError
 
 FORMS = "expected 'image,label[,label...]', or 'image,CLASS,CLASS...' with 0 and 1 below"
@@ -23,11 +23,9 @@ _SEPARATOR_LINE = re.compile(r"""\s*"?sep=(\\t|\t|[^\w\s"'])"?[ \t,;]*(?:\n|$)""
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """A row: its first line in the file, from 1, and its cells.
 
-    Attributes:
-        line: its first line in the file, from 1.
-        cells: stripped texts; in JSON lines, values of any kind, and None where the object lacks a key.
+    Cells are stripped texts; in JSON lines, values of any kind, and None where the object lacks a key.
     """
 
     line: int
@@ -40,13 +38,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A heading and rows.
+    """A heading and rows, which may have more or fewer cells than it; `line` is the heading's.
 
-    Attributes:
-        path: the file, for messages.
-        names: headings in the order of the columns; no heading is an empty text.
-        rows: without the heading; rows may have more or fewer cells than `names`.
-        line: line of the heading.
+    A column without heading has an empty text in `names`; `path` is the file, for messages.
     """
 
     path: Path
@@ -68,9 +62,6 @@ def read_rows(path: Path) -> list[Row]:
 
     The separator is a tab in a .tsv file, the one that Excel's first line `sep=;` names, or the mark (comma, tab,
     semicolon) that most lines hold.
-
-    Args:
-        path: UTF-8 text; a byte order mark, Windows line ends and blank lines are fine.
 
     Raises:
         DataError: the file is missing, empty or no UTF-8 text, or its quotation marks do not match (the line is named).

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from irn_pipeline.datasets.data_set import DataSet
+from irn_pipeline.datasets.images import read_image_size
+from irn_pipeline.datasets.lists import check_class_names, read_lines, some
 from irn_pipeline.datasets.orientation import orient
-from irn_pipeline.datasets.voc_lists import choose_images, files_by_id, find_pictures, read_text, some
-from irn_pipeline.datasets.voc_sizes import voc_size
-from irn_pipeline.datasets.voc_xml import object_names
+from irn_pipeline.datasets.voc_folder import choose_images, files_by_id, find_pictures, read_annotation
+from irn_pipeline.datasets.voc_truth import VocTruths
 from irn_pipeline.errors import DataError
-from irn_pipeline.structures import IGNORE, ImageRecord, ImageSet
+from irn_pipeline.ops.orientation import UPRIGHT
+from irn_pipeline.structures import ImageRecord, ImageSet
 
 VOC_CLASSES: tuple[str, ...] = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle"),
@@ -33,42 +33,18 @@ _LABELMAP = re.compile(r"([^:]+):(\d+,\d+,\d+|):[^:]*:[^:]*")
 _IGNORE_COLOUR = "224,224,192"
 
 
-@dataclass(frozen=True)
-class LoadedSet:
-    """A data set and what was left out of it.
-
-    Attributes:
-        images: the pictures, in the order of the list.
-        warnings: one sentence for each kind of thing the user may want to know.
-        skipped: ids of the pictures that the data set names and that were left out.
-        source: the image list or folder that names the pictures; empty where that is clear.
-    """
-
-    images: ImageSet
-    warnings: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    source: str = ""
-
-
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read a class names file: one name a line, in the order of the class ids.
+    """Read a class names file: one name a line, in the order of the class ids, or CVAT's labelmap.txt.
 
     The names of the background and of ignored pixels that labelme2voc and CVAT write into it (`__ignore__`,
     `_background_`, `background`) are no classes: they are passed over before the first class, and those of ignored
     pixels behind the last one too.
 
-    Args:
-        path: text that `read_text` reads, blank lines are fine; or CVAT's labelmap.txt, `name:colour:parts:actions`.
-
-    Returns:
-        The names of the classes, in Unicode's composed form.
-
     Raises:
         DataError: the file is missing or no text, holds no name, a name twice, or more than 254 names, or names
             the background elsewhere.
     """
-    lines = [unicodedata.normalize("NFC", line.strip()) for line in read_text(path).splitlines()]
-    names = [line for line in lines if line]
+    names = read_lines(path)
     entries = [_LABELMAP.fullmatch(line) for line in names if not line.startswith("#")]
     if entries and all(entries):
         names = [entry[1].strip() for entry in entries if entry and entry[2] != _IGNORE_COLOUR]
@@ -88,8 +64,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 def count_leading_names(path: Path, first: str) -> int:
     """Number of names in a class names file before the first class: of the background and of ignored pixels."""
-    lines = [unicodedata.normalize("NFC", line.strip()) for line in read_text(path).splitlines()]
-    names = [line for line in lines if line]
+    names = read_lines(path)
     return names.index(first) if first in names else 0  # a labelmap.txt has more than names in its lines
 
 
@@ -99,14 +74,14 @@ def _without_ignored(names: list[str]) -> list[str]:
 
 
 def load_voc(
-    voc_root: Path, *, image_list: str | Path | None = None, class_names: Sequence[str] = VOC_CLASSES
-) -> LoadedSet:
+    voc_root: Path, image_list: str | Path | None = None, *, class_names: Sequence[str] = VOC_CLASSES
+) -> DataSet:
     """Find the pictures of a VOC folder and the classes their XML files name.
 
     Args:
         voc_root: the folder that holds JPEGImages and Annotations.
         image_list: a text file, or NAME for ImageSets/Segmentation/NAME.txt or ImageSets/Main/NAME.txt. None
-            takes the first training list that exists (see `voc_lists`), else every picture of JPEGImages, sorted.
+            takes the first training list that exists (see `voc_folder`), else every picture of JPEGImages, sorted.
         class_names: C names; the place of a name is its class id. Objects marked difficult count too.
 
     Returns:
@@ -119,42 +94,67 @@ def load_voc(
     check_class_names(class_names, "class_names")
     warnings: list[str] = []
     pictures = find_pictures(voc_root, warnings)
-    image_ids, source = choose_images(voc_root, image_list, pictures, warnings)
+    image_ids, listing = choose_images(voc_root, image_list, pictures, warnings)
     files = files_by_id(voc_root / "Annotations", (".xml",))
     missing = [image_id for image_id in image_ids if image_id not in files]
     if missing:
         raise DataError(
-            f"{voc_root / 'Annotations'}: no XML file for {some(missing)} of {source}; "
+            f"{voc_root / 'Annotations'}: no XML file for {some(missing)} of {listing}; "
             f"add them, or take the pictures out of the list"
         )
+    truths = VocTruths.find(voc_root, len(class_names))
     known = {name: class_id for class_id, name in enumerate(class_names)}
     records: list[ImageRecord] = []
+    sizes: dict[str, tuple[int, int]] = {}
     skipped: list[str] = []
     not_objects: list[str] = []
     for image_id in image_ids:
-        names = object_names(files[image_id][0])
-        background = {name for name in names - known.keys() if name.lower() in _NO_CLASS}
+        annotation = read_annotation(files[image_id][0])
+        background = {name for name in annotation.names - known.keys() if name.lower() in _NO_CLASS}
         if background:
             not_objects.append(image_id)
-        class_ids = _class_ids(names - background, known, files[image_id][0])
-        if class_ids:
-            records.append(ImageRecord(image_id, pictures[image_id], class_ids))
-        else:
+        class_ids = _class_ids(annotation.names - background, known, files[image_id][0])
+        if not class_ids:
             skipped.append(image_id)
+            continue
+        records.append(ImageRecord(image_id, pictures[image_id], class_ids))
+        if annotation.size:
+            sizes[image_id] = annotation.size
     if skipped:
         warnings.append(f"left out because their XML file names no object: {some(skipped)}")
     if not_objects:
         warnings.append(f"objects that are called background or ignored give no tag: {some(not_objects)}")
     if not records:
         raise DataError(
-            f"{source}: none of its {len(image_ids)} pictures has an XML file that names an object"
+            f"{listing}: none of its {len(image_ids)} pictures has an XML file that names an object"
         )
     seen = {class_id for record in records for class_id in record.class_ids}
     unseen = [name for class_id, name in enumerate(class_names) if class_id not in seen]
     if unseen:
-        warnings.append(f"{source}: classes with no picture: {len(unseen)} ({', '.join(map(repr, unseen))})")
-    turned = orient(records, voc_root, warnings, partial(voc_size, voc_root))
-    return LoadedSet(ImageSet(tuple(class_names), turned), tuple(warnings), tuple(skipped), source)
+        warnings.append(f"{listing}: classes with no picture: {len(unseen)} ({', '.join(map(repr, unseen))})")
+    upright = orient(
+        records,
+        voc_root,
+        warnings,
+        lambda record: sizes.get(record.image_id) or _mask_size(truths, record.image_id),
+    )
+    return DataSet(
+        images=ImageSet(tuple(class_names), upright),
+        origin=voc_root,
+        category_ids=tuple(range(1, len(class_names) + 1)),
+        load_list=partial(load_voc, voc_root, class_names=class_names),
+        load_truth=truths.ground_truth,
+        warnings=tuple(warnings),
+        skipped=tuple(skipped),
+        listing=listing,
+    )
+
+
+def _mask_size(truths: VocTruths, image_id: str) -> tuple[int, int] | None:
+    try:
+        return read_image_size(truths.class_masks[image_id][0], UPRIGHT)
+    except (KeyError, DataError):
+        return None
 
 
 def _class_ids(names: set[str], known: dict[str, int], path: Path) -> tuple[int, ...]:
@@ -166,14 +166,3 @@ def _class_ids(names: set[str], known: dict[str, int], path: Path) -> tuple[int,
             f"correct it, or name the data set's classes with --class-names FILE"
         )
     return tuple(sorted(known[name] for name in names))
-
-
-def check_class_names(names: Sequence[str], source: str) -> None:
-    """Raise DataError, naming `source`, unless there are 1 to 254 names and all differ."""
-    if not names:
-        raise DataError(f"{source}: names no class; write one class name a line")
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise DataError(f"{source}: the class {twice[0][:80]!r} is named twice; class names must differ")
-    if len(names) >= IGNORE:
-        raise DataError(f"{source}: names {len(names)} classes; 254 at most fit into an 8-bit label")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from irn_pipeline.datasets.images import read_label
-from irn_pipeline.datasets.voc_lists import files_by_id
+from irn_pipeline.datasets.voc_folder import files_by_id
 from irn_pipeline.errors import DataError
 from irn_pipeline.structures import IGNORE, GroundTruth, Instances, LabelArray
 

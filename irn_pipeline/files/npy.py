@@ -1,11 +1,14 @@
-"""Read `.npy` files, pickled ones too, and run nothing that they hold."""
+"""Read `.npy` files, pickled ones too, and `.npz` files of plain arrays, and run nothing that they hold."""
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -13,12 +16,12 @@ from irn_pipeline.errors import ArtifactError
 from irn_pipeline.files.regular import open_regular, size_of
 from irn_pipeline.files.unpickler import unpickle
 
+_MOST_BYTES = 2**30
+"""Of all arrays of an `.npz` file, unpacked."""
+
 
 def load_pickled_npy(path: Path) -> object:
     """The object inside a `.npy` file written by `numpy.save(path, some_dict)`; arrays come back as they are.
-
-    Args:
-        path: the file.
 
     Raises:
         ArtifactError: the file is missing, damaged, or holds anything besides NumPy arrays, scalars, torch tensors
@@ -58,3 +61,33 @@ def read_npy(stream: BinaryIO) -> object:
         raise ValueError(f"it announces {shape} of {dtype}, which are not the bytes that it has")
     stream.seek(start)
     return np.load(stream, allow_pickle=False)
+
+
+def read_npz(
+    stream: BinaryIO, names: Sequence[str], *, optional: Sequence[str] = ()
+) -> list[np.ndarray[Any, Any]]:
+    """Arrays of an open `.npz` file.
+
+    Args:
+        stream: the file.
+        names: of the arrays to read; the file may hold no others.
+        optional: of arrays that may be missing; those that are there are read after the others.
+
+    Raises:
+        ValueError: it holds others, or unpacks to more than _MOST_BYTES.
+        Exception: it is damaged; zipfile, zlib and NumPy raise many types.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        expected = [f"{name}.npy" for name in names]
+        expected += [f"{name}.npy" for name in optional if f"{name}.npy" in members]
+        if sorted(members) != sorted(expected) or len(archive.infolist()) != len(expected):
+            raise ValueError(f"it holds {', '.join(sorted(members))[:80]}; expected {', '.join(expected)}")
+        # The reader stops at the length that the directory announces, so that it may be trusted as a bound.
+        if sum(member.file_size for member in members.values()) > _MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {_MOST_BYTES} bytes")
+        found = [read_npy(io.BytesIO(archive.read(name))) for name in expected]
+    arrays = [content for content in found if isinstance(content, np.ndarray) and not content.dtype.hasobject]
+    if len(arrays) < len(found):
+        raise ValueError("it holds pickled objects")
+    return arrays

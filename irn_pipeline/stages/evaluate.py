@@ -24,7 +24,7 @@ from irn_pipeline.evaluation import (
     require_foreground,
     table,
 )
-from irn_pipeline.older_runs import read_upright, rotation_hint
+from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.ops.cam import cam_components, cam_label
 from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked, trained_variants
 
@@ -96,7 +96,7 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
                 parts = cam_components(cam.high_res_cam, cam.class_ids, params.component_threshold)
                 instance["cam_components"].add(parts, truth)
             if job.run.has(SEMANTIC_LABEL, image_id):
-                read = partial(read_upright, job.run, record=record, leading_names=data.leading_names)
+                read = partial(read_converted, job.run, record=record, leading_names=data.leading_names)
                 semantic["semantic_label"].add(read(SEMANTIC_LABEL), truth)
                 instance["instance_label"].add(read(INSTANCE_LABEL), truth)
         except (ShapeError, DataError) as error:

@@ -16,7 +16,7 @@ from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job, ReduceStage
 from irn_pipeline.engine.store import atomic_path
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
-from irn_pipeline.older_runs import read_upright, rotation_hint
+from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,8 @@ def _labelled(job: Job[Params, DataSet]) -> Iterator[_Labelled]:
 def _read(job: Job[Params, DataSet], record: ImageRecord) -> _Labelled:
     image_id = record.image_id
     size = read_image_size(record.path, record.orientation)
-    instances = read_upright(job.run, INSTANCE_LABEL, record, job.data.leading_names)
-    label = read_upright(job.run, SEMANTIC_LABEL, record, job.data.leading_names)
+    instances = read_converted(job.run, INSTANCE_LABEL, record, job.data.leading_names)
+    label = read_converted(job.run, SEMANTIC_LABEL, record, job.data.leading_names)
     kept = instances.without_fragments()
     for artifact, found in (
         (INSTANCE_LABEL, kept.size if len(kept) else size),

@@ -23,7 +23,7 @@ from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
 from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
-from irn_pipeline.older_runs import require_upright
+from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.cam import merge_cams, merge_scales
 from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.segmenter_models import load_segmenter, segmenter_artifact
@@ -78,7 +78,7 @@ class _Input:
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Activation maps of every pending picture."""
-    require_upright(job.run, STAGE.name, pending, job.data.leading_names)
+    require_current(job.run, STAGE.name, pending, job.data.leading_names)
     sources = tuple(CamSource.of_folder(job, folder) for folder in job.params.from_cams)
     network = None if _needs_no_network(job.params) else _network(job)
     there = list(pending)

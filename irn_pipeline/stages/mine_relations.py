@@ -14,7 +14,7 @@ from irn_pipeline.engine.clock import Clock
 from irn_pipeline.engine.parallel import parallel_map
 from irn_pipeline.engine.stage import Job, MapStage, Produced
 from irn_pipeline.errors import IrnError
-from irn_pipeline.older_runs import require_upright
+from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.crf import CrfBackend, confident_label
 from irn_pipeline.ops.crf_params import CrfParams
 from irn_pipeline.ops.reference_crf import require_reference
@@ -97,7 +97,7 @@ class Miner:
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Confident labels of every pending picture, on all cores."""
-    require_upright(job.run, STAGE.name, pending, job.data.leading_names)
+    require_current(job.run, STAGE.name, pending, job.data.leading_names)
     if job.params.crf_backend == "pydensecrf":
         require_reference()  # once, and not as the problem of every picture
     cams = CamSource.of(job)

@@ -11,11 +11,11 @@ from PIL import Image
 
 from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.lists import some
 from irn_pipeline.datasets.orientation import orient
 from irn_pipeline.datasets.picture_scan import scan_pictures
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.datasets.transforms import to_unit_tensor
-from irn_pipeline.datasets.voc_lists import some
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.progress import progress

@@ -27,7 +27,7 @@ from irn_pipeline.evaluation import (
 )
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.instance import InstanceEvaluator
-from irn_pipeline.older_runs import require_upright
+from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.cam import cam_index
 from irn_pipeline.ops.label_params import LabelParams
 from irn_pipeline.ops.labels import labels_over_thresholds
@@ -128,7 +128,7 @@ class _ScoreLabels:
 
     def __init__(self, job: Job[Params, DataSet]) -> None:
         self._run, self._thresholds = job.run, job.params.thresholds
-        require_upright(job.run, WALKED_SCORES.stage, (), job.data.leading_names)
+        require_current(job.run, WALKED_SCORES.stage, (), job.data.leading_names)
         record = job.run.record(WALKED_SCORES.stage)
         made_with = {} if record is None else record.params
         names = [entry.name for entry in fields(LabelParams) if entry.name in made_with]
@@ -138,7 +138,7 @@ class _ScoreLabels:
         return self._run.has(WALKED_SCORES, image_id)
 
     def made(self, record: ImageRecord, truth: GroundTruth) -> Iterator[tuple[LabelArray, Instances]]:
-        require_upright(self._run, WALKED_SCORES.stage, [record])
+        require_current(self._run, WALKED_SCORES.stage, [record])
         scores = self._run.read(WALKED_SCORES, record.image_id)
         walked = torch.from_numpy(scores.maps).float()
         return labels_over_thresholds(walked, scores.class_ids, scores.size, self._thresholds, self._params)

@@ -23,7 +23,7 @@ from irn_pipeline.engine.stage import Job, MapStage, Produced, Remake
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, IrnError
 from irn_pipeline.irn_model import load_irn, padding
-from irn_pipeline.older_runs import require_upright
+from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.ops.labels import class_maps, labels_from_scores, walk_scores
@@ -61,7 +61,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
-    require_upright(job.run, STAGE.name, pending, job.data.leading_names)
+    require_current(job.run, STAGE.name, pending, job.data.leading_names)
     network = load_irn(job.run, job.execution)
     side_of = padding(job.run, job.params.pad_to)
     device, clock = job.execution.torch_device(), job.clock

@@ -27,7 +27,7 @@ from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
 from irn_pipeline.nn.irn_losses import irn_losses
 from irn_pipeline.nn.irn_network import IrnNetwork, pad_image
 from irn_pipeline.nn.original_names import load_original
-from irn_pipeline.older_runs import require_upright
+from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.structures import ImageRecord
 from irn_pipeline.weight_files import is_trained, weight_files, without_training
@@ -103,7 +103,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
     paths = pair_paths(params.radius)
     readable = job.data.readable(job).records
     records = tuple(r for r in readable if job.run.has(IR_LABEL, r.image_id))
-    require_upright(job.run, IR_LABEL.stage, records, job.data.leading_names)
+    require_current(job.run, IR_LABEL.stage, records, job.data.leading_names)
     left_out = len(readable) - len(records)
     if left_out:
         logger.warning("%d pictures have no confident label and are left out", left_out)

@@ -28,7 +28,7 @@ from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.evaluation import model_figures
 from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
 from irn_pipeline.nn.segmenters.base import Segmenter
-from irn_pipeline.older_runs import require_upright
+from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.targets import training_target
 from irn_pipeline.segmenter_models import (
     SegmenterParams,
@@ -171,7 +171,7 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
             f"{INSTANCE_LABEL.stage} on these pictures first, or lower its --instance-bg-threshold"
         )
     if job.params.labels != "truth":
-        require_upright(job.run, INSTANCE_LABEL.stage, kept, job.data.leading_names)
+        require_current(job.run, INSTANCE_LABEL.stage, kept, job.data.leading_names)
     lacking = [name for index, name in enumerate(job.data.images.class_names) if index not in seen]
     if lacking:
         logger.warning("no instance of %s in the labels: the model cannot learn them", ", ".join(lacking))

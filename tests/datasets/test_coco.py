@@ -50,7 +50,7 @@ class Folder:
         return load_coco(self.path, self.pictures, classes=classes)
 
     def truth(self, *annotations, classes=()):
-        return self.load(list(annotations), classes=classes).truths.ground_truth("a")
+        return self.load(list(annotations), classes=classes).ground_truth("a")
 
 
 @pytest.fixture
@@ -59,30 +59,30 @@ def folder(tmp_path):
 
 
 def tags_of(coco):
-    names = coco.loaded.images.class_names
-    return {r.image_id: [names[c] for c in r.class_ids] for r in coco.loaded.images.records}
+    names = coco.images.class_names
+    return {r.image_id: [names[c] for c in r.class_ids] for r in coco.images.records}
 
 
 def about(coco, word):
-    (found,) = [warning for warning in coco.loaded.warnings if word in warning]
+    (found,) = [warning for warning in coco.warnings if word in warning]
     return found
 
 
 def test_tags_are_the_categories_of_the_annotations_in_the_order_of_their_ids(folder):
     coco = folder.load([annotation(1, 1, 90), annotation(2, 1, 2), annotation(3, 1, 2), annotation(4, 2, 7)])
-    assert coco.loaded.images.class_names == ("cat", "dog", "ox")
+    assert coco.images.class_names == ("cat", "dog", "ox")
     assert coco.category_ids == (2, 7, 90)
     assert tags_of(coco) == {"a": ["cat", "ox"], "sub/a": ["dog"]}
-    assert coco.loaded.images.records[1].path == folder.pictures / "sub" / "a.jpg"
-    assert coco.loaded.skipped == ("b",) and about(coco, "none of the classes").endswith("1 (b)")
+    assert coco.images.records[1].path == folder.pictures / "sub" / "a.jpg"
+    assert coco.skipped == ("b",) and about(coco, "none of the classes").endswith("1 (b)")
 
 
 def test_classes_are_picked_and_ordered(folder):
     annotations = [annotation(1, 1, 90), annotation(2, 1, 2), annotation(3, 2, 7), annotation(4, 3, 7)]
     coco = folder.load(annotations, classes=("ox", "cat"))
-    assert coco.loaded.images.class_names == ("ox", "cat") and coco.category_ids == (90, 2)
-    assert coco.loaded.images.records[0].class_ids == (0, 1)
-    assert coco.loaded.skipped == ("sub/a", "b")
+    assert coco.images.class_names == ("ox", "cat") and coco.category_ids == (90, 2)
+    assert coco.images.records[0].class_ids == (0, 1)
+    assert coco.skipped == ("sub/a", "b")
     with pytest.raises(ConfigError, match=r"instances\.json has no class 'dig' \(nearest: 'dog'\)"):
         folder.load(annotations, classes=("dig",))
 
@@ -97,12 +97,12 @@ def test_categories_of_one_name_are_joined_in_tags_and_truth(folder):
     ]
     for classes, ids in (((), (2, 7, 90)), (("ox", "cat"), (90, 2))):
         coco = folder.load(annotations, classes=classes, categories=categories)
-        names = coco.loaded.images.class_names
+        names = coco.images.class_names
         assert tags_of(coco) == {"a": [n for n in names if n != "dog"], "sub/a": ["cat"]} | (
             {} if classes else {"b": ["dog"]}
         )
         assert coco.category_ids == ids and "joined" in about(coco, "2, 40")
-        truth = coco.truths.ground_truth("a")
+        truth = coco.ground_truth("a")
         assert [names[number] for number in truth.instances.class_ids] == ["cat", "ox"]
         assert truth.label[2].tolist() == [names.index("cat") + 1] * 2 + [0, 0]
 
@@ -112,7 +112,7 @@ def test_ids_from_0_and_a_root_that_is_left_out(folder):
         {"id": number, "name": name, "supercategory": "pets"} for number, name in ((1, "cat"), (2, "dog"))
     ]
     coco = folder.load([annotation(1, 1, 1), annotation(2, 2, 2)], categories=categories)
-    assert coco.loaded.images.class_names == ("cat", "dog") and coco.category_ids == (1, 2)
+    assert coco.images.class_names == ("cat", "dog") and coco.category_ids == (1, 2)
     assert about(coco, "root category").endswith("'pets' (id 0)")
     for root in (0, 1):
         used = folder.load(
@@ -139,11 +139,11 @@ def test_a_crowd_gives_a_tag_and_ignored_pixels(folder):
         ]
     )
     assert tags_of(coco) == {"a": ["cat", "dog"], "sub/a": ["dog"]}
-    truth = coco.truths.ground_truth("a")
+    truth = coco.ground_truth("a")
     assert truth.label.tolist() == [[1, 1, 1, 1], [255, 255, 0, 0], [255, 255, 0, 0]]
     assert truth.ignore.tolist() == (truth.label == 255).tolist()
     assert len(truth.instances) == 1 and truth.instances.class_ids.tolist() == [0]
-    only = coco.truths.ground_truth("sub/a")
+    only = coco.ground_truth("sub/a")
     assert len(only.instances) == 0 and only.ignore.sum() == 6
 
 
@@ -176,14 +176,14 @@ def test_an_object_without_mask_gives_a_tag_and_its_box_is_ignored(folder, empty
     coco = folder.load([bare, annotation(2, 1, 2, TOP), annotation(3, 2, 2)])
     assert tags_of(coco)["a"] == ["cat", "dog"]
     assert about(coco, "without a mask").endswith(": 1")
-    truth = coco.truths.ground_truth("a")
+    truth = coco.ground_truth("a")
     assert truth.label.tolist() == [[1, 1, 1, 1], [0, 0, 255, 255], [0, 0, 0, 0]]
     assert len(truth.instances) == 1
 
 
 def test_there_is_no_truth_without_any_mask_or_for_an_unknown_picture(folder):
     coco = folder.load([annotation(1, 1, 7, [], bbox=[0, 0, 1, 1])])
-    assert coco.truths.ground_truth("a") is None and coco.truths.ground_truth("nobody") is None
+    assert coco.ground_truth("a") is None and coco.ground_truth("nobody") is None
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_masks_equal_those_of_the_official_reader(tmp_path):
         annotation(number, 1, 7, [[float(v) for v in np.round(random.uniform(-3, 43, 10), 2)]])
         for number in range(1, 20)
     ]
-    truth = folder.load(annotations).truths.ground_truth("a")
+    truth = folder.load(annotations).ground_truth("a")
     official = COCO()
     official.dataset = json.loads(folder.path.read_text())
     official.createIndex()
@@ -270,9 +270,9 @@ def test_a_mask_that_is_not_read_does_not_stop_the_training(folder):
     """Only the truth needs masks: the same file serves for tags."""
     coco = folder.load([annotation(1, 1, 7, [[0, 0, 1, 1]]), annotation(2, 2, 2)])
     assert tags_of(coco) == {"a": ["dog"], "sub/a": ["cat"]}
-    assert coco.truths.ground_truth("sub/a").has_foreground
+    assert coco.ground_truth("sub/a").has_foreground
     with pytest.raises(DataError, match="annotation 1: its polygons have fewer than three points; expected"):
-        coco.truths.ground_truth("a")
+        coco.ground_truth("a")
 
 
 @pytest.mark.parametrize(("value", "crowd"), [(0, False), ("0", False), (False, False), ("", False), (None, False),
@@ -295,7 +295,7 @@ def test_masks_that_are_all_crowds_are_told(folder):
     )
     assert about(coco, "every mask is a crowd").endswith(": 2")
     mixed = folder.load([annotation(1, 1, 7, iscrowd=1), annotation(2, 2, 7)])
-    assert not any("is a crowd" in warning for warning in mixed.loaded.warnings)
+    assert not any("is a crowd" in warning for warning in mixed.warnings)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_masks_that_are_all_crowds_are_told(folder):
 def test_a_damaged_mask_names_its_annotation(folder, segmentation):
     coco = folder.load([annotation(41, 1, 7, segmentation)])
     with pytest.raises(DataError, match=r"instances\.json: annotation 41: .*; expected|write it again"):
-        coco.truths.ground_truth("a")
+        coco.ground_truth("a")
 
 
 def test_a_picture_of_another_size_than_the_file_says(folder):
@@ -349,7 +349,7 @@ def test_missing_pictures_and_strange_annotations_are_left_out_and_counted(folde
     strange = [annotation(7, 99, 2), annotation(8, 1, 3), annotation(9, 98, 2), annotation(10, 1, 91)]
     coco = folder.load([annotation(1, 1, 2), annotation(2, 2, 2), annotation(3, 3, 2), *strange])
     assert tags_of(coco) == {"a": ["cat"], "b": ["cat"]}
-    assert about(coco, "are not in").endswith("1 (sub/a)") and coco.loaded.skipped == ("sub/a",)
+    assert about(coco, "are not in").endswith("1 (sub/a)") and coco.skipped == ("sub/a",)
     assert about(coco, "category_id is not in the file").endswith("4 (7, 8, 9, ...)")
     assert about(coco, "no picture").endswith("2 ('dog', 'ox')")
 
@@ -370,7 +370,7 @@ def test_ids_of_annotations_in_another_spelling(folder, spell, key):
         entry[key] = spell(entry[key])
     coco = folder.load(entries)
     assert tags_of(coco) == {"a": ["ox"], "b": ["cat"]} and coco.category_ids == (2, 7, 90)
-    assert coco.image_ids == {"a": 1, "sub/a": 2, "b": 3}
+    assert coco.coco.ids == {"a": 1, "sub/a": 2, "b": 3}
 
 
 def test_ids_of_images_and_categories_in_another_spelling(folder):
@@ -380,7 +380,7 @@ def test_ids_of_images_and_categories_in_another_spelling(folder):
     coco = folder.load([annotation(1, 1, 90), annotation(2, "003", "2")], categories=categories)
     assert tags_of(coco) == {"a": ["ox"], "b": ["cat"]} and coco.category_ids == (2, 7, 90)
     # Image ids may be texts, and stay what they are.
-    assert coco.image_ids == {"a": "001", "sub/a": "002", "b": "003"}
+    assert coco.coco.ids == {"a": "001", "sub/a": "002", "b": "003"}
 
 
 def test_image_ids_may_be_any_text(folder):
@@ -460,11 +460,11 @@ def test_sizes_in_another_spelling(folder, size):
 def test_impossible_sizes_concern_the_truth_only(folder, change, message):
     folder.images[0].update(change)
     coco = folder.load([annotation(1, 1, 7), annotation(2, 2, 2)])
-    assert tags_of(coco) == {"a": ["dog"], "sub/a": ["cat"]} and coco.truths.ground_truth("sub/a") is not None
+    assert tags_of(coco) == {"a": ["dog"], "sub/a": ["cat"]} and coco.ground_truth("sub/a") is not None
     with pytest.raises(
         DataError, match=rf"instances\.json: images\[0\]: {message} are impossible; expected whole"
     ):
-        coco.truths.ground_truth("a")
+        coco.ground_truth("a")
 
 
 def test_ids_of_pictures_by_their_place_below_the_folder(folder, tmp_path, monkeypatch):
@@ -477,14 +477,14 @@ def test_ids_of_pictures_by_their_place_below_the_folder(folder, tmp_path, monke
         Path("pictures/../elsewhere/a.jpg"), Path("pictures/c.jpg"),
     ]  # fmt: skip
     # Those that the file does not list are numbered behind all of the file's ids.
-    assert coco.image_ids_of(paths) == [40, 3, 1, 41, 42]
+    assert coco.coco_image_ids(paths) == [40, 3, 1, 41, 42]
 
 
 def test_numbers_of_other_pictures_do_not_clash_with_texts_or_negative_ids(folder):
     for entry, key in zip(folder.images, ("9", -4, -7), strict=True):
         entry["id"] = key
     coco = folder.load([annotation(1, -4, 7)])
-    assert coco.image_ids_of([folder.pictures / name for name in ("a.jpg", "b.png", "x.png", "y.png")]) == [
+    assert coco.coco_image_ids([folder.pictures / name for name in ("a.jpg", "b.png", "x.png", "y.png")]) == [
         "9", -7, 10, 11,
     ]  # fmt: skip
 
@@ -570,7 +570,7 @@ def test_polygons_are_found_again_behind_a_mark_and_wide_characters(folder):
     )
     content = json.dumps(json.loads(folder.path.read_text()), ensure_ascii=False, indent=1)
     folder.path.write_bytes(content.encode("utf-8-sig"))
-    truth = load_coco(folder.path, folder.pictures).truths.ground_truth("a")
+    truth = load_coco(folder.path, folder.pictures).ground_truth("a")
     assert truth.instances.masks.sum((1, 2)).tolist() == [6, 4]
 
 
@@ -578,7 +578,7 @@ def test_a_file_that_changed_since_it_was_read(folder):
     coco = folder.load([annotation(1, 1, 7, LEFT)])
     folder.path.write_text("{}")
     with pytest.raises(DataError, match="annotation 1: its polygons are damaged, or the file has changed"):
-        coco.truths.ground_truth("a")
+        coco.ground_truth("a")
 
 
 VALUES = st.recursive(
@@ -610,7 +610,7 @@ def test_any_value_anywhere_is_read_or_explained(tmp_path_factory, place, value)
     folder.path.write_text(json.dumps(content))
     try:
         coco = load_coco(folder.path, folder.pictures)
-        truth = coco.truths.ground_truth("a")
+        truth = coco.ground_truth("a")
     except DataError as error:
         assert str(folder.path) in str(error)
         return

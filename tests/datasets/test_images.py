@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from irn_pipeline.datasets.headers import has_more_frames
+from irn_pipeline.datasets.headers import read_header
 from irn_pipeline.datasets.images import read_image, read_image_size, read_label
 from irn_pipeline.errors import DataError
 from irn_pipeline.ops.orientation import turned
@@ -273,7 +273,7 @@ def test_every_lossless_format(tmp_path, name, options):
     path = save(tmp_path / name, Image.fromarray(few), **options)
     np.testing.assert_array_equal(read_image(path), few)
     assert read_image_size(path) == (12, 17)
-    assert not has_more_frames(path)
+    assert not read_header(path).more
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
@@ -284,13 +284,13 @@ def test_of_several_frames_the_first_is_read(tmp_path, kind):
     path = save(
         tmp_path / "a.jpg", frames[0], format=kind, save_all=True, append_images=frames[1:], **options
     )
-    assert (read_image(path) == 40).all() and has_more_frames(path)
+    assert (read_image(path) == 40).all() and read_header(path).more
 
 
 def test_the_first_picture_of_an_mpo_is_the_picture(tmp_path):
     frames = [Image.fromarray(np.full((6, 8, 3), grey, np.uint8)) for grey in (40, 120)]
     path = save(tmp_path / "a.jpg", frames[0], format="MPO", save_all=True, append_images=frames[1:])
-    assert np.abs(read_image(path).astype(int) - 40).max() <= 1 and not has_more_frames(path)
+    assert np.abs(read_image(path).astype(int) - 40).max() <= 1 and not read_header(path).more
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "1", "L", "LA"])

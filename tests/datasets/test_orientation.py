@@ -91,10 +91,10 @@ def test_coco_sizes_decide(tmp_path, orientation):
         ),
     ):
         found = coco(tmp_path / name, [orientation], size_of)
-        (record,) = found.loaded.images.records
+        (record,) = found.images.records
         assert check(record), name
-        assert about_exif(found.loaded) == told
-        truth = found.truths.ground_truth("0")
+        assert about_exif(found) == told
+        truth = found.ground_truth("0")
         assert (
             truth is not None and truth.label.shape == read_image(record.path, record.orientation).shape[:2]
         )
@@ -103,9 +103,9 @@ def test_coco_sizes_decide(tmp_path, orientation):
 @pytest.mark.parametrize("orientation", [2, 3, 4])
 def test_where_coco_sizes_cannot_tell_pictures_are_as_shown(tmp_path, orientation):
     found = coco(tmp_path, [orientation, 1], stored_size)
-    assert all(map(is_shown, found.loaded.images.records))
-    assert about_exif(found.loaded) == "applied to 1 whose sizes cannot tell, as viewers do"
-    truth = found.truths.ground_truth("0")
+    assert all(map(is_shown, found.images.records))
+    assert about_exif(found) == "applied to 1 whose sizes cannot tell, as viewers do"
+    truth = found.ground_truth("0")
     assert truth is not None
     np.testing.assert_array_equal(truth.label == 1, SHOWN[..., 0] > 0)
 
@@ -121,8 +121,8 @@ def test_square_photographs_are_as_shown(tmp_path):
 def test_every_picture_is_decided_alone_and_one_line_tells_all(tmp_path):
     sizes = {6: (40, 60), 8: (60, 40), 3: (40, 60), 1: (40, 60)}
     found = coco(tmp_path, [6, 8, 3, 1], sizes.get)
-    assert [record.orientation for record in found.loaded.images.records] == [6, 1, 3, 1]
-    (warning,) = [warning for warning in found.loaded.warnings if "EXIF" in warning]
+    assert [record.orientation for record in found.images.records] == [6, 1, 3, 1]
+    (warning,) = [warning for warning in found.warnings if "EXIF" in warning]
     assert ": 3 (0, 2, 1); applied to 1, as the sizes in the file say, applied to 1 whose sizes" in warning
     assert warning.endswith("not applied to 1, whose sizes in the file are those of the stored pixels")
 

@@ -76,7 +76,7 @@ def test_default_lists_in_their_order(voc):
     ):
         path = write_list(voc, name, "\n".join(listed), folder=folder)
         loaded = load_voc(voc)
-        assert ids(loaded) == listed and loaded.source == str(path)
+        assert ids(loaded) == listed and loaded.listing == str(path)
 
 
 def test_held_out_pictures_are_not_taken_where_train_and_val_are_the_only_lists(voc):
@@ -84,16 +84,16 @@ def test_held_out_pictures_are_not_taken_where_train_and_val_are_the_only_lists(
     write_list(voc, "val", "b\n", folder="Main")
     write_list(voc, "cat_train", "a -1\nc.d 1\n", folder="Main")
     loaded = load_voc(voc, class_names=CLASSES)
-    assert ids(loaded) == ["a", "c.d"] and loaded.source == str(train)
-    assert load_voc(voc, image_list="val").source == str(train.with_name("val.txt"))
+    assert ids(loaded) == ["a", "c.d"] and loaded.listing == str(train)
+    assert load_voc(voc, image_list="val").listing == str(train.with_name("val.txt"))
 
 
 def test_lists_that_are_not_for_training_are_named_where_every_picture_is_taken(voc):
-    assert load_voc(voc, class_names=CLASSES).source == str(voc / "JPEGImages")
+    assert load_voc(voc, class_names=CLASSES).listing == str(voc / "JPEGImages")
     write_list(voc, "val", "b\n")
     write_list(voc, "cat_train", "b -1\n", folder="Main")
     loaded = load_voc(voc, class_names=CLASSES)
-    assert ids(loaded) == ["a", "b", "c.d"] and loaded.source == str(voc / "JPEGImages")
+    assert ids(loaded) == ["a", "b", "c.d"] and loaded.listing == str(voc / "JPEGImages")
     (warning,) = loaded.warnings
     assert "its lists (val) are no training lists" in warning and "--image-list" in warning
 

@@ -141,7 +141,7 @@ def coco(data: Path, picture: object = None, category: object = None, **annotati
 def test_absurd_annotations(data: Path, change: dict[str, object], message: str) -> None:
     path = coco(data, **change)
     with little(), pytest.raises(DataError, match=rf"c\.json.*{message}"):
-        load_coco(path, data / "pictures").truths.ground_truth("a")
+        load_coco(path, data / "pictures").ground_truth("a")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_absurd_boxes_cover_no_more_than_the_picture(data: Path, box: list[float
     content = json.loads(coco(data).read_text())
     content["annotations"].append(crowd)
     (data / "c.json").write_text(json.dumps(content))
-    truth = load_coco(data / "c.json", data / "pictures").truths.ground_truth("a")
+    truth = load_coco(data / "c.json", data / "pictures").ground_truth("a")
     assert truth is not None and truth.ignore.shape == (5, 7)
 
 
@@ -164,7 +164,7 @@ def test_a_place_in_the_file_that_a_stranger_wrote(data: Path, span: str) -> Non
         path.read_text().replace('"segmentation": [[0, 0, 4, 0, 4, 4]]', f'"\\u0073egmentation": [{span}]')
     )
     with little(), pytest.raises(DataError, match=r"annotation 1"):
-        load_coco(path, data / "pictures").truths.ground_truth("a")
+        load_coco(path, data / "pictures").ground_truth("a")
 
 
 def test_masks_that_do_not_fit_into_memory(data: Path) -> None:
@@ -175,11 +175,11 @@ def test_masks_that_do_not_fit_into_memory(data: Path) -> None:
     path.write_text(json.dumps(content))
     loaded = load_coco(path, data / "pictures")
     with little(), pytest.raises(DataError, match=r"500 objects in .*a\.jpg"):
-        loaded.truths.ground_truth("a")
+        loaded.ground_truth("a")
     # 2000 lines across the picture and back; pycocotools would take 5 points, of 16 bytes and more, for each pixel.
     path = coco(data, segmentation=[[-3000, -3000, 6000, 6000] * 2000])
     with little(), pytest.raises(DataError, match=r"annotation 1: .*outline"):
-        load_coco(path, data / "pictures").truths.ground_truth("a")
+        load_coco(path, data / "pictures").ground_truth("a")
 
 
 @pytest.mark.parametrize(

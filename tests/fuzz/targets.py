@@ -17,7 +17,6 @@ from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.datasets import images
 from irn_pipeline.datasets.coco import load_coco
 from irn_pipeline.datasets.folder_csv import load_folder_csv
-from irn_pipeline.datasets.headers import has_more_frames
 from irn_pipeline.datasets.picture_folder import restrict
 from irn_pipeline.datasets.voc import load_voc, read_class_names
 from irn_pipeline.engine.events import TrainingLog
@@ -88,7 +87,7 @@ def _read_list(path: Path) -> object:
 
 def _read_folder_list(path: Path) -> object:
     table = path.parent / "table.csv"
-    return restrict(load_folder_csv(table, path.parent / "pictures"), table, path)
+    return restrict(load_folder_csv(table, path.parent / "pictures"), path)
 
 
 def _read_table(path: Path) -> object:
@@ -97,7 +96,7 @@ def _read_table(path: Path) -> object:
 
 def _read_coco(path: Path) -> object:
     coco = load_coco(path, path.parent / "pictures")
-    return [coco.truths.ground_truth(record.image_id) for record in coco.loaded.images.records]
+    return [coco.ground_truth(record.image_id) for record in coco.items]
 
 
 @cache
@@ -163,7 +162,6 @@ _ALL = (
     Target("mask", "x.png", images.read_label, seeds.pictures, words=_PNG_WORDS),
     Target("picture", "x.jpg", images.read_image, seeds.pictures, words=_JPEG_WORDS),
     Target("size", "x.jpg", images.read_image_size, seeds.pictures),
-    Target("frames", "x.jpg", has_more_frames, seeds.pictures),
     Target("checkpoint", "x.pt", artifacts.read_checkpoint, seeds.checkpoints, words=PICKLE_WORDS),
     Target("weights", "x.pth", read_state_dict, seeds.checkpoints, words=PICKLE_WORDS),
     Target("resume", "resume.pt", lambda path: seeds.training().resume(path.parent), seeds.resumes),

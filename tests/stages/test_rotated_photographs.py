@@ -17,7 +17,7 @@ from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.voc import load_voc
 from irn_pipeline.engine.store import RunFolder, StageRecord, versions
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.older_runs import read_upright, require_upright
+from irn_pipeline.older_runs import read_converted, require_current
 from irn_pipeline.ops.orientation import inverse, turned
 from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Cam, ImageRecord, Instances
@@ -114,20 +114,20 @@ def test_maps_of_an_older_run_are_turned_and_not_added_to(tmp_path: Path) -> Non
     maps = np.linspace(0, 1, 8 * 12, dtype=np.float32).reshape(1, 8, 12)
     run.write(CAM, Cam(np.zeros(1, np.int64), maps[:, ::4, ::4], maps), "a")
     record = ImageRecord("a", tmp_path / "a.jpg", (0,), 6)
-    found = read_upright(run, CAM, record)
+    found = read_converted(run, CAM, record)
     np.testing.assert_array_equal(found.high_res_cam[0], np.rot90(maps[0], -1))
     assert found.cam.shape == (1, 3, 2)
     with pytest.raises(
         ArtifactError, match="did not apply EXIF rotations, and 1 of the pictures carry one; give"
     ):
-        require_upright(run, "make_cam", [record])
+        require_current(run, "make_cam", [record])
     for orientation in (None, 1):
         upright = ImageRecord("a", tmp_path / "a.jpg", (0,), orientation)
-        require_upright(run, "make_cam", [upright])
-        np.testing.assert_array_equal(read_upright(run, CAM, upright).high_res_cam, maps)
+        require_current(run, "make_cam", [upright])
+        np.testing.assert_array_equal(read_converted(run, CAM, upright).high_res_cam, maps)
     run.write_record(StageRecord("make_cam", "0", {}, {}, True, {}, 0.0, versions()))
-    require_upright(run, "make_cam", [record])
-    np.testing.assert_array_equal(read_upright(run, CAM, record).high_res_cam, maps)
+    require_current(run, "make_cam", [record])
+    np.testing.assert_array_equal(read_converted(run, CAM, record).high_res_cam, maps)
 
 
 def test_all_stages_agree_and_each_broken_file_is_reported_once(

@@ -1,4 +1,4 @@
-"""Files and image lists of VOC folders: which pictures there are, and which of them a list names.
+"""Files, image lists and XML files of VOC folders.
 
 An image id is a file stem in Unicode's composed form, because a Mac stores names decomposed.
 
@@ -14,14 +14,15 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from xml.parsers import expat
 
 from irn_pipeline.datasets.headers import PICTURE_SUFFIXES, READ_KINDS
+from irn_pipeline.datasets.lists import listed_ids, read_bytes, read_lines, some
 from irn_pipeline.errors import DataError
-from irn_pipeline.files.regular import regular_bytes
 
-_SUFFIXES = PICTURE_SUFFIXES
 _LIST_FOLDERS = ("Segmentation", "Main", "")
 # CVAT and Datumaro call a set without parts "default".
 _DEFAULT_LISTS = (
@@ -30,22 +31,24 @@ _DEFAULT_LISTS = (
 )
 _CLASS_LIST = re.compile(r".+_(train|val|trainval|test)")
 _LIST_WITH_PATHS = re.compile(
-    rf"(?:.*?[/\\])?JPEGImages[/\\]([^/\\]+?)(?:{'|'.join(map(re.escape, _SUFFIXES))})(?:\s|$)", re.IGNORECASE
+    rf"(?:.*?[/\\])?JPEGImages[/\\]([^/\\]+?)(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?:\s|$)",
+    re.IGNORECASE,
 )
 _NUMBER_BEHIND = re.compile(r"(.*\S)\s+[+-]?\d+", re.ASCII)
 _MOST_NUMBERS = 256
 """Of a line: one a class."""
+_DECLARED = re.compile(rb"\s*<\?xml[^>]*?\bencoding\s*=\s*[\"']([\w.:-]{1,40})[\"']")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SEVERAL_BYTES = ("big5", "cp9", "euc_", "gb", "hz", "iso2022", "johab", "shift_jis")
+"""How Python's names of the encodings begin that expat cannot read."""
+_SIDE = re.compile(r"\s*(\d{1,6})(?:\.0*)?\s*", re.ASCII)
 
 
 def files_by_id(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """Files of a folder by image id; none where there is no such folder.
+    """Files of a folder by image id, without its subfolders; none where there is no such folder.
 
     Suffixes may be in upper case. Where several files have one id, the first suffix comes first, and lower case
     before upper case.
-
-    Args:
-        folder: its subfolders are not looked into.
-        suffixes: in lower case, with the dot.
 
     Raises:
         DataError: the folder cannot be read.
@@ -63,11 +66,7 @@ def files_by_id(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def find_pictures(voc_root: Path, warnings: list[str]) -> dict[str, Path]:
-    """Path of every picture in JPEGImages by image id.
-
-    Args:
-        voc_root: the folder that holds JPEGImages.
-        warnings: a sentence is added when files share a stem; .jpg then wins over the others.
+    """Path of every picture in JPEGImages by image id; of files that share a stem .jpg wins, and `warnings` tells.
 
     Raises:
         DataError: the folder is missing, or holds no JPEGImages, or no picture.
@@ -80,11 +79,11 @@ def find_pictures(voc_root: Path, warnings: list[str]) -> dict[str, Path]:
         better = [path for path in near if (path / "JPEGImages").is_dir()]
         hint = f"did you mean {better[0]}?" if better else "it must hold JPEGImages and Annotations"
         raise DataError(f"{voc_root}: has no folder JPEGImages; {hint}")
-    pictures = files_by_id(folder, _SUFFIXES)
+    pictures = files_by_id(folder, PICTURE_SUFFIXES)
     if not pictures:
         raise DataError(f"{folder}: holds no picture; {READ_KINDS} files are read")
     if twice := [image_id for image_id, paths in pictures.items() if len(paths) > 1]:
-        warnings.append(f"several files share a name, {_SUFFIXES[0]} was preferred: {some(twice)}")
+        warnings.append(f"several files share a name, {PICTURE_SUFFIXES[0]} was preferred: {some(twice)}")
     return {image_id: paths[0] for image_id, paths in pictures.items()}
 
 
@@ -97,8 +96,7 @@ def choose_images(
         voc_root: the folder that holds ImageSets.
         image_list: as for `load_voc`.
         pictures: result of `find_pictures`.
-        warnings: a sentence is added when lines were repeated, when numbers behind the ids were not used, and when
-            every picture was taken although there are lists.
+        warnings: told are repeated lines, numbers that were not used, and lists that are no training lists.
 
     Returns:
         Ids in the list's order without repeats, and the list's path (or JPEGImages) for messages.
@@ -114,12 +112,9 @@ def choose_images(
                 f"is taken, those held out for tests too; name a list with --image-list"
             )
         return tuple(sorted(pictures)), str(voc_root / "JPEGImages")
-    lines = [unicodedata.normalize("NFC", line.strip()) for line in read_text(path).splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in read_lines(path) if not line.startswith("#")]
     entries = [_parse_line(line, pictures, path) for line in lines]
-    image_ids = listed_ids(entries, pictures, path, voc_root / "JPEGImages")
-    if len(image_ids) < len(entries):
-        warnings.append(f"{path}: {len(entries) - len(image_ids)} repeated lines were dropped")
+    image_ids = listed_ids(entries, pictures, path, voc_root / "JPEGImages", warnings)
     if any(_NUMBER_BEHIND.fullmatch(line) and line not in pictures for line in lines):
         warnings.append(
             f"{path}: the numbers behind its image ids are not used; tags come from the XML files"
@@ -156,72 +151,97 @@ def _parse_line(line: str, pictures: dict[str, Path], path: Path) -> str:
         stem, dot, suffix = line.rpartition(".")
         if line in pictures:
             return line
-        if dot + suffix.lower() in _SUFFIXES and stem in pictures:
+        if dot + suffix.lower() in PICTURE_SUFFIXES and stem in pictures:
             return stem
         if match := _LIST_WITH_PATHS.match(line):
             return match[1]
         if not (shorter := _NUMBER_BEHIND.fullmatch(line)):
             break
         line = shorter[1]
-    require_plain_id(line, path)
+    # An id must not lead out of the data set's folders.
+    if line == ".." or any(mark in line for mark in "/\\\0"):
+        raise DataError(f"{path}: {line!r} is not an image id; write file stems, without a folder")
     return line
 
 
-def read_text(path: Path) -> str:
-    """Text of a file in UTF-8, or in UTF-16 with a byte order mark, as Windows writes it; line ends become LF.
+@dataclass(frozen=True)
+class Annotation:
+    """What an XML file says of its picture: the names of its objects, and its (H, W) in pixels if it is there."""
+
+    names: set[str]
+    size: tuple[int, int] | None
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read one XML file, in any encoding that its first line declares and Python knows; else UTF-8 or UTF-16.
+
+    Returns:
+        Names of the objects (not of their parts) without blanks around them, in Unicode's composed form.
 
     Raises:
-        DataError: the file cannot be read, or is in another encoding.
+        DataError: the file cannot be read, is no XML, is in an unknown encoding, or has a DOCTYPE.
     """
-    try:
-        data = regular_bytes(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the folder and the spelling") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if utf_16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: line {line}: not UTF-8 text; save the file as UTF-8") from None
-    if "\0" in text:
-        raise DataError(f"{path}: not UTF-8 text (it holds zero bytes); save the file as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    found: dict[str, list[list[str]]] = {"object/name": [], "size/height": [], "size/width": []}
+    open_tags: list[str] = []
 
+    def place() -> str:
+        return f"{open_tags[1]}/{open_tags[2]}" if len(open_tags) == 3 else ""
 
-def require_plain_id(image_id: str, source: Path) -> None:
-    """Raise DataError, naming `source`, when an id could lead out of the data set's folders."""
-    if not image_id or image_id == ".." or any(mark in image_id for mark in "/\\\0"):
-        raise DataError(f"{source}: {image_id!r} is not an image id; write file stems, without a folder")
+    def start(tag: str, _: object) -> None:
+        open_tags.append(tag)
+        if place() in found:
+            found[place()].append([])
 
+    def text(data: str) -> None:
+        if place() in found:
+            found[place()][-1].append(data)
 
-def listed_ids(
-    entries: Sequence[str], known: Container[str], path: Path, source: str | Path
-) -> tuple[str, ...]:
-    """The entries of an image list without repeats.
-
-    Args:
-        entries: image ids in the list's order.
-        known: those of the data set.
-        path: the list, for messages.
-        source: what the data set was read from, for messages.
-
-    Raises:
-        DataError: there is no entry, or one is not known.
-    """
-    if not entries:
-        raise DataError(f"{path}: lists no picture; write one image id a line")
-    image_ids = tuple(dict.fromkeys(entries))
-    absent = [image_id for image_id in image_ids if image_id not in known]
-    if absent:
+    def refuse(*_: object) -> None:
         raise DataError(
-            f"{path}: not in {source}: {some(absent)} of {len(image_ids)}; does the list belong to this data set?"
+            f"{path}: has a DOCTYPE, which can hide an entity bomb; remove that line from the file"
         )
-    return image_ids
+
+    data = read_bytes(path)
+    try:
+        data, encoding = _readable(data)
+        parser = expat.ParserCreate(encoding)
+        parser.StartElementHandler = start
+        parser.EndElementHandler = lambda _: open_tags.pop()
+        parser.CharacterDataHandler = text
+        parser.StartDoctypeDeclHandler = refuse
+        parser.Parse(data, True)
+    except (LookupError, ValueError) as error:
+        raise DataError(
+            f"{path}: its text cannot be read in the encoding that its first line declares ({error}); "
+            f"save it as UTF-8 and declare that"
+        ) from None
+    except expat.ExpatError as error:
+        remedy = "copy or write it again"
+        if not data.startswith(_UTF_16) and not _is_utf_8(data):
+            remedy = "it is not UTF-8 text: save it as UTF-8, or declare its encoding in the first line"
+        raise DataError(f"{path}: not a readable XML file ({error}); {remedy}") from None
+    texts = {key: ["".join(pieces).strip() for pieces in entries] for key, entries in found.items()}
+    sides = [_SIDE.fullmatch("".join(texts[key][:1])) for key in ("size/height", "size/width")]
+    height, width = (int(side[1]) if side else 0 for side in sides)
+    names = {unicodedata.normalize("NFC", name) for name in texts["object/name"]}
+    return Annotation(names, (height, width) if height and width else None)
 
 
-def some(image_ids: Iterable[str]) -> str:
-    """How many ids, and the first three by name, for messages."""
-    ids = list(image_ids)
-    return f"{len(ids)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+def _readable(data: bytes) -> tuple[bytes, str | None]:
+    """The bytes to parse and their encoding; None where expat finds it by itself."""
+    declared = _DECLARED.match(data)
+    name = codecs.lookup(declared[1].decode()).name if declared else ""
+    if name.startswith(_SEVERAL_BYTES):
+        # What is declared as GB2312 holds characters of its supersets as a rule.
+        return data.decode("gb18030" if name.startswith("gb") else name).encode(), "utf-8"
+    # A declaration that can be read as ASCII is not in UTF-16, whatever it says.
+    utf_8 = name.startswith("utf-16") or data.startswith(codecs.BOM_UTF8)
+    return data, "utf-8" if utf_8 else None
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

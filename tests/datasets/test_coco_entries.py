@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.datasets.coco_categories import classes_of, read_categories
+from irn_pipeline.datasets.coco_entries import classes_of, read_categories
 
 PATH = Path("c.json")
 ROBOFLOW = [(0, "pets-xy", "none"), (1, "cat", "pets-xy"), (2, "dog", "pets-xy")]

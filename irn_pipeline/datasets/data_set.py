@@ -1,0 +1,113 @@
+"""What every stage works on: pictures with their classes and, for evaluation, their true masks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from irn_pipeline.datasets.coco_entries import CocoIds
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.stage import Job
+from irn_pipeline.errors import DataError
+from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet
+
+logger = logging.getLogger(__name__)
+
+
+def no_list(image_list: str) -> DataSet:
+    """The lists of a data set that has none."""
+    raise DataError(f"{image_list}: this data set takes no image list")
+
+
+def no_truth(image_id: str) -> GroundTruth | None:
+    """The true masks of a data set that has none."""
+    return None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Pictures with their classes and, for evaluation, their true masks.
+
+    Attributes:
+        images: the pictures in the order of their list or file, and the class names.
+        origin: the folder or file that the tags come from, for messages.
+        category_ids: category id of every class, for COCO exports; 1..C unless the data set has its own.
+        load_list: image list -> the same data set with the pictures that it names.
+        load_truth: image id -> its true masks.
+        warnings: one sentence for each kind of thing the user may want to know.
+        skipped: ids of the pictures that are named and were left out.
+        listing: the image list or folder that names the pictures; empty where that is clear.
+        listed: whether the pictures were named by an image list of the user.
+        coco: the ids in the COCO file that the data set was read from, if it was.
+        leading_names: names of the background before the classes, which versions before 0.2 took for classes.
+    """
+
+    images: ImageSet
+    origin: Path
+    category_ids: tuple[int, ...]
+    load_list: Callable[[str], DataSet] = no_list
+    load_truth: Callable[[str], GroundTruth | None] = no_truth
+    warnings: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    listing: str = ""
+    listed: bool = False
+    coco: CocoIds | None = None
+    leading_names: int = 0
+
+    @property
+    def items(self) -> Sequence[ImageRecord]:
+        """The pictures, in order."""
+        return self.images.records
+
+    @property
+    def identity(self) -> Sequence[str]:
+        """The class names."""
+        return self.images.class_names
+
+    def ground_truth(self, image_id: str) -> GroundTruth | None:
+        """True masks of a picture; None where there are none."""
+        return self.load_truth(image_id)
+
+    def coco_image_ids(self, paths: Sequence[Path]) -> Sequence[int | str]:
+        """Image ids of pictures for COCO exports: those of the COCO file where it lists them, else numbers."""
+        return range(1, len(paths) + 1) if self.coco is None else self.coco.of(paths)
+
+    def with_list(self, image_list: str) -> DataSet:
+        """The same data set with another list of pictures."""
+        return replace(self.load_list(image_list), listed=True, leading_names=self.leading_names)
+
+    def readable(self, job: Job[Any, DataSet]) -> ImageSet:
+        """The pictures that decode; each of the others is logged with the reason, once a command, and counted.
+
+        Training stages ask this first, because they cannot skip a picture in the middle of a batch.
+
+        Raises:
+            DataError: not one picture can be read.
+        """
+        good: list[ImageRecord] = []
+        found = prefetch(_problem, self.images.records, job.execution.worker_count)
+        for record, problem in zip(self.images.records, found, strict=True):
+            if problem is None:
+                good.append(record)
+            elif job.is_news(record.image_id, problem):
+                logger.warning("%s: left out: %s", record.image_id, problem)
+        bad = len(self.images) - len(good)
+        if not good:
+            raise DataError(f"{self.origin}: none of its {bad} pictures can be read; see the messages above")
+        if bad:
+            logger.warning(
+                "%d of %d pictures cannot be read and are left out (named above)", bad, len(self.images)
+            )
+        return ImageSet(self.images.class_names, tuple(good))
+
+
+def _problem(record: ImageRecord) -> str | None:
+    try:
+        read_image(record.path, record.orientation)
+    except DataError as error:
+        return str(error)
+    return None
