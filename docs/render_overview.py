@@ -27,11 +27,11 @@ from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.export.report_pictures import UNSURE, hues, label_colours, wheel
-from irn_pipeline.irn_model import load_irn
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.structures import BoolArray, FloatArray, ImageRecord, LabelArray
+from irn_pipeline.trained_networks import load_irn
 
 TITLES = (
     *("photograph", "CAM", "confident label", "boundary", "displacement", "instance map"),

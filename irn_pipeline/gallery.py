@@ -28,13 +28,13 @@ from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import IrnError
 from irn_pipeline.export.report_pictures import Panel, PanelMaker
 from irn_pipeline.export.report_records import Picture, Quality
-from irn_pipeline.irn_model import load_irn
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.older_runs import read_upright
 from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
+from irn_pipeline.trained_networks import load_irn
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

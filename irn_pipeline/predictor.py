@@ -13,8 +13,9 @@ from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked
+from irn_pipeline.models import AskedParams, require_asked
 from irn_pipeline.structures import Instances, LabelArray
+from irn_pipeline.trained_networks import load_segmenter
 
 
 class Predictor:
@@ -53,7 +54,7 @@ class Predictor:
             ConfigError: the model has no CRF or no scales, or there is no such device.
         """
         self._execution = Execution(device=device, precision=precision)
-        asked = AskedParams(crf, tuple(test_scales))
+        asked = AskedParams(crf=crf, test_scales=tuple(test_scales))
         require_asked((model,), asked)
         self._segmenter, checkpoint = load_segmenter(RunFolder(Path(run_dir)), model, self._execution, asked)
         self.class_names = checkpoint.class_names

@@ -6,22 +6,12 @@ chosen variant does not have is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-
-class Variant(Protocol):
-    """What a module of a variant declares."""
-
-    @property
-    def params(self) -> type[Any]:
-        """Frozen dataclass of the parameters that not every variant has; each has a default."""
-        ...
-
-
-V = TypeVar("V", bound=Variant)
+V = TypeVar("V")
 
 
 def load_variants(package: str, kind: type[V], names: Sequence[str]) -> dict[str, V]:
@@ -33,6 +23,20 @@ def load_variants(package: str, kind: type[V], names: Sequence[str]) -> dict[str
         names: of the modules.
     """
     return {name: getattr(import_module(f"{package}.{name}"), kind.__name__.upper()) for name in names}
+
+
+class _ChecksOfAll:
+    def __post_init__(self) -> None:
+        kinds = type(self).__mro__
+        for kind in kinds[kinds.index(_ChecksOfAll) + 1 :]:
+            if "__post_init__" in vars(kind):
+                kind.__post_init__(self)  # type: ignore[attr-defined]
+
+
+def bases_of(params: Collection[type[Any]]) -> tuple[type[Any], ...]:
+    """The bases of a dataclass with the parameters of all variants; it runs the `__post_init__` of each of them."""
+    kinds = dict.fromkeys(params)
+    return _ChecksOfAll, *(a for a in kinds if not any(issubclass(b, a) for b in kinds if b is not a))
 
 
 def unused_by(chosen: Sequence[str], params: Mapping[str, type[Any]]) -> dict[str, str]:

@@ -26,9 +26,10 @@ from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.output_folder import output_folder, write_index_png
 from irn_pipeline.export.overlay import overlay_instances
 from irn_pipeline.export.voc_png import object_map
+from irn_pipeline.models import AskedParams, require_asked
 from irn_pipeline.nn.segmenters.base import Segmenter
-from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
+from irn_pipeline.trained_networks import load_segmenter
 
 logger = logging.getLogger(__name__)
 

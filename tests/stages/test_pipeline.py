@@ -23,8 +23,8 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES
 from irn_pipeline.datasets.voc import load_voc
 from irn_pipeline.engine.store import RunFolder
-from irn_pipeline.segmenter_models import segmenter_artifact
 from irn_pipeline.stages.catalogue import PIPELINE, main, stage_main
+from irn_pipeline.trained_networks import segmenter_artifact
 from tests.stages.conftest import TinyRun
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class Segmenter(nn.Module, ABC):
         num_classes: foreground classes C.
     """
 
+    starts_from: ClassVar[str] = ""
+    """Kind of the trained network that `load_trained` takes."""
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -101,6 +104,15 @@ class Segmenter(nn.Module, ABC):
         raise ConfigError(
             f"{type(self).__name__} has no ResNet to fill; use --backbone-weights none, or another --backbone"
         )
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Start from the weights of a trained network of kind `starts_from`.
+
+        Raises:
+            ConfigError: the model cannot start from another one.
+            CheckpointError: the weights do not fit.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot start from another trained network")
 
     def freeze_stages(self, count: int) -> None:
         """Let the first stages of the ResNet (conv1, then the four layers) learn nothing more.

@@ -21,7 +21,7 @@ _SHOWN = 3
 class SemiconvMaskRcnn(MaskRcnnSegmenter):
     """Mask R-CNN that tells the object of a box from its neighbours by where its cells point to.
 
-    The authors train a Mask R-CNN until it no longer improves and go on from its weights (`load_mask_rcnn`); training
+    The authors train a Mask R-CNN until it no longer improves and go on from its weights (`load_trained`); training
     from the backbone's weights works too.
 
     Args:
@@ -37,6 +37,8 @@ class SemiconvMaskRcnn(MaskRcnnSegmenter):
         embedding_unit: pixels, of the resized picture, per unit of the embedding.
         sigma: bandwidth of the kernel at the start, in those units.
     """
+
+    starts_from = "mask_rcnn"
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class SemiconvMaskRcnn(MaskRcnnSegmenter):
             sigma=sigma,
         )
 
-    def load_mask_rcnn(self, state: Mapping[str, Tensor]) -> None:
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
         """Start from a trained `MaskRcnnSegmenter`; the embedding keeps its random weights.
 
         Args:
