@@ -95,7 +95,7 @@ def unused_parameters(params: SegmenterParams) -> Mapping[str, str]:
     """Parameters that have no effect on this training -> why."""
     model = MODELS[params.model]
     found = unused_by([params.model], {name: one.params for name, one in MODELS.items()})
-    if not model.backbones:
+    if not model.has_backbone:
         names = ("backbone", "backbone_weights", "frozen_stages")
         found |= dict.fromkeys(names, f"of no effect on {params.model}, which has no backbone to choose")
     if params.labels == "truth":
@@ -121,11 +121,9 @@ def build_segmenter(params: SegmenterParams, num_classes: int, asked: AskedParam
         ConfigError: it cannot be built on this backbone, or does not have so many stages to freeze.
     """
     model = MODELS[params.model]
-    if model.backbones and params.backbone not in model.backbones:
-        others = " and ".join(name for name, one in MODELS.items() if params.backbone in one.backbones)
-        raise ConfigError(
-            f"--backbone {params.backbone} is for {others}; {params.model} needs {', '.join(model.backbones)}"
-        )
+    for name, other in MODELS.items():
+        if other is not model and params.backbone in other.own_backbones:
+            raise ConfigError(f"--backbone {params.backbone} is for {name}; {params.model} needs another")
     values = {f.name: getattr(asked, f.name) for f in fields(model.asked)} if asked is not None else {}
     network = model.build(params, num_classes, **values)
     network.freeze_stages(params.frozen_stages)

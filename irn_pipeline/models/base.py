@@ -11,8 +11,6 @@ from irn_pipeline.engine.optimisation import OptimizerName
 if TYPE_CHECKING:
     from irn_pipeline.nn.segmenters.base import Segmenter
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,14 +50,16 @@ class Model:
             imports the network when it is called, because a wrong flag should not wait for torch.
         params: frozen dataclass of the parameters that not every model has.
         asked: frozen dataclass of the parameters that `evaluate` and `predict` have for it.
-        backbones: the values of --backbone that it can be built on; none for a model without a choice.
+        has_backbone: whether it is built on the network that --backbone names.
+        own_backbones: values of --backbone that no other model knows.
     """
 
     recipe: Recipe
     build: Callable[..., Segmenter]
     params: type[Any] = NoParams
     asked: type[Any] = NoParams
-    backbones: tuple[str, ...] = RESNETS
+    has_backbone: bool = True
+    own_backbones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

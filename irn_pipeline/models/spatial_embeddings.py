@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from irn_pipeline.models.base import RESNETS, CropParams, Model, Recipe
+from irn_pipeline.models.base import CropParams, Model, Recipe
 
 if TYPE_CHECKING:
     from irn_pipeline.nn.segmenters.base import Segmenter
@@ -37,5 +37,5 @@ MODEL = Model(
     recipe=Recipe(epochs=50, batch_size=16, lr=5e-4, optimizer="adamw", crop=512, rescale=(0.5, 1.5)),
     build=build,
     params=Params,
-    backbones=(*RESNETS, "erfnet"),
+    own_backbones=("erfnet",),
 )
