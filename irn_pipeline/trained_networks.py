@@ -11,6 +11,7 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.models import MODELS, ON_TRUTH, AskedParams, SegmenterParams, build_segmenter
+from irn_pipeline.structures import Instances, LabelArray
 
 if TYPE_CHECKING:
     from irn_pipeline.nn.irn_network import IrnNetwork
@@ -86,3 +87,23 @@ def load_segmenter(
     build = partial(build_segmenter, params, len(checkpoint.class_names), asked)
     model = restore_network(path, checkpoint, params.model, build)
     return model.eval().to(execution.torch_device()), checkpoint
+
+
+def look_at(
+    model: Segmenter, image: LabelArray, execution: Execution, min_score: float = 0.5
+) -> tuple[Instances, LabelArray]:
+    """What a trained model finds in one picture.
+
+    Args:
+        model: on the execution's device.
+        image: (H, W, 3) uint8 RGB.
+        execution: device and precision.
+        min_score: instances below it are not painted.
+
+    Returns:
+        All instances, best first, and the (H, W) uint8 semantic label.
+    """
+    from irn_pipeline.datasets.transforms import to_unit_tensor
+
+    with execution.autocast():
+        return model.predict_with_label(to_unit_tensor(image).to(execution.torch_device()), min_score)

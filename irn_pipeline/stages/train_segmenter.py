@@ -6,9 +6,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.artifacts import (
     CAM_NETWORK,
@@ -18,12 +16,10 @@ from irn_pipeline.artifacts import (
     Checkpoint,
     read_checkpoint,
 )
-from irn_pipeline.datasets.mask_samples import MaskSamples, collate_lists
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.stage import Files, FitStage, Job
 from irn_pipeline.engine.store import Artifact
-from irn_pipeline.engine.training import train
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.evaluation import model_figures
 from irn_pipeline.models import (
@@ -35,19 +31,26 @@ from irn_pipeline.models import (
     variant_of,
     weights_of,
 )
-from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
-from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.targets import training_target
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
 from irn_pipeline.trained_networks import segmenter_artifact
 from irn_pipeline.weight_files import backbone_files
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from irn_pipeline.datasets.mask_samples import MaskSamples
+    from irn_pipeline.nn.segmenters.base import Segmenter
+
 logger = logging.getLogger(__name__)
 
 
 def fit(job: Job[SegmenterParams, DataSet]) -> int:
     """Train the model on the pictures that have an instance and write its checkpoint."""
+    from irn_pipeline.datasets.mask_samples import collate_lists
+    from irn_pipeline.engine.training import train
+
     params, recipe, execution = job.params, recipe_of(job.params), job.execution
     device = execution.torch_device()
     network = _start(job, params)
@@ -91,6 +94,8 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
 
 def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
     """Pictures and targets as the model learns from them."""
+    from irn_pipeline.datasets.mask_samples import MaskSamples
+
     recipe = recipe_of(job.params)
     return MaskSamples(
         _labelled(job),
@@ -102,6 +107,8 @@ def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
+    from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
+
     network = build_segmenter(params, job.data.images.num_classes)
     if (start := start_of(params)) is not None:
         found = read_checkpoint(Path(start))
@@ -187,6 +194,8 @@ def _instances(job: Job[SegmenterParams, DataSet], image_id: str) -> Instances |
 def _validate(
     job: Job[SegmenterParams, DataSet], epochs_done: int, network: nn.Module
 ) -> Mapping[str, float]:
+    from irn_pipeline.nn.segmenters.base import Segmenter
+
     params, last = job.params, recipe_of(job.params).epochs
     if params.validate_list is None or (epochs_done % params.validate_every and epochs_done != last):
         return {}

@@ -25,6 +25,7 @@ from irn_pipeline.nn.segmenters.metric_loss import (
     sample_points,
 )
 from irn_pipeline.nn.segmenters.pyramid import PyramidFeatures
+from irn_pipeline.nn.semiconv import coordinate_map
 from irn_pipeline.ops.metric_seeds import (
     distance_limits,
     pick_seeds,
@@ -124,7 +125,10 @@ class MetricEmbeddings(Segmenter):
         joined = torch.cat(maps, 1)
         embeddings = self.embedding_head(joined).float()
         if self.coordinates:
-            position = _positions(grid[0], grid[1], stride, embeddings.device)
+            # y, then x
+            position = coordinate_map(
+                (grid[0], grid[1]), stride=stride / _COORDINATE_UNIT, device=embeddings.device
+            ).flip(0)
             embeddings = embeddings + pad(position, (0, 0, 0, 0, 0, embeddings.shape[1] - 2))
         logits = self.class_head(joined).float()
         return embeddings, logits.unflatten(1, (len(self.thresholds), self.num_classes + 1))
@@ -197,12 +201,6 @@ class MetricEmbeddings(Segmenter):
         fine = _upsample(distances[kept].unflatten(1, grid), level, self.features.stride, size)
         found = Instances(scores[kept].cpu().numpy().astype(np.float32), fine, class_ids[kept].cpu().numpy())
         return found.select(np.flatnonzero(fine.any((1, 2))))
-
-
-def _positions(rows: int, columns: int, stride: int, device: torch.device) -> Tensor:
-    """(2, rows, columns) float32 y and x of the cells, in units of the embedding."""
-    y, x = (torch.arange(n, device=device) * (stride / _COORDINATE_UNIT) for n in (rows, columns))
-    return torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
 def _upsample(distances: Tensor, thresholds: Tensor, stride: int, size: tuple[int, int]) -> BoolArray:

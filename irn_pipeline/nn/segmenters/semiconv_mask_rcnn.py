@@ -24,35 +24,14 @@ class SemiconvMaskRcnn(MaskRcnnSegmenter):
     from the backbone's weights works too.
 
     Args:
-        num_classes: foreground classes C.
-        embedding_dim: D; two channels are geometric, the others appearance.
-        embedding_gradient: what reaches the feature pyramid of the embedding's gradient.
-        embedding_unit: pixels, of the resized picture, per unit of the embedding.
-        sigma: bandwidth of the kernel at the start, in those units.
         detector: as for `MaskRcnnSegmenter`.
     """
 
     starts_from = "mask_rcnn"
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        embedding_dim: int = 8,
-        embedding_gradient: float = 0.1,
-        embedding_unit: float = 32.0,
-        sigma: float = 8.0,
-        **detector: Any,
-    ) -> None:
-        super().__init__(num_classes=num_classes, **detector)
-        self.model.roi_heads = SemiconvRoiHeads(
-            self.model.roi_heads,
-            channels=self.model.backbone.out_channels,
-            dim=embedding_dim,
-            gradient=embedding_gradient,
-            unit=embedding_unit,
-            sigma=sigma,
-        )
+    def __init__(self, **detector: Any) -> None:
+        super().__init__(**detector)
+        self.model.roi_heads = SemiconvRoiHeads(self.model.roi_heads, self.model.backbone.out_channels)
 
     def load_trained(self, state: Mapping[str, Tensor]) -> None:
         """Start from a trained `MaskRcnnSegmenter`; the embedding keeps its random weights.
