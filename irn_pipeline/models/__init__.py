@@ -25,7 +25,7 @@ ON_TRUTH = "-on-truth"
 
 
 @dataclass(frozen=True)
-class TrainingParams:
+class CommonParams:
     """Parameters of all models."""
 
     model: ModelName = "mask_rcnn"
@@ -63,7 +63,7 @@ class TrainingParams:
 
 
 @dataclass(frozen=True)
-class SegmenterParams(*bases_of([model.params for model in MODELS.values()]), TrainingParams):  # type: ignore[misc]
+class SegmenterParams(*bases_of([model.params for model in MODELS.values()]), CommonParams):  # type: ignore[misc]
     """Parameters of the segmentation model and its training; none means the model's own recipe."""
 
 
