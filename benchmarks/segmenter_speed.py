@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +25,10 @@ from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.models import MODELS, SegmenterParams, build_segmenter
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
-from irn_pipeline.segmenter_models import (
-    MODELS,
-    SegmenterParams,
-    build_segmenter,
-    load_segmenter,
-    trained_variants,
-)
+from irn_pipeline.trained_networks import load_segmenter, trained_variants
 
 _NUM_CLASSES = 20
 
@@ -54,7 +50,8 @@ def untrained(backbone: str) -> Iterator[Entry]:
         def build(size: tuple[int, int], params: SegmenterParams = params) -> Segmenter:
             # The Mask R-CNNs look at the picture as it is.
             torch.manual_seed(0)
-            return build_segmenter(replace(params, short_side=min(size), long_side=max(size)), _NUM_CLASSES)
+            sides: dict[str, Any] = {"short_side": min(size), "long_side": max(size)}
+            return build_segmenter(replace(params, **sides), _NUM_CLASSES)
 
         yield Entry(name, own, build)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.errors import DataError
@@ -19,8 +18,11 @@ from irn_pipeline.metrics.coco_ap import CocoEvaluator, VoidRule
 from irn_pipeline.metrics.counting import CountingEvaluator
 from irn_pipeline.metrics.instance import ORIGINAL_RULES, InstanceEvaluator, Rules
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
-from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances, LabelArray, background_name
+from irn_pipeline.trained_networks import look_at
+
+if TYPE_CHECKING:
+    from irn_pipeline.nn.segmenters.base import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -138,16 +140,14 @@ def model_figures(
     names = pictures.images.class_names
     instances = InstanceTally(names, protocol=protocol, count_from=0.5)
     label = SemanticTally(names, protocol=protocol)
-    device, count, foreground = execution.torch_device(), 0, False
+    count, foreground = 0, False
     for record in progress(pictures.items, "held-out pictures", quiet=execution.quiet):
         truth = pictures.ground_truth(record.image_id)
         if truth is None:
             continue
         count += 1
         foreground |= truth.has_foreground
-        image = to_unit_tensor(read_image(record.path, record.orientation)).to(device)
-        with execution.autocast():
-            found, painted = model.predict_with_label(image)
+        found, painted = look_at(model, read_image(record.path, record.orientation), execution)
         instances.add(found, truth)
         label.add(painted, truth)
     if not count:

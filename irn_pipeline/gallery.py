@@ -25,6 +25,7 @@ from irn_pipeline.older_runs import read_converted
 from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.labels import SynthesisParams
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
+from irn_pipeline.trained_networks import load_irn
 
 if TYPE_CHECKING:
     from irn_pipeline.nn.irn_network import IrnNetwork
@@ -101,7 +102,7 @@ class Gallery:
 
     @cached_property
     def _side_of(self) -> Callable[[tuple[int, int]], int]:
-        from irn_pipeline.irn_model import padding
+        from irn_pipeline.trained_networks import padding
 
         record = self.run.record(SEMANTIC_LABEL.stage)
         # Labels of a version that did not know the parameter were made without padding.
@@ -112,7 +113,6 @@ class Gallery:
         if not self.options.fields or not self.run.has(IRN_NETWORK):
             return None
         # Not above: with the network comes torch.
-        from irn_pipeline.irn_model import load_irn
 
         return load_irn(self.run, self.execution)
 

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked
+from irn_pipeline.models import AskedParams, require_asked
 from irn_pipeline.structures import Instances, LabelArray
+from irn_pipeline.trained_networks import load_segmenter, look_at
 
 
 class Predictor:
@@ -53,7 +53,7 @@ class Predictor:
             ConfigError: the model has no CRF or no scales, or there is no such device.
         """
         self._execution = Execution(device=device, precision=precision)
-        asked = AskedParams(crf, tuple(test_scales))
+        asked = AskedParams(crf=crf, test_scales=tuple(test_scales))
         require_asked((model,), asked)
         self._segmenter, checkpoint = load_segmenter(RunFolder(Path(run_dir)), model, self._execution, asked)
         self.class_names = checkpoint.class_names
@@ -76,7 +76,5 @@ class Predictor:
             image = read_image(Path(image))
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ShapeError(f"a picture must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
-        pixels = to_unit_tensor(image).to(self._execution.torch_device())
-        with self._execution.autocast():
-            found = self._segmenter.predict(pixels)
+        found, _ = look_at(self._segmenter, image, self._execution)
         return found.select(found.scores >= min_score)

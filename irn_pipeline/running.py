@@ -16,8 +16,8 @@ from irn_pipeline.engine.command import Pipeline
 from irn_pipeline.engine.options import read_yaml
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.segmenter_models import segmenter_artifact, trained_variants
 from irn_pipeline.structures import Instances, LabelArray
+from irn_pipeline.trained_networks import segmenter_artifact, trained_variants
 
 
 def run_stages(stages: str | Sequence[str], *, run_dir: str | Path, **settings: object) -> Path:

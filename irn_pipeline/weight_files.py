@@ -1,39 +1,63 @@
-"""Weights that a training starts from, and the original's checkpoint in place of a training: which files are read."""
+"""Parameters that trainings share, the weights that they start from, and the original's checkpoint in their place."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from irn_pipeline.engine.declaration import Files, Job
+from irn_pipeline.engine.optimisation import OptimizerName, Schedule
 
 _NO_FILE = ("imagenet", "none", "cam")
 """Values of `backbone_weights` that are no path; torchvision's ImageNet weights are known by their hash."""
 
 
-class WithOriginal(Protocol):
-    """Parameters of a stage whose training the original's checkpoint can replace."""
+@dataclass(frozen=True)
+class TrainingParams:
+    """Parameters of the trainings of the classifier and of IRNet, which the original's checkpoints can replace."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    """Which torchvision ResNet."""
+    backbone_weights: str = "imagenet"
+    """Start from: imagenet (downloaded), a state dict's path, or none."""
+    original_checkpoint: str | None = None
+    """Take this checkpoint of the original implementation (res50_cam.pth, res50_irn.pth) instead of training."""
+    epochs: int = 5
+    """Passes over the list."""
+    batch_size: int = 16
+    """Pictures a step."""
+    crop: int = 512
+    """Side of the random crop, pixels; for IRNet a multiple of 4."""
+    lr: float = 0.1
+    """Learning rate; the new layers of train_cam and the displacement branch of train_irn have a factor as well."""
+    optimizer: OptimizerName = "sgd"
+    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
+    momentum: float = 1e-4
+    """SGD momentum (the original's effective value)."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    max_gradient_norm: float = 0.0
+    """Longer gradients are shortened to this norm; 0 for never."""
 
     @property
-    def backbone_weights(self) -> str:
-        """imagenet, none, cam, or a path."""
-        ...
+    def schedule(self) -> Schedule:
+        """How long and how fast the network learns."""
+        return Schedule(
+            self.epochs, self.batch_size, self.momentum, self.weight_decay,
+            max_gradient_norm=self.max_gradient_norm,
+            optimizer=self.optimizer,
+        )  # fmt: skip
 
-    @property
-    def original_checkpoint(self) -> str | None:
-        """A checkpoint of the original implementation instead of a training."""
-        ...
 
-
-def is_trained(params: WithOriginal) -> bool:
+def is_trained(params: TrainingParams) -> bool:
     """Whether there is a training at all."""
     return params.original_checkpoint is None
 
 
 def weight_files(job: Job[Any, Any]) -> Mapping[str, tuple[Files, ...]]:
     """The checkpoint that replaces the training, or else the weights that it starts from, where they are a file."""
-    params: WithOriginal = job.params
+    params: TrainingParams = job.params
     if params.original_checkpoint is not None:
         return {"original_checkpoint": (Files.one(params.original_checkpoint),)}
     return backbone_files(params.backbone_weights)
@@ -44,10 +68,10 @@ def backbone_files(weights: str) -> Mapping[str, tuple[Files, ...]]:
     return {} if weights in _NO_FILE else {"backbone_weights": (Files.one(weights),)}
 
 
-def without_training(params: WithOriginal, used: Collection[str]) -> Mapping[str, str]:
+def without_training(params: TrainingParams, used: Collection[str]) -> Mapping[str, str]:
     """Parameters that have no effect where a checkpoint replaces the training: all but the `used` ones."""
     if is_trained(params):
         return {}
     kept = {"original_checkpoint", *used}
-    names = [field.name for field in fields(params) if field.name not in kept]  # type: ignore[arg-type]
+    names = [field.name for field in fields(params) if field.name not in kept]
     return dict.fromkeys(names, "--original-checkpoint replaces the training")

@@ -14,13 +14,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY, STAGES = "irn_pipeline", "stages"
 MAX_LINES = 300
-BASE = {"", "__version__", "errors", "files", "structures"}
+BASE = {"", "__version__", "errors", "files", "structures", "variants"}
 """What everything may import; "" and `__version__` are the bare package."""
-ROOMS = {"ops", "nn", "datasets", "metrics", "export", "engine"}
+ROOMS = {"ops", "nn", "models", "datasets", "metrics", "export", "engine"}
 RECORDS = {"cam_files", "walked_scores", "artifacts", "older_runs"}
 """Modules that say what a run folder holds."""
 ASSEMBLY = {
-    *("cam_source", "irn_model", "segmenter_models", "weight_files", "evaluation", "gallery", "predictor"),
+    *("cam_source", "trained_networks", "weight_files", "evaluation", "gallery", "predictor"),
     "configs",
 }
 """Modules that put the rooms together, for the stages."""
@@ -29,7 +29,9 @@ ALLOWED = {
     "": {"structures", "predictor", "running"},
     "errors": set(),
     "structures": {"errors"},
+    "variants": set(),
     "files": {"", "__version__", "errors", "files"},
+    "models": BASE | {"engine", "nn", "models"},
     "ops": BASE | {"ops"},
     "seeds": BASE | {"ops", "seeds"},
     "refiners": BASE | {"ops", "refiners"},

@@ -78,6 +78,10 @@ def irn_losses(
 ) -> IrnLosses:
     """All losses of a batch, in float32 also under autocast.
 
+    Of the affinity a: the mean of -log(a + 1e-5) over positive pairs of either kind, and of -log(1 + 1e-5 - a) over
+    negative ones. Of the displacement D: the mean L1 distance of D(source) - D(destination) from the pair's offset over
+    foreground-positive pairs, and from 0 over background-positive ones, in cells. A mean is sum / (count + 1e-5).
+
     Args:
         boundary: (B, h, w) class boundary probability in [0, 1].
         displacement: (B, 2, h, w), dy then dx, in cells.
@@ -105,14 +109,18 @@ def irn_losses(
         displacement = displacement.float()
         pairs = pair_labels(label, paths)
         counts = pairs.counts() if common_counts is None else common_counts(pairs.counts())
-        affinity = pair_affinity(boundary.float(), paths)
-        background, foreground, negative = boundary_losses(affinity, pairs, counts)
+        sums = _CrossEntropySums.apply(pair_affinity(boundary.float(), paths), *pairs.masks)
+        background, foreground, negative = sums / (counts + _EPSILON)
+        # Of two components each. Cells that point to the same centroid differ by the pair's offset; in the background
+        # all point nowhere.
+        foreground_distance = _PairDistance.apply(displacement, pairs.foreground_positive, paths, 1)
+        background_distance = _PairDistance.apply(displacement, pairs.background_positive, paths, 0)
         return IrnLosses(
             background_positive=background,
             foreground_positive=foreground,
             negative=negative,
-            foreground_displacement=foreground_displacement_loss(displacement, pairs, paths, counts),
-            background_displacement=background_displacement_loss(displacement, pairs, paths, counts),
+            foreground_displacement=foreground_distance / (2 * counts[1] + _EPSILON),
+            background_displacement=background_distance / (2 * counts[0] + _EPSILON),
         )
 
 
@@ -137,55 +145,6 @@ def pair_labels(label: Tensor, paths: PairPaths) -> PairLabels:
         foreground_positive=same & ~background,
         negative=(source != destination) & (source != IGNORE) & (destination != IGNORE),
     )
-
-
-def boundary_losses(
-    affinity: Tensor, pairs: PairLabels, counts: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy of the affinity over background-positive, foreground-positive and negative pairs.
-
-    -log(a + 1e-5) for positive pairs, -log(1 + 1e-5 - a) for negative ones; a mean is sum / (count + 1e-5).
-
-    Args:
-        affinity: (B, P, N) in [0, 1].
-        pairs: labels of the same pairs.
-        counts: what the sums are divided by, as `PairLabels.counts`, which they are when None.
-
-    Returns:
-        Three scalars, in that order.
-    """
-    sums: Tensor = _CrossEntropySums.apply(affinity, *pairs.masks)
-    counts = pairs.counts() if counts is None else counts
-    background, foreground, negative = sums / (counts + _EPSILON)
-    return background, foreground, negative
-
-
-def foreground_displacement_loss(
-    displacement: Tensor, pairs: PairLabels, paths: PairPaths, counts: Tensor | None = None
-) -> Tensor:
-    """L1 distance of D(source) - D(destination) from the pair's offset, over foreground-positive pairs.
-
-    Two cells that point to the same centroid differ by their offset; the mean is over cells and components.
-
-    Args:
-        displacement: (B, 2, h, w) float32, dy then dx, in cells.
-        pairs: labels of the pairs.
-        paths: the pairs.
-        counts: as in `boundary_losses`.
-
-    Returns:
-        Scalar, in cells.
-    """
-    count = (pairs.counts() if counts is None else counts)[1]
-    return _PairDistance.apply(displacement, pairs.foreground_positive, paths, 1) / (2 * count + _EPSILON)
-
-
-def background_displacement_loss(
-    displacement: Tensor, pairs: PairLabels, paths: PairPaths, counts: Tensor | None = None
-) -> Tensor:
-    """L1 norm of D(source) - D(destination) over background-positive pairs, as the foreground's loss."""
-    count = (pairs.counts() if counts is None else counts)[0]
-    return _PairDistance.apply(displacement, pairs.background_positive, paths, 0) / (2 * count + _EPSILON)
 
 
 class _CrossEntropySums(torch.autograd.Function):

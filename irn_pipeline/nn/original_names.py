@@ -6,7 +6,6 @@ ours has many of theirs. Where they differ the name that sorts last counts, as w
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,38 +13,35 @@ from torch import Tensor, nn
 from irn_pipeline.errors import CheckpointError
 from irn_pipeline.nn.backbone import read_state_dict
 
-_CAM_STAGES = {
-    r"^classifier\.": "classifier.",
-    r"^newly_added\.0\.": "classifier.",
-    r"^stage1\.0\.": "backbone.conv1.",
-    r"^stage1\.1\.": "backbone.bn1.",
-    r"^stage1\.4\.": "backbone.layer1.",
-    r"^stage2\.0\.": "backbone.layer2.",
-    r"^stage3\.0\.": "backbone.layer3.",
-    r"^stage4\.0\.": "backbone.layer4.",
-    r"^resnet50\.": "backbone.",
+_CAM = {
+    "classifier.": "classifier.",
+    "newly_added.0.": "classifier.",
+    "stage1.0.": "backbone.conv1.",
+    "stage1.1.": "backbone.bn1.",
+    "stage1.4.": "backbone.layer1.",
+    **{f"stage{n}.0.": f"backbone.layer{n}." for n in (2, 3, 4)},
+    "resnet50.": "backbone.",
 }
-_IRN_STAGES = {
-    r"^stage1\.0\.": "backbone.conv1.",
-    r"^stage1\.1\.": "backbone.bn1.",
-    r"^stage2\.0\.": "backbone.layer1.",
-    r"^stage3\.0\.": "backbone.layer2.",
-    r"^stage4\.0\.": "backbone.layer3.",
-    r"^stage5\.0\.": "backbone.layer4.",
-    r"^resnet50\.": "backbone.",
-    r"^mean_shift\.": "mean_shift.",
-    r"^fc_edge6\.": "boundary_head.",
-    r"^fc_dp6\.0\.": "displacement_merge.conv.",
-    r"^fc_dp6\.1\.": "displacement_merge.norm.",
-    r"^fc_dp7\.0\.": "displacement_top.conv.",
-    r"^fc_dp7\.1\.": "displacement_top.norm.",
-    r"^fc_dp7\.3\.": "displacement_head.",
+_IRN = {
+    "stage1.0.": "backbone.conv1.",
+    "stage1.1.": "backbone.bn1.",
+    **{f"stage{n + 1}.0.": f"backbone.layer{n}." for n in (1, 2, 3, 4)},
+    "resnet50.": "backbone.",
+    **{
+        f"fc_{theirs}{n + 1}.{index}.": f"{ours}.{n}.{part}."
+        for theirs, ours in (("edge", "boundary"), ("dp", "displacement"))
+        for n in range(5)
+        for index, part in enumerate(("conv", "norm"))
+    },
+    "mean_shift.": "mean_shift.",
+    "fc_edge6.": "boundary_head.",
+    "fc_dp6.0.": "displacement_merge.conv.",
+    "fc_dp6.1.": "displacement_merge.norm.",
+    "fc_dp7.0.": "displacement_top.conv.",
+    "fc_dp7.1.": "displacement_top.norm.",
+    "fc_dp7.3.": "displacement_head.",
 }
-
-
-def is_original(names: list[str]) -> bool:
-    """Whether these are the names of a checkpoint of the original implementation."""
-    return any(name.startswith("stage1.0.") for name in names)
+"""Beginning of a name of theirs -> of ours."""
 
 
 def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -57,13 +53,13 @@ def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         A state dict for `CamNetwork` or `IrnNetwork`; names without a counterpart (aliases) are left out.
     """
-    irn = any(name.startswith("fc_edge") for name in state)
-    renamed: dict[str, Tensor] = {}
-    for name in sorted(state):
-        ours = _irn_name(name) if irn else _cam_name(name)
-        if ours is not None:
-            renamed[ours] = state[name]
-    return renamed
+    table = _IRN if any(name.startswith("fc_edge") for name in state) else _CAM
+    return {
+        ours + name.removeprefix(theirs): state[name]
+        for name in sorted(state)
+        for theirs, ours in table.items()
+        if name.startswith(theirs)
+    }
 
 
 def load_original(network: nn.Module, path: Path) -> None:
@@ -77,7 +73,7 @@ def load_original(network: nn.Module, path: Path) -> None:
         CheckpointError: the file is missing, unreadable, or not a checkpoint of this network.
     """
     state = read_state_dict(path)
-    if not is_original(list(state)):
+    if not any(name.startswith("stage1.0.") for name in state):
         raise CheckpointError(
             f"{path}: no checkpoint of the original implementation; expected res50_cam.pth or res50_irn.pth"
         )
@@ -94,23 +90,3 @@ def load_original(network: nn.Module, path: Path) -> None:
             "is it the other network's checkpoint, or one of other classes?"
         )
     network.load_state_dict(renamed, strict=False)
-
-
-def _cam_name(name: str) -> str | None:
-    return _replace_prefix(name, _CAM_STAGES)
-
-
-def _irn_name(name: str) -> str | None:
-    branch = re.match(r"^fc_(edge|dp)([1-5])\.([01])\.(.+)$", name)
-    if branch:
-        kind, number, part, leaf = branch.groups()
-        module = "boundary" if kind == "edge" else "displacement"
-        return f"{module}.{int(number) - 1}.{('conv', 'norm')[int(part)]}.{leaf}"
-    return _replace_prefix(name, _IRN_STAGES)
-
-
-def _replace_prefix(name: str, table: dict[str, str]) -> str | None:
-    for pattern, prefix in table.items():
-        if re.match(pattern, name):
-            return re.sub(pattern, prefix, name)
-    return None

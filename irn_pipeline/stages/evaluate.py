@@ -24,9 +24,10 @@ from irn_pipeline.evaluation import (
     require_foreground,
     table,
 )
+from irn_pipeline.models import AskedParams, require_asked
 from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.ops.cam import cam_components, cam_label
-from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked, trained_variants
+from irn_pipeline.trained_networks import load_segmenter, trained_variants
 
 logger = logging.getLogger(__name__)
 

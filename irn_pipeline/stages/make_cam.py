@@ -26,8 +26,8 @@ from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.cam import merge_cams, merge_scales
 from irn_pipeline.ops.feature_affinity import spread_maps
-from irn_pipeline.segmenter_models import load_segmenter, segmenter_artifact
 from irn_pipeline.structures import Cam, ImageRecord, IntArray
+from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 
 _COMPARED = 2
 """First of the backbone's five stages whose features tell how like two cells are: layer2, then layer3 and layer4."""

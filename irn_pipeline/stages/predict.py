@@ -15,8 +15,6 @@ from irn_pipeline.datasets.lists import some
 from irn_pipeline.datasets.orientation import orient
 from irn_pipeline.datasets.picture_scan import scan_pictures
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.datasets.transforms import to_unit_tensor
-from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job, ReduceStage
@@ -26,9 +24,9 @@ from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.output_folder import output_folder, write_index_png
 from irn_pipeline.export.overlay import overlay_instances
 from irn_pipeline.export.voc_png import object_map
-from irn_pipeline.nn.segmenters.base import Segmenter
-from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked
+from irn_pipeline.models import AskedParams, require_asked
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
+from irn_pipeline.trained_networks import load_segmenter, look_at
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +79,8 @@ def run(job: Job[Params, DataSet]) -> int:
             if isinstance(image, DataError):
                 logger.warning("%s: skipped: %s", file_name, image)
                 continue
-            found, label = _predict(segmenter, image, params.min_score, job.execution)
+            found, label = look_at(segmenter, image, job.execution, params.min_score)
+            found = found.select(found.scores >= params.min_score)
             coco.add(file_name, (image.shape[0], image.shape[1]), found, image_id)
             left_out += _write_pictures(out, picture.image_id, image, found, label, overlays=params.overlays)
         if not coco.num_images:
@@ -153,15 +152,6 @@ def _decode(picture: ImageRecord) -> LabelArray | DataError:
         return read_image(picture.path, picture.orientation)
     except DataError as error:
         return error
-
-
-def _predict(
-    segmenter: Segmenter, image: LabelArray, min_score: float, execution: Execution
-) -> tuple[Instances, LabelArray]:
-    tensor = to_unit_tensor(image).to(execution.torch_device())
-    with execution.autocast():
-        found, label = segmenter.predict_with_label(tensor, min_score)
-    return found.select(found.scores >= min_score), label
 
 
 def _write_pictures(

@@ -22,12 +22,12 @@ from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.stage import Job, MapStage, Produced, Remake
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, IrnError
-from irn_pipeline.irn_model import load_irn, padding
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.ops.labels import class_maps, labels_from_scores, walk_scores
 from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
+from irn_pipeline.trained_networks import load_irn, padding
 from irn_pipeline.walked_scores import WalkedScores
 
 

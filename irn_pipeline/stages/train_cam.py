@@ -14,50 +14,27 @@ from torch import Tensor
 from irn_pipeline.artifacts import CAM_NETWORK, Checkpoint
 from irn_pipeline.datasets.samples import ClassificationSamples
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.engine.optimisation import OptimizerName, Schedule
 from irn_pipeline.engine.stage import FitStage, Job
 from irn_pipeline.engine.training import train
-from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
+from irn_pipeline.nn.backbone import load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.structures import ImageSet
-from irn_pipeline.weight_files import is_trained, weight_files, without_training
+from irn_pipeline.weight_files import TrainingParams, is_trained, weight_files, without_training
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(TrainingParams):
     """Parameters of the classifier's training."""
 
-    backbone: BackboneName = "resnet50"
-    """Which torchvision ResNet."""
-    backbone_weights: str = "imagenet"
-    """Start from: imagenet (downloaded), a state dict's path, or none."""
     frozen_stages: int = 3
     """Stages that never learn: 3 is conv1, layer1 and layer2; 0 lets everything learn."""
     frozen_batch_norm: bool = True
     """Keep the running statistics of batch norms; scale and shift of the learning stages learn. False from scratch."""
-    original_checkpoint: str | None = None
-    """Take this checkpoint of the original implementation (res50_cam.pth) instead of training."""
-    epochs: int = 5
-    """Passes over the list."""
-    batch_size: int = 16
-    """Pictures a step."""
-    crop: int = 512
-    """Side of the random crop, pixels."""
     long_side: tuple[int, ...] = (320, 640)
     """Smallest and largest random length of a picture's long side, pixels."""
-    lr: float = 0.1
-    """Learning rate of the backbone."""
     head_lr_factor: float = 10.0
     """The classifier learns this many times faster."""
-    optimizer: OptimizerName = "sgd"
-    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
-    momentum: float = 1e-4
-    """SGD momentum (the original's effective value)."""
-    weight_decay: float = 1e-4
-    """L2 penalty."""
-    max_gradient_norm: float = 0.0
-    """Longer gradients are shortened to this norm; 0 for never."""
 
 
 def fit(job: Job[Params, DataSet]) -> int:
@@ -102,16 +79,12 @@ def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet) -> 
             seed=execution.seed,
         ),
         losses_of=losses_of,
-        schedule=Schedule(
-            params.epochs, params.batch_size, params.momentum, params.weight_decay,
-            max_gradient_norm=params.max_gradient_norm,
-            optimizer=params.optimizer,
-        ),
+        schedule=params.schedule,
         execution=execution,
         ranks=job.ranks,
         folder=job.run.stage_dir(STAGE.name),
         name=STAGE.name,
-    )  # fmt: skip
+    )
 
 
 def _unused(params: Params) -> Mapping[str, str]:

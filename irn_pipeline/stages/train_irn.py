@@ -7,66 +7,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.artifacts import CAM_NETWORK, IR_LABEL, IRN_NETWORK, Checkpoint
 from irn_pipeline.datasets.images import read_image
-from irn_pipeline.datasets.samples import RelationSamples
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.datasets.transforms import normalise, to_tensor
-from irn_pipeline.engine.optimisation import OptimizerName, Schedule
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Files, FitStage, Job
 from irn_pipeline.engine.store import Artifact
-from irn_pipeline.engine.training import train
 from irn_pipeline.errors import ConfigError, DataError
-from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
-from irn_pipeline.nn.irn_losses import irn_losses
-from irn_pipeline.nn.irn_network import IrnNetwork, pad_image
-from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.older_runs import require_current
-from irn_pipeline.ops.affinity import pair_paths
 from irn_pipeline.structures import ImageRecord
-from irn_pipeline.weight_files import is_trained, weight_files, without_training
+from irn_pipeline.weight_files import TrainingParams, is_trained, weight_files, without_training
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from irn_pipeline.nn.irn_network import IrnNetwork
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(TrainingParams):
     """Parameters of IRNet's training."""
 
-    backbone: BackboneName = "resnet50"
-    """Which torchvision ResNet."""
     backbone_weights: str = "imagenet"
     """Features from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
-    original_checkpoint: str | None = None
-    """Take this checkpoint of the original implementation (res50_irn.pth) instead of training."""
     epochs: int = 3
     """Passes over the list."""
     batch_size: int = 32
     """Pictures a step."""
-    crop: int = 512
-    """Side of the random crop, pixels; a multiple of 4."""
     rescale: tuple[float, ...] = (0.5, 1.5)
     """Smallest and largest random scale."""
     radius: int = 10
     """Pairs lie closer than this, in cells of 4 pixels."""
-    lr: float = 0.1
-    """Learning rate of the boundary branch."""
     displacement_lr_factor: float = 10.0
     """The displacement branch learns this many times faster."""
-    optimizer: OptimizerName = "sgd"
-    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
-    momentum: float = 1e-4
-    """SGD momentum (the original's effective value)."""
-    weight_decay: float = 1e-4
-    """L2 penalty."""
-    max_gradient_norm: float = 0.0
-    """Longer gradients are shortened to this norm; 0 for never."""
     mean_shift_list: str | None = field(default=None, metadata={"fingerprint": "unless default"})
     """Images whose mean displacement is stored, a list as for --image-list; by default those trained on."""
     mean_shift_crop: int = 512
@@ -83,6 +60,9 @@ class Params:
 
 def fit(job: Job[Params, DataSet]) -> int:
     """Train both branches (or take the original's network), store the mean displacement and write the checkpoint."""
+    from irn_pipeline.nn.irn_network import IrnNetwork
+    from irn_pipeline.nn.original_names import load_original
+
     params = job.params
     network = IrnNetwork(backbone=params.backbone)
     if params.original_checkpoint is not None:
@@ -96,6 +76,14 @@ def fit(job: Job[Params, DataSet]) -> int:
 
 
 def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
+    import torch
+
+    from irn_pipeline.datasets.samples import RelationSamples
+    from irn_pipeline.engine.training import train
+    from irn_pipeline.nn.backbone import load_backbone_weights
+    from irn_pipeline.nn.irn_losses import irn_losses
+    from irn_pipeline.ops.affinity import pair_paths
+
     params, execution = job.params, job.execution
     device = execution.torch_device()
     load_backbone_weights(network.backbone, _weights(job))
@@ -136,23 +124,18 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
             seed=execution.seed,
         ),
         losses_of=losses_of,
-        schedule=Schedule(
-            params.epochs, params.batch_size, params.momentum, params.weight_decay,
-            max_gradient_norm=params.max_gradient_norm,
-            optimizer=params.optimizer,
-        ),
+        schedule=params.schedule,
         execution=execution,
         ranks=job.ranks,
         folder=job.run.stage_dir(STAGE.name),
         name=STAGE.name,
-    )  # fmt: skip
+    )
     if params.mean_shift_list is not None:
         records = job.data.with_list(params.mean_shift_list).readable(job).records
     network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
     return seen
 
 
-@torch.no_grad()
 def _mean_displacement(
     job: Job[Params, DataSet], network: IrnNetwork, records: tuple[ImageRecord, ...]
 ) -> Tensor:
@@ -161,6 +144,11 @@ def _mean_displacement(
     The original takes the images of its inference list and pads their crops to 512 pixels (`mean_shift_list`,
     `pad_to`); the padding enters its mean, and so it does here.
     """
+    import torch
+
+    from irn_pipeline.datasets.transforms import normalise, to_tensor
+    from irn_pipeline.nn.irn_network import pad_image
+
     network.eval()
     network.mean_shift.running_mean.zero_()
     device, params = job.execution.torch_device(), job.params
@@ -171,7 +159,7 @@ def _mean_displacement(
         image = normalise(
             to_tensor(read_image(record.path, record.orientation))[..., :side, :side].to(device)
         )
-        with job.execution.autocast():
+        with torch.no_grad(), job.execution.autocast():
             displacement = network.displacement_field(pad_image(image, params.pad_to)[None])
         means[record.image_id] = displacement.float().mean(dim=(0, 2, 3)).cpu()
     # In the order of the images, whichever rank has worked on which: the sum is the same to the last bit.

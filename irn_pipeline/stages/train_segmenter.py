@@ -6,9 +6,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.artifacts import (
     CAM_NETWORK,
@@ -18,34 +16,41 @@ from irn_pipeline.artifacts import (
     Checkpoint,
     read_checkpoint,
 )
-from irn_pipeline.datasets.mask_samples import MaskSamples, collate_lists
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.stage import Files, FitStage, Job
 from irn_pipeline.engine.store import Artifact
-from irn_pipeline.engine.training import train
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.evaluation import model_figures
-from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
-from irn_pipeline.nn.segmenters.base import Segmenter
-from irn_pipeline.older_runs import require_current
-from irn_pipeline.ops.targets import training_target
-from irn_pipeline.segmenter_models import (
+from irn_pipeline.models import (
     SegmenterParams,
     build_segmenter,
     recipe_of,
-    segmenter_artifact,
+    start_of,
     unused_parameters,
     variant_of,
+    weights_of,
 )
+from irn_pipeline.older_runs import require_current
+from irn_pipeline.ops.targets import training_target
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
+from irn_pipeline.trained_networks import segmenter_artifact
 from irn_pipeline.weight_files import backbone_files
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from irn_pipeline.datasets.mask_samples import MaskSamples
+    from irn_pipeline.nn.segmenters.base import Segmenter
 
 logger = logging.getLogger(__name__)
 
 
 def fit(job: Job[SegmenterParams, DataSet]) -> int:
     """Train the model on the pictures that have an instance and write its checkpoint."""
+    from irn_pipeline.datasets.mask_samples import collate_lists
+    from irn_pipeline.engine.training import train
+
     params, recipe, execution = job.params, recipe_of(job.params), job.execution
     device = execution.torch_device()
     network = _start(job, params)
@@ -89,6 +94,8 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
 
 def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
     """Pictures and targets as the model learns from them."""
+    from irn_pipeline.datasets.mask_samples import MaskSamples
+
     recipe = recipe_of(job.params)
     return MaskSamples(
         _labelled(job),
@@ -100,24 +107,20 @@ def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
-    network = build_segmenter(params, job.data.images.num_classes)
-    if params.start_from is not None:
-        # Not above, as in `build_segmenter`.
-        from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
+    from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
 
-        if not isinstance(network, SemiconvMaskRcnn):
-            raise ConfigError(
-                f"--start-from is for semiconv_mask_rcnn; {params.model} starts from its backbone"
-            )
-        found = read_checkpoint(Path(params.start_from))
-        if found.kind != "mask_rcnn" or found.class_names != job.data.images.class_names:
+    network = build_segmenter(params, job.data.images.num_classes)
+    if (start := start_of(params)) is not None:
+        found = read_checkpoint(Path(start))
+        names = job.data.images.class_names
+        if found.kind != network.starts_from or found.class_names != names:
             raise CheckpointError(
-                f"{params.start_from}: holds a {found.kind} of the classes {', '.join(found.class_names)}; "
-                f"--start-from needs a mask_rcnn of {', '.join(job.data.images.class_names)}"
+                f"{start}: holds a {found.kind} of the classes {', '.join(found.class_names)}; "
+                f"--start-from needs a {network.starts_from} of {', '.join(names)}"
             )
-        network.load_mask_rcnn(found.state)
+        network.load_trained(found.state)
         return network
-    weights = params.backbone_weights
+    weights = weights_of(params)
     if weights != "none":
         if params.backbone == "erfnet":
             raise ConfigError(
@@ -191,6 +194,8 @@ def _instances(job: Job[SegmenterParams, DataSet], image_id: str) -> Instances |
 def _validate(
     job: Job[SegmenterParams, DataSet], epochs_done: int, network: nn.Module
 ) -> Mapping[str, float]:
+    from irn_pipeline.nn.segmenters.base import Segmenter
+
     params, last = job.params, recipe_of(job.params).epochs
     if params.validate_list is None or (epochs_done % params.validate_every and epochs_done != last):
         return {}
@@ -204,14 +209,13 @@ def _validate(
 
 def _unread(params: SegmenterParams) -> tuple[Artifact[Any], ...]:
     labels = (INSTANCE_LABEL, SEMANTIC_LABEL) if params.labels == "truth" else ()
-    with_cam_network = params.backbone_weights == "cam" and params.start_from is None
-    return labels if with_cam_network else (*labels, CAM_NETWORK)
+    return labels if weights_of(params) == "cam" else (*labels, CAM_NETWORK)
 
 
 def _files(job: Job[SegmenterParams, DataSet]) -> Mapping[str, tuple[Files, ...]]:
-    if job.params.start_from is not None:
-        return {"start_from": (Files.one(job.params.start_from),)}
-    return backbone_files(job.params.backbone_weights)
+    if (start := start_of(job.params)) is not None:
+        return {"start_from": (Files.one(start),)}
+    return backbone_files(weights_of(job.params))
 
 
 STAGE: FitStage[SegmenterParams] = FitStage(

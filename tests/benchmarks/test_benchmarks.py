@@ -12,7 +12,7 @@ from benchmarks.case import Benchmark, Case, Disagreement, Method, Prepared
 from benchmarks.child import measure
 from benchmarks.compare import Rates, run, table
 from benchmarks.registry import NAMES, load
-from irn_pipeline.segmenter_models import MODELS
+from irn_pipeline.models import MODELS
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.models import MODELS, SegmenterParams, build_segmenter
 from irn_pipeline.nn.segmenters.base import Segmenter
-from irn_pipeline.segmenter_models import MODELS, SegmenterParams, build_segmenter
 
 
 def build(model: str, backbone: str = "resnet18", frozen_stages: int = 0) -> Segmenter:

@@ -53,7 +53,7 @@ def plain():
 def model(plain):
     torch.manual_seed(1)
     network = SemiconvMaskRcnn(**SMALL)
-    network.load_mask_rcnn(plain.state_dict())
+    network.load_trained(plain.state_dict())
     return network
 
 
@@ -244,13 +244,13 @@ def test_state_of_another_model_is_refused(plain, model):
     state = plain.state_dict()
     other_classes = MaskRcnnSegmenter(**{**SMALL, "num_classes": 5}).state_dict()
     with pytest.raises(CheckpointError, match=r"3 classes.*instead of"):
-        model.load_mask_rcnn(other_classes)
+        model.load_trained(other_classes)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     shorter = {name: value for name, value in state.items() if "mask_head" not in name}
     with pytest.raises(CheckpointError, match=r"mask_head.*is missing.*and \d+ more"):
-        model.load_mask_rcnn(shorter)
+        model.load_trained(shorter)
     with pytest.raises(CheckpointError, match=r"embedding\.\S+ is unknown"):
-        model.load_mask_rcnn(model.state_dict())
+        model.load_trained(model.state_dict())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -26,8 +26,8 @@ from irn_pipeline.artifacts import (
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.store import Artifact, RunFolder
-from irn_pipeline.segmenter_models import segmenter_artifact
 from irn_pipeline.stages.catalogue import main, stage_main
+from irn_pipeline.trained_networks import segmenter_artifact
 from tests.stages.conftest import TinyRun
 
 ANNOTATION = "<annotation><object><name>{}</name></object></annotation>\n"

@@ -15,9 +15,9 @@ from PIL import Image
 import irn_pipeline
 from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint, write_checkpoint
 from irn_pipeline.engine.store import RunFolder, StageRecord
-from irn_pipeline.segmenter_models import segmenter_artifact
 from irn_pipeline.stages.catalogue import stage_main
 from irn_pipeline.structures import Instances
+from irn_pipeline.trained_networks import segmenter_artifact
 
 CLASSES = ("cat", "dog")
 SIZE = (4, 6)

@@ -23,6 +23,7 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.stage import Job, run_stage
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.evaluation import model_figures
+from irn_pipeline.stages.command import run_stage_command
 from tests.stages.conftest import CONFIG, TinyRun
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     return made
 
 
+def source_of(module: str) -> str:
+    return (ROOT / "irn_pipeline" / f"{module}.py").read_text(encoding="utf-8")
+
+
 def apply_diff(source: str, diff: str) -> str:
     """The source with the lines of a diff that has no line numbers: every old line stands in it exactly once."""
     lines = source.splitlines()
@@ -66,7 +71,7 @@ def apply_diff(source: str, diff: str) -> str:
             lines.insert(place, text)
             place += 1
         else:
-            assert lines.count(text) == 1, f"segmenter_models.py has no such line (or several): {text}"
+            assert lines.count(text) == 1, f"the source has no such line (or several): {text}"
             place = lines.index(text) + (kind == " ")
             if kind == "-":
                 del lines[place]
@@ -131,25 +136,34 @@ def test_stage(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Captur
     assert soften.main([*words, "--width", "0"]) == 1
 
 
-def test_model(voc_root: Path, tmp_path: Path, load: Load) -> None:
-    path = "irn_pipeline/nn/segmenters/pixel_net.py"
-    load(path.removesuffix(".py").replace("/", "."), block(path))
+def test_model(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("irn_pipeline/nn/segmenters/pixel_net.py", "irn_pipeline/models/pixel_net.py"):
+        load(path.removesuffix(".py").replace("/", "."), block(path))
     (diff,) = re.findall(r"```diff\n(.*?)```", EXTENDING, flags=re.DOTALL)
-    source = (ROOT / "irn_pipeline" / "segmenter_models.py").read_text(encoding="utf-8")
-    segmenter = load("irn_pipeline.segmenter_models", apply_diff(source, diff))
-    source = (ROOT / "irn_pipeline" / "stages" / "train_segmenter.py").read_text(encoding="utf-8")
-    trainer = load("irn_pipeline.stages.train_segmenter", source)
+    models = load("irn_pipeline.models", apply_diff(source_of("models/__init__"), diff))
+    trained = load("irn_pipeline.trained_networks", source_of("trained_networks"))
+    trainer = load("irn_pipeline.stages.train_segmenter", source_of("stages/train_segmenter"))
+    words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
+    for flags, line in (
+        (["--model", "pixel_net", "--hidden", "8"], "nowhere"),
+        (["--hidden", "8"], "--hidden: of no effect on mask_rcnn; it is for pixel_net"),
+        (
+            ["--model", "pixel_net", "--backbone", "resnet18"],
+            "--backbone: of no effect on pixel_net, which has no backbone to choose",
+        ),
+    ):
+        assert run_stage_command(trainer.STAGE, [*flags, *words]) == 1
+        assert line in capsys.readouterr().err
 
     run = RunFolder(tmp_path)
     data = load_source(Source(voc_root=str(voc_root)))
-    params = segmenter.SegmenterParams(
-        model="pixel_net", labels="truth", backbone_weights="none", epochs=3, batch_size=2
-    )
+    params = models.SegmenterParams(model="pixel_net", labels="truth", epochs=3, batch_size=2, hidden=8)
     torch.manual_seed(0)
     record = run_stage(trainer.STAGE, Job(run, params, data, EXECUTION))
     assert record.counts == {"images": 12}
-    model, checkpoint = segmenter.load_segmenter(run, "pixel_net-on-truth", EXECUTION)
+    model, checkpoint = trained.load_segmenter(run, "pixel_net-on-truth", EXECUTION)
     assert (checkpoint.kind, checkpoint.class_names) == ("pixel_net", data.identity)
+    assert checkpoint.state["layers.0.bias"].shape == (8,)
     image = to_unit_tensor(read_image(data.items[0].path))
     found, label = model.predict_with_label(image)
     assert label.shape == image.shape[1:]

@@ -18,20 +18,18 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.segmenter_models import (
+from irn_pipeline.models import (
     MODELS,
-    RECIPES,
     AskedParams,
     SegmenterParams,
     build_segmenter,
-    load_segmenter,
     recipe_of,
     require_asked,
-    segmenter_artifact,
     unused_parameters,
 )
 from irn_pipeline.stages.catalogue import stage_main
 from irn_pipeline.stages.train_segmenter import _start, samples
+from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 
 EXECUTION = Execution(device="cpu", precision="float32", workers=1, quiet=True)
 TINY: dict[str, Any] = {
@@ -48,6 +46,10 @@ OF_ALL = {
     "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
 }  # fmt: skip
 OWNED = {*OTHERWISE, "start_from"}
+
+
+def own(model: str) -> set[str]:
+    return {field.name for field in fields(MODELS[model].params)}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 def test_every_parameter_is_common_or_owned() -> None:
     assert {field.name for field in fields(SegmenterParams)} == OF_ALL | OWNED
-    assert {name for recipe in RECIPES.values() for name in recipe.uses} == OWNED
+    assert set().union(*map(own, MODELS)) == OWNED
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -104,12 +106,9 @@ def test_what_a_model_uses_changes_its_losses_and_nothing_else_does(bench: Bench
         name for name, value in OTHERWISE.items() if bench.losses(model=model, **{name: value}) != as_it_is
     }
     network = str(bench.run.path(segmenter_artifact("mask_rcnn")))
-    try:
-        if bench.losses(model=model, start_from=network) != as_it_is:
-            effective.add("start_from")
-    except ConfigError as error:
-        assert "--start-from is for semiconv_mask_rcnn" in str(error)
-    assert effective == set(RECIPES[model].uses)
+    if bench.losses(model=model, start_from=network) != as_it_is:
+        effective.add("start_from")
+    assert effective == own(model)
 
 
 @pytest.fixture
@@ -135,12 +134,12 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
         flag = f"--{name.replace('_', '-')}"
         words = [flag, *map(str, value if isinstance(value, tuple) else [value])]
         line = refused(["--model", model, *(words[:1] if value is True else words)], capsys)
-        if name in RECIPES[model].uses:
+        if name in own(model):
             assert "nowhere" in line
         else:
             assert line.startswith(f"error: {flag}: of no effect on {model}; it is for ")
             told = line.split("it is for ")[1].strip().split(" and ")
-            assert told == [other for other in MODELS if name in RECIPES[other].uses]
+            assert told == [other for other in MODELS if name in own(other)]
 
 
 @pytest.mark.usefixtures("_quick")
@@ -183,7 +182,10 @@ def test_a_configuration_for_several_models_is_told_and_taken(
         told, error = capsys.readouterr().err.splitlines()
         assert told == f"train_segmenter: set in the configuration, but of no effect here: {names}"
         assert "nowhere" in error
-    assert recipe_of(SegmenterParams(model="mask_rcnn", crop=64, rescale=(0.5, 1.5))) == RECIPES["mask_rcnn"]
+    assert (
+        recipe_of(SegmenterParams(model="mask_rcnn", crop=64, rescale=(0.5, 1.5)))
+        == MODELS["mask_rcnn"].recipe
+    )
 
 
 def test_unused_parameters_are_those_of_the_table() -> None:

@@ -18,12 +18,13 @@ from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.picture_scan import scan_pictures
 from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.models import SegmenterParams, build_segmenter
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.ops.orientation import inverse, turned
 from irn_pipeline.ops.palette import voc_palette
-from irn_pipeline.segmenter_models import SegmenterParams, build_segmenter, segmenter_artifact
 from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Instances
+from irn_pipeline.trained_networks import segmenter_artifact
 
 CLASSES = ("dark", "bright 明")
 

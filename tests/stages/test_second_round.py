@@ -19,13 +19,14 @@ from irn_pipeline.datasets.synthetic import DEMO_CLASSES
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.models import SegmenterParams, build_segmenter
 from irn_pipeline.nn.backbone import LARGE_PICTURE
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_cams, merge_scales
 from irn_pipeline.ops.feature_affinity import spread_maps
-from irn_pipeline.segmenter_models import SegmenterParams, build_segmenter, load_segmenter, segmenter_artifact
 from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Cam
+from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 from tests.stages.conftest import TinyRun
 
 

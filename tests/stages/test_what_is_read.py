@@ -27,7 +27,7 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.stage import Job, run_stage
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, CheckpointError, DataError
-from irn_pipeline.segmenter_models import SegmenterParams, build_segmenter, segmenter_artifact
+from irn_pipeline.models import SegmenterParams, build_segmenter
 from irn_pipeline.stages import (
     make_cam,
     mine_relations,
@@ -37,6 +37,7 @@ from irn_pipeline.stages import (
     train_segmenter,
 )
 from irn_pipeline.stages.catalogue import main, stage_main
+from irn_pipeline.trained_networks import segmenter_artifact
 
 CPU = Execution(device="cpu", precision="float32", workers=1, quiet=True)
 
@@ -81,7 +82,9 @@ def work(stage: Any, run: RunFolder, data: DataSet, params: Any, **execution: An
         (train_segmenter.STAGE, SegmenterParams(labels="truth", backbone_weights="cam"), {CAM_NETWORK}),
         (
             train_segmenter.STAGE,
-            SegmenterParams(labels="truth", backbone_weights="cam", start_from="network.pt"),
+            SegmenterParams(
+                model="semiconv_mask_rcnn", labels="truth", backbone_weights="cam", start_from="network.pt"
+            ),
             set(),
         ),
         (make_cam.STAGE, make_cam.Params(), {CAM_NETWORK}),
@@ -126,7 +129,7 @@ def test_what_is_read_follows_from_the_parameters(stage: Any, params: Any, expec
         ),
         (
             train_segmenter.STAGE,
-            SegmenterParams(start_from="n.pt", backbone_weights="r.pth"),
+            SegmenterParams(model="semiconv_mask_rcnn", start_from="n.pt", backbone_weights="r.pth"),
             {"start_from": ["n.pt"]},
         ),
         (train_segmenter.STAGE, SegmenterParams(backbone_weights="r.pth"), {"backbone_weights": ["r.pth"]}),

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from irn_pipeline.errors import ConfigError
+from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import NUM_STAGES, Backbone
 from irn_pipeline.structures import Instances, LabelArray
 
 _STAGE_IN_NAME = re.compile(r"(?:^|\.)(?:backbone|body)\.(?:conv1|bn1|layer([1-4]))\.")
 """A parameter of a torchvision ResNet, whatever model it is part of; the layers carry their number."""
+
+
+_HEAD_LR_FACTOR = 10.0
+"""DeepLab v2, section 4."""
 
 
 class Target(Protocol):
@@ -55,6 +61,11 @@ class Segmenter(nn.Module, ABC):
     Args:
         num_classes: foreground classes C.
     """
+
+    starts_from: ClassVar[str] = ""
+    """Kind of the trained network that `load_trained` takes."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts that learn ten times as fast, since they start at random."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -96,11 +107,28 @@ class Segmenter(nn.Module, ABC):
         """Start from a ResNet's weights.
 
         Raises:
-            ConfigError: the model has no ResNet inside.
+            ConfigError: the model is built on another ResNet, or on none.
         """
-        raise ConfigError(
-            f"{type(self).__name__} has no ResNet to fill; use --backbone-weights none, or another --backbone"
-        )
+        own = next((module for module in self.modules() if isinstance(module, Backbone)), None)
+        if own is None:
+            raise ConfigError(
+                f"{type(self).__name__} has no ResNet to fill; use --backbone-weights none, or another --backbone"
+            )
+        if own.name != source.name:
+            raise ConfigError(
+                f"the weights are of a {source.name}, the model has a {own.name}; use --backbone {source.name}, or "
+                "other weights"
+            )
+        own.load_state_dict(source.state_dict())
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Start from the weights of a trained network of kind `starts_from`.
+
+        Raises:
+            ConfigError: the model cannot start from another one.
+            CheckpointError: the weights do not fit.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot start from another trained network")
 
     def freeze_stages(self, count: int) -> None:
         """Let the first stages of the ResNet (conv1, then the four layers) learn nothing more.
@@ -120,8 +148,52 @@ class Segmenter(nn.Module, ABC):
             raise ConfigError("frozen_stages is for models that are built on a ResNet; leave it at 0")
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups: here one with everything that learns."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+        """Optimiser groups: what learns at `lr`, and the `heads` at ten times that."""
+        learning = [(name.split(".")[0], p) for name, p in self.named_parameters() if p.requires_grad]
+        slow, fast = ([p for name, p in learning if (name in self.heads) is fast] for fast in (False, True))
+        return [{"params": slow, "lr": lr}, *([{"params": fast, "lr": _HEAD_LR_FACTOR * lr}] if fast else [])]
+
+
+def stack_padded(values: Sequence[Tensor], fill: float = 0.0) -> Tensor:
+    """One batch (B, ..., H, W) of pictures or labels of several sizes, filled up to the right and below."""
+    height, width = (max(value.shape[axis] for value in values) for axis in (-2, -1))
+    return torch.stack(
+        [
+            pad(value, (0, width - value.shape[-1], 0, height - value.shape[-2]), value=fill)
+            for value in values
+        ]
+    )
+
+
+def check_target(target: Target, num_classes: int, size: tuple[int, int]) -> None:
+    """Refuse what cannot be learned.
+
+    Args:
+        target: of one picture.
+        num_classes: classes that the model knows.
+        size: (H, W) of the picture.
+
+    Raises:
+        ShapeError: the target is of another size, or its parts do not fit.
+        DataError: an instance is of a class that the model does not know.
+    """
+    height, width = size
+    if target.masks.ndim != 3 or target.masks.shape[1:] != size or target.ignore.shape != size:
+        raise ShapeError(
+            f"a target of a {height}x{width} picture needs masks (R, {height}, {width}) and ignore {size}, "
+            f"got {tuple(target.masks.shape)} and {tuple(target.ignore.shape)}"
+        )
+    if not target.class_ids.shape == target.weights.shape == target.masks.shape[:1]:
+        raise ShapeError(
+            f"{len(target.masks)} masks need as many class_ids and weights, "
+            f"got {tuple(target.class_ids.shape)} and {tuple(target.weights.shape)}"
+        )
+    wrong = [c for c in target.class_ids.tolist() if not 0 <= c < num_classes]
+    if wrong:
+        raise DataError(
+            f"an instance has the class id {wrong[0]}, but the model knows the classes 0..{num_classes - 1}; "
+            "make the labels and the model with the same list of classes"
+        )
 
 
 def paint(instances: Instances, min_score: float = 0.0) -> LabelArray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms, memory_batches
-from irn_pipeline.nn.segmenters.base import Segmenter, Target
+from irn_pipeline.nn.segmenters.base import Segmenter, Target, stack_padded
 from irn_pipeline.ops.crf_soft import dense_crf_probabilities
 from irn_pipeline.structures import (
     BACKGROUND,
@@ -31,7 +30,6 @@ from irn_pipeline.structures import (
 _ATROUS_RATES = (6, 12, 18)
 """Published rates for stride 16; torchvision's default is for stride 8."""
 _NORM_GROUPS = 32
-_HEAD_LR_FACTOR = 10.0
 _MIN_AREA = 0.0005
 _MAX_INSTANCES = 100
 
@@ -53,6 +51,8 @@ class DeepLabV3(Segmenter):
     Raises:
         ConfigError: there is no class or too many, or a scale is not positive.
     """
+
+    heads = ("head",)
 
     def __init__(
         self,
@@ -94,9 +94,8 @@ class DeepLabV3(Segmenter):
         labels = [target.label.long() for target in targets]
         for image, label in zip(images, labels, strict=True):
             self._check(image, label)
-        height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
-        logits = self(torch.stack([_padded(_normalised(image), (height, width), 0.0) for image in images]))
-        known = torch.stack([_padded(label, (height, width), IGNORE) for label in labels])
+        logits = self(stack_padded([_normalised(image) for image in images]))
+        known = stack_padded(labels, IGNORE)
         with torch.autocast(logits.device.type, enabled=False):
             return {"cross_entropy": label_loss(logits, known, balance_classes=self.balance_classes)}
 
@@ -127,27 +126,6 @@ class DeepLabV3(Segmenter):
         pair = memory_batches(torch.stack([image, image.flip(-1)]))
         maps = torch.cat([self._logits(images).softmax(1)[:, 1:] for images in pair])
         return maps[0] + maps[1].flip(-1)
-
-    def load_backbone(self, source: Backbone) -> None:
-        """Start from a ResNet's weights.
-
-        Raises:
-            ConfigError: it is another ResNet.
-        """
-        if source.name != self.backbone.name:
-            raise ConfigError(
-                f"the weights are of a {source.name}, the model is built on {self.backbone.name}; "
-                f"use --backbone {source.name}, or other weights"
-            )
-        self.backbone.load_state_dict(source.state_dict())
-
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The ResNet at `lr`, the new head at ten times it (DeepLab v2, section 4)."""
-        learning = [p for p in self.backbone.parameters() if p.requires_grad]
-        return [
-            {"params": learning, "lr": lr},
-            {"params": list(self.head.parameters()), "lr": lr * _HEAD_LR_FACTOR},
-        ]
 
     def train(self, mode: bool = True) -> DeepLabV3:
         """Training mode, but for the ResNet's batch norms."""
@@ -249,11 +227,6 @@ def _normalised(image: Tensor) -> Tensor:
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     shrinks = size[0] < maps.shape[-2]
     return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=False, antialias=shrinks)
-
-
-def _padded(values: Tensor, size: tuple[int, int], fill: float) -> Tensor:
-    height, width = values.shape[-2:]
-    return F.pad(values, (0, size[1] - width, 0, size[0] - height), value=fill)
 
 
 def _use_group_norms(module: nn.Module) -> None:

@@ -38,16 +38,30 @@ class ErfNetEncoder(nn.Module):
         return features
 
 
-class ErfNetDecoder(nn.Module):
-    """(B, 128, h, w) features -> (B, out_channels, 8 h, 8 w).
+class Decoder(nn.Module):
+    """Layers that end in 16 channels at half the picture's resolution, then a transposed convolution.
 
     Args:
+        layers: features -> (B, 16, H / 2, W / 2).
         out_channels: of the last transposed convolution, `output_conv`.
     """
 
-    def __init__(self, out_channels: int) -> None:
+    def __init__(self, layers: nn.Sequential, out_channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
+        self.layers = layers
+        self.output_conv = nn.ConvTranspose2d(16, out_channels, 2, stride=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, out_channels, H, W) maps at the picture's resolution."""
+        maps: Tensor = self.output_conv(self.layers(features))
+        return maps
+
+
+class ErfNetDecoder(Decoder):
+    """(B, 128, h, w) features -> (B, out_channels, 8 h, 8 w)."""
+
+    def __init__(self, out_channels: int) -> None:
+        layers = nn.Sequential(
             UpsamplerBlock(ERFNET_CHANNELS, 64),
             NonBottleneck1d(64),
             NonBottleneck1d(64),
@@ -55,12 +69,7 @@ class ErfNetDecoder(nn.Module):
             NonBottleneck1d(16),
             NonBottleneck1d(16),
         )
-        self.output_conv = nn.ConvTranspose2d(16, out_channels, 2, stride=2)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps at the picture's resolution."""
-        maps: Tensor = self.output_conv(self.layers(features))
-        return maps
+        super().__init__(layers, out_channels)
 
 
 class DownsamplerBlock(nn.Module):

@@ -5,9 +5,7 @@ Fathi et al., "Semantic Instance Segmentation via Deep Metric Learning" (2017).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.nn.backbone import Backbone, BackboneName
-from irn_pipeline.nn.segmenters.base import Segmenter, Target
+from irn_pipeline.nn.backbone import BackboneName
+from irn_pipeline.nn.segmenters.base import Segmenter, Target, stack_padded
 from irn_pipeline.nn.segmenters.metric_loss import (
     CellTarget,
     cell_target,
@@ -27,6 +25,7 @@ from irn_pipeline.nn.segmenters.metric_loss import (
     sample_points,
 )
 from irn_pipeline.nn.segmenters.pyramid import PyramidFeatures
+from irn_pipeline.nn.semiconv import coordinate_map
 from irn_pipeline.ops.metric_seeds import (
     distance_limits,
     pick_seeds,
@@ -64,6 +63,8 @@ class MetricEmbeddings(Segmenter):
     Raises:
         ConfigError: a value is out of its range.
     """
+
+    heads = ("embedding_head", "class_head")
 
     def __init__(
         self,
@@ -124,7 +125,10 @@ class MetricEmbeddings(Segmenter):
         joined = torch.cat(maps, 1)
         embeddings = self.embedding_head(joined).float()
         if self.coordinates:
-            position = _positions(grid[0], grid[1], stride, embeddings.device)
+            # y, then x
+            position = coordinate_map(
+                (grid[0], grid[1]), stride=stride / _COORDINATE_UNIT, device=embeddings.device
+            ).flip(0)
             embeddings = embeddings + pad(position, (0, 0, 0, 0, 0, embeddings.shape[1] - 2))
         logits = self.class_head(joined).float()
         return embeddings, logits.unflatten(1, (len(self.thresholds), self.num_classes + 1))
@@ -136,7 +140,7 @@ class MetricEmbeddings(Segmenter):
 
         The sampled points follow torch's global random state.
         """
-        embeddings, logits = self(_batch(images))
+        embeddings, logits = self(stack_padded(images))
         device = embeddings.device
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
         with torch.autocast(device.type, enabled=False):
@@ -197,32 +201,6 @@ class MetricEmbeddings(Segmenter):
         fine = _upsample(distances[kept].unflatten(1, grid), level, self.features.stride, size)
         found = Instances(scores[kept].cpu().numpy().astype(np.float32), fine, class_ids[kept].cpu().numpy())
         return found.select(np.flatnonzero(fine.any((1, 2))))
-
-    def load_backbone(self, source: Backbone) -> None:
-        """Start from a ResNet's weights."""
-        self.features.backbone.load_state_dict(source.state_dict())
-
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The ResNet and its pyramid at `lr`, the two heads at ten times that."""
-        heads = itertools.chain(self.embedding_head.parameters(), self.class_head.parameters())
-        return [
-            {"params": [p for p in self.features.parameters() if p.requires_grad], "lr": lr},
-            {"params": list(heads), "lr": 10 * lr},
-        ]
-
-
-def _positions(rows: int, columns: int, stride: int, device: torch.device) -> Tensor:
-    """(2, rows, columns) float32 y and x of the cells, in units of the embedding."""
-    y, x = (torch.arange(n, device=device) * (stride / _COORDINATE_UNIT) for n in (rows, columns))
-    return torch.stack(torch.meshgrid(y, x, indexing="ij"))
-
-
-def _batch(images: Sequence[Tensor]) -> Tensor:
-    """(B, 3, H, W) of pictures that may differ in size; the smaller ones get black margins."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    return torch.stack(
-        [pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
-    )
 
 
 def _upsample(distances: Tensor, thresholds: Tensor, stride: int, size: tuple[int, int]) -> BoolArray:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irn_pipeline.errors import CheckpointError, ShapeError
-from irn_pipeline.nn.backbone import BackboneName
-from irn_pipeline.nn.segmenters.base import Target
+from irn_pipeline.errors import CheckpointError
+from irn_pipeline.nn.segmenters.base import Target, check_target
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter, as_torchvision
 from irn_pipeline.nn.segmenters.semiconv_roi_heads import SemiconvRoiHeads
 
@@ -21,57 +20,20 @@ _SHOWN = 3
 class SemiconvMaskRcnn(MaskRcnnSegmenter):
     """Mask R-CNN that tells the object of a box from its neighbours by where its cells point to.
 
-    The authors train a Mask R-CNN until it no longer improves and go on from its weights (`load_mask_rcnn`); training
+    The authors train a Mask R-CNN until it no longer improves and go on from its weights (`load_trained`); training
     from the backbone's weights works too.
 
     Args:
-        num_classes: foreground classes C.
-        backbone: which ResNet.
-        short_side: pictures are resized to this short side, pixels.
-        long_side: and at most to this long side, pixels.
-        boxes_per_image: sampled boxes a picture in training.
-        channels: of the feature pyramid and the heads.
-        max_instances: kept a picture at inference.
-        embedding_dim: D; two channels are geometric, the others appearance.
-        embedding_gradient: what reaches the feature pyramid of the embedding's gradient.
-        embedding_unit: pixels, of the resized picture, per unit of the embedding.
-        sigma: bandwidth of the kernel at the start, in those units.
+        detector: as for `MaskRcnnSegmenter`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        backbone: BackboneName = "resnet50",
-        short_side: int = 512,
-        long_side: int = 800,
-        boxes_per_image: int = 512,
-        channels: int = 256,
-        max_instances: int = 100,
-        embedding_dim: int = 8,
-        embedding_gradient: float = 0.1,
-        embedding_unit: float = 32.0,
-        sigma: float = 8.0,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            backbone=backbone,
-            short_side=short_side,
-            long_side=long_side,
-            boxes_per_image=boxes_per_image,
-            channels=channels,
-            max_instances=max_instances,
-        )
-        self.model.roi_heads = SemiconvRoiHeads(
-            self.model.roi_heads,
-            channels=self.model.backbone.out_channels,
-            dim=embedding_dim,
-            gradient=embedding_gradient,
-            unit=embedding_unit,
-            sigma=sigma,
-        )
+    starts_from = "mask_rcnn"
 
-    def load_mask_rcnn(self, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, **detector: Any) -> None:
+        super().__init__(**detector)
+        self.model.roi_heads = SemiconvRoiHeads(self.model.roi_heads, self.model.backbone.out_channels)
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
         """Start from a trained `MaskRcnnSegmenter`; the embedding keeps its random weights.
 
         Args:
@@ -108,8 +70,11 @@ class SemiconvMaskRcnn(MaskRcnnSegmenter):
 
         Raises:
             ShapeError: a target is not of its picture's size, or its parts do not fit.
+            DataError: an instance is of a class that the model does not have.
         """
-        converted = [_with_trust(image, target) for image, target in zip(images, targets, strict=True)]
+        for image, target in zip(images, targets, strict=True):
+            check_target(target, self.num_classes, (image.shape[-2], image.shape[-1]))
+        converted = [_with_trust(target) for target in targets]
         losses: dict[str, Tensor] = self.model(list(images), converted)
         return losses
 
@@ -125,19 +90,8 @@ def _is_new(name: str) -> bool:
     return name.startswith(("model.roi_heads.embedding.", "model.roi_heads.log_sigma"))
 
 
-def _with_trust(image: Tensor, target: Target) -> dict[str, Tensor]:
+def _with_trust(target: Target) -> dict[str, Tensor]:
     """The dictionary that `SemiconvRoiHeads` learns from."""
-    size, count = image.shape[-2:], len(target.masks)
-    if target.masks.shape[1:] != size or target.ignore.shape != size:
-        raise ShapeError(
-            f"the target of a {size[0]}x{size[1]} picture needs masks and ignore of its size, "
-            f"got {tuple(target.masks.shape)} and {tuple(target.ignore.shape)}"
-        )
-    if target.class_ids.shape != (count,) or target.weights.shape != (count,):
-        raise ShapeError(
-            f"{count} masks need as many class_ids and weights, "
-            f"got {tuple(target.class_ids.shape)} and {tuple(target.weights.shape)}"
-        )
     converted = as_torchvision(target)
     # As the last mask, the ignored region is resized by torchvision exactly as the others are.
     ignore = target.ignore[None].to(torch.uint8)

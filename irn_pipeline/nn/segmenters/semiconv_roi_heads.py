@@ -26,6 +26,8 @@ MASK_SIDE = 28
 """Cells a side of torchvision's mask logits."""
 MIN_CELLS = 4
 """A smaller segment, on its level of the pyramid, says nothing of how its embeddings should be spread."""
+_FIRST_SIGMA = 8.0
+"""Bandwidth of the kernel at the start, in units of the embedding; it changes little before it has learned."""
 _STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32}
 """Levels of torchvision's feature pyramid that masks are pooled from; pixels per cell."""
 
@@ -68,22 +70,9 @@ class SemiconvRoiHeads(RoIHeads):
     Args:
         plain: the heads of a Mask R-CNN; its parts, and so the names of their weights, are kept.
         channels: of the feature pyramid.
-        dim: channels of the embedding.
-        gradient: what reaches the feature pyramid of the embedding's gradient.
-        unit: pixels per unit of the embedding.
-        sigma: bandwidth of the kernel at the start; large, so that it changes little before it has learned.
     """
 
-    def __init__(
-        self,
-        plain: RoIHeads,
-        *,
-        channels: int,
-        dim: int = 8,
-        gradient: float = 0.1,
-        unit: float = 32.0,
-        sigma: float = 8.0,
-    ) -> None:
+    def __init__(self, plain: RoIHeads, channels: int) -> None:
         super().__init__(
             plain.box_roi_pool,
             plain.box_head,
@@ -100,8 +89,8 @@ class SemiconvRoiHeads(RoIHeads):
             plain.mask_head,
             plain.mask_predictor,
         )
-        self.embedding = SemiconvEmbedding(channels, dim=dim, gradient=gradient, unit=unit)
-        self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)))
+        self.embedding = SemiconvEmbedding(channels)
+        self.log_sigma = nn.Parameter(torch.tensor(math.log(_FIRST_SIGMA)))
         self.embedding_roi_pool = MultiScaleRoIAlign(list(_STRIDES), MASK_SIDE, sampling_ratio=2)
         self.level_of = LevelMapper(2, 5)  # of strides 2^2 to 2^5
 
@@ -196,9 +185,8 @@ class SemiconvRoiHeads(RoIHeads):
 
     def _attraction(self, embeddings: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
         """L(Psi): mean over the segments of a picture, each on the level that its box is pooled from; then pictures."""
-        total = (
-            torch.stack([level.sum() for level in embeddings.values()]).sum() * 0
-        )  # a graph without segments
+        # A graph without segments.
+        total = torch.stack([level.sum() for level in embeddings.values()]).sum() * 0
         for index, target in enumerate(targets):
             levels = self.level_of([target["boxes"]])
             masks = target["masks"].bool()

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irn_pipeline.errors import ConfigError, ShapeError
-from irn_pipeline.nn.backbone import Backbone, BackboneName
-from irn_pipeline.nn.segmenters.base import Segmenter, Target
-from irn_pipeline.nn.segmenters.erfnet import ERFNET_STRIDE, ErfNetDecoder, ErfNetEncoder
+from irn_pipeline.nn.backbone import BackboneName
+from irn_pipeline.nn.segmenters.base import Segmenter, Target, check_target, stack_padded
+from irn_pipeline.nn.segmenters.erfnet import ERFNET_STRIDE, Decoder, ErfNetDecoder, ErfNetEncoder
 from irn_pipeline.nn.segmenters.pyramid import PyramidFeatures
 from irn_pipeline.nn.segmenters.spatial_loss import (
     SpatialLosses,
-    check_target,
     count_pixels,
     pixel_grid,
     spatial_losses,
@@ -133,7 +132,7 @@ class SpatialEmbeddings(Segmenter):
             check_target(target, self.num_classes, (image.shape[-2], image.shape[-1]))
         if self.training:
             self.pixel_counts += sum(count_pixels(target, self.num_classes) for target in targets)
-        fields = self(_padded_batch(images))
+        fields = self(stack_padded(images))
         with torch.autocast(fields.seed.device.type, enabled=False):
             weights = self.foreground_weights()
             terms = [
@@ -168,22 +167,6 @@ class SpatialEmbeddings(Segmenter):
             max_instances=_MAX_INSTANCES,
         )
 
-    def load_backbone(self, source: Backbone) -> None:
-        """Start from a ResNet's weights.
-
-        Raises:
-            ConfigError: the model is built on ERFNet or on another ResNet.
-        """
-        if not isinstance(self.features, PyramidFeatures):
-            super().load_backbone(source)
-            return
-        own = self.features.backbone
-        if own.name != source.name:
-            raise ConfigError(
-                f"the weights are of a {source.name}, the model has a {own.name}; use one --backbone"
-            )
-        own.load_state_dict(source.state_dict())
-
     def foreground_weights(self) -> Tensor:
         """(C,) float32 weight of each class's own pixels in its seed map."""
         fixed = self.foreground_weight
@@ -211,19 +194,14 @@ class SpatialEmbeddings(Segmenter):
         )
 
 
-class PyramidDecoder(nn.Module):
+class PyramidDecoder(Decoder):
     """(B, in_channels, h, w) features -> (B, out_channels, 4 h, 4 w).
 
     Group norms, because pictures of a batch are few and large.
-
-    Args:
-        in_channels: of the features.
-        out_channels: of the last transposed convolution, `output_conv`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        layers = nn.Sequential(
             nn.Conv2d(in_channels, 64, 3, padding=1, bias=False),
             nn.GroupNorm(8, 64),
             nn.ReLU(inplace=True),
@@ -231,17 +209,12 @@ class PyramidDecoder(nn.Module):
             nn.GroupNorm(4, 16),
             nn.ReLU(inplace=True),
         )
-        self.output_conv = nn.ConvTranspose2d(16, out_channels, 2, stride=2)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps at the picture's resolution."""
-        maps: Tensor = self.output_conv(self.layers(features))
-        return maps
+        super().__init__(layers, out_channels)
 
 
 def _build(
     backbone: BackboneName | ErfNetName, pointing_channels: int, num_classes: int
-) -> tuple[ErfNetEncoder | PyramidFeatures, ErfNetDecoder | PyramidDecoder, ErfNetDecoder | PyramidDecoder]:
+) -> tuple[ErfNetEncoder | PyramidFeatures, Decoder, Decoder]:
     if backbone == "erfnet":
         return ErfNetEncoder(), ErfNetDecoder(pointing_channels), ErfNetDecoder(num_classes)
     if backbone in get_args(BackboneName):
@@ -263,9 +236,3 @@ def _start_at_own_pixel(output: nn.ConvTranspose2d) -> None:
 
 def _padding(length: int) -> int:
     return max(_SMALLEST, -(-length // _MULTIPLE) * _MULTIPLE) - length
-
-
-def _padded_batch(images: Sequence[Tensor]) -> Tensor:
-    height = max(image.shape[-2] for image in images)
-    width = max(image.shape[-1] for image in images)
-    return torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images])

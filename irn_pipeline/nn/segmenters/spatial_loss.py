@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from irn_pipeline.errors import DataError, ShapeError
-from irn_pipeline.nn.segmenters.base import Target
+from irn_pipeline.errors import ShapeError
+from irn_pipeline.nn.segmenters.base import Target, check_target
 
 UNIT_X, UNIT_Y = 2 / 2047, 1 / 1023
 """Coordinate units per pixel, those of the authors' 1024 x 2048 grid."""
@@ -174,31 +174,6 @@ def spatial_losses(
         bandwidth=torch.stack(bandwidth_terms).mean() + nothing if bandwidth_terms else nothing,
         seed=(seed_weight * (seed - seed_target).square()).sum() / (size[0] * size[1]),
     )
-
-
-def check_target(target: Target, num_classes: int, size: tuple[int, int]) -> None:
-    """Refuse what cannot be learned.
-
-    Args:
-        target: of one picture.
-        num_classes: classes that the model knows.
-        size: (H, W) of the picture.
-
-    Raises:
-        ShapeError: the target is of another size.
-        DataError: an instance is of a class that the model does not know.
-    """
-    if target.masks.ndim != 3 or target.masks.shape[1:] != size or target.ignore.shape != size:
-        raise ShapeError(
-            f"a target of a {size[0]}x{size[1]} picture needs masks (R, {size[0]}, {size[1]}) and ignore {size}, "
-            f"got {tuple(target.masks.shape)} and {tuple(target.ignore.shape)}"
-        )
-    wrong = [c for c in target.class_ids.tolist() if not 0 <= c < num_classes]
-    if wrong:
-        raise DataError(
-            f"an instance has the class id {wrong[0]}, but the model knows the classes 0..{num_classes - 1}; "
-            "make the labels and the model with the same list of classes"
-        )
 
 
 def count_pixels(target: Target, num_classes: int) -> Tensor:

@@ -1,0 +1,143 @@
+"""The segmentation models of the last stages: their parameters, their recipes, and how one is built.
+
+Nothing here imports torch before a model is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+from irn_pipeline.engine.optimisation import OptimizerName
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.models.base import Model, Recipe
+from irn_pipeline.variants import bases_of, load_variants, unused_by
+
+if TYPE_CHECKING:
+    from irn_pipeline.nn.segmenters.base import Segmenter
+
+ModelName = Literal["mask_rcnn", "semiconv_mask_rcnn", "spatial_embeddings", "metric_embeddings", "deeplabv3"]
+"""All models; each is declared by the module of its name in this package."""
+MODELS = load_variants("irn_pipeline.models", Model, get_args(ModelName))
+ON_TRUTH = "-on-truth"
+"""Ending of the folder of a model that was trained on true masks."""
+
+
+@dataclass(frozen=True)
+class CommonParams:
+    """Parameters of all models."""
+
+    model: ModelName = "mask_rcnn"
+    """Which model."""
+    labels: Literal["synthesized", "truth"] = "synthesized"
+    """Learn from the synthesized labels, or from the data set's true masks (an upper bound)."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "erfnet"] = "resnet50"
+    """Which torchvision ResNet; or erfnet (spatial_embeddings only)."""
+    backbone_weights: str = "imagenet"
+    """Start from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    frozen_stages: int = field(default=0, metadata={"fingerprint": "unless default"})
+    """Stages of the ResNet that do not learn, 0 to 5: 3 is conv1, layer1 and layer2; faster, for few labels."""
+    epochs: int | None = None
+    """Passes over the list."""
+    batch_size: int | None = None
+    """Pictures a step."""
+    lr: float | None = None
+    """Learning rate."""
+    optimizer: OptimizerName | None = None
+    """sgd or adamw."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    warmup_steps: int = 500
+    """The learning rate rises over this many steps, at most a tenth of the training."""
+    max_gradient_norm: float = 10.0
+    """Longer gradients are shortened to this norm; 0 for never."""
+    ema_decay: float = 0.0
+    """Of the exponential moving average of the weights; 0 for none."""
+    validate_list: str | None = None
+    """Pictures with true masks, as for --image-list, on which AP is measured during training."""
+    validate_every: int = 1
+    """Epochs between these measurements."""
+
+
+@dataclass(frozen=True)
+class SegmenterParams(*bases_of([model.params for model in MODELS.values()]), CommonParams):  # type: ignore[misc]
+    """Parameters of the segmentation model and its training; none means the model's own recipe."""
+
+
+@dataclass(frozen=True)
+class AskedParams(*bases_of([model.asked for model in MODELS.values()])):  # type: ignore[misc]
+    """How trained models are asked for masks."""
+
+
+def recipe_of(params: SegmenterParams) -> Recipe:
+    """The model's recipe, with whatever the parameters that it uses give in its place."""
+    recipe, unused = MODELS[params.model].recipe, unused_parameters(params)
+    names = {f.name for f in fields(recipe)} & {f.name for f in fields(params)} - unused.keys()
+    given = {name: getattr(params, name) for name in names}
+    return replace(recipe, **{name: value for name, value in given.items() if value not in (None, ())})
+
+
+def start_of(params: SegmenterParams) -> str | None:
+    """The trained network that all weights come from, if one is named and the model can start from one."""
+    name: str | None = None if "start_from" in unused_parameters(params) else params.start_from
+    return name
+
+
+def weights_of(params: SegmenterParams) -> str:
+    """What the backbone starts from: as `backbone_weights`, or "none" where that has no effect."""
+    return "none" if "backbone_weights" in unused_parameters(params) else params.backbone_weights
+
+
+def unused_parameters(params: SegmenterParams) -> Mapping[str, str]:
+    """Parameters that have no effect on this training -> why."""
+    model = MODELS[params.model]
+    found = unused_by([params.model], {name: one.params for name, one in MODELS.items()})
+    if not model.has_backbone:
+        names = ("backbone", "backbone_weights", "frozen_stages")
+        found |= dict.fromkeys(names, f"of no effect on {params.model}, which has no backbone to choose")
+    if params.labels == "truth":
+        found.setdefault("ignore_band", "true masks are learned from up to their edges")
+    if (params.optimizer or model.recipe.optimizer) == "adamw":
+        found["momentum"] = "adamw has a momentum of its own; it is for sgd"
+    if "start_from" not in found and params.start_from is not None:
+        found["backbone_weights"] = "all weights come from --start-from"
+    if params.validate_list is None:
+        found["validate_every"] = "nothing is measured without --validate-list"
+    return found
+
+
+def variant_of(params: SegmenterParams) -> str:
+    """Name of the folder below `train_segmenter` that the model's files go to."""
+    return params.model + (ON_TRUTH if params.labels == "truth" else "")
+
+
+def build_segmenter(params: SegmenterParams, num_classes: int, asked: AskedParams | None = None) -> Segmenter:
+    """The model that the parameters describe, untrained.
+
+    Raises:
+        ConfigError: it cannot be built on this backbone, or does not have so many stages to freeze.
+    """
+    model = MODELS[params.model]
+    for name, other in MODELS.items():
+        if other is not model and params.backbone in other.own_backbones:
+            raise ConfigError(f"--backbone {params.backbone} is for {name}; {params.model} needs another")
+    values = {f.name: getattr(asked, f.name) for f in fields(model.asked)} if asked is not None else {}
+    network = model.build(params, num_classes, **values)
+    network.freeze_stages(params.frozen_stages)
+    return network
+
+
+def require_asked(variants: Sequence[str], asked: AskedParams) -> None:
+    """Refuse what is set and none of the models has.
+
+    Raises:
+        ConfigError: the message names the flag, and the models that have it.
+    """
+    models = [name.removesuffix(ON_TRUTH) for name in variants]
+    unused = unused_by(models, {name: model.asked for name, model in MODELS.items()})
+    for entry in fields(AskedParams):
+        if models and entry.name in unused and getattr(asked, entry.name) != entry.default:
+            raise ConfigError(f"--{entry.name.replace('_', '-')}: {unused[entry.name]}")

@@ -1,0 +1,94 @@
+"""What the module of a segmentation model declares, and the parameters that several models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from irn_pipeline.engine.optimisation import OptimizerName
+
+if TYPE_CHECKING:
+    from irn_pipeline.nn.segmenters.base import Segmenter
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained where the parameters do not say.
+
+    Attributes:
+        epochs: passes over the list.
+        batch_size: pictures a step.
+        lr: learning rate.
+        optimizer: sgd or adamw.
+        milestones: fractions of the training at which the rate is divided by 10; without any it falls steadily.
+        crop: side of the training crops, pixels; 0 for whole pictures.
+        rescale: smallest and largest random scale.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: OptimizerName
+    milestones: tuple[float, ...] = ()
+    crop: int = 0
+    rescale: tuple[float, ...] = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """Of models without parameters of this kind."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A segmentation model, as `MODEL` of its module declares it.
+
+    Attributes:
+        recipe: its training.
+        build: parameters, number of foreground classes -> the untrained network; the values of `asked` by name. It
+            imports the network when it is called, because a wrong flag should not wait for torch.
+        params: frozen dataclass of the parameters that not every model has.
+        asked: frozen dataclass of the parameters that `evaluate` and `predict` have for it.
+        has_backbone: whether it is built on the network that --backbone names.
+        own_backbones: values of --backbone that no other model knows.
+    """
+
+    recipe: Recipe
+    build: Callable[..., Segmenter]
+    params: type[Any] = NoParams
+    asked: type[Any] = NoParams
+    has_backbone: bool = True
+    own_backbones: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BandParams:
+    """Parameters of models that can leave pixels out of their losses."""
+
+    ignore_band: int = 3
+    """Width in pixels of the unsure band along the edges of synthesized instances; mask_rcnn learns from all pixels."""
+
+
+@dataclass(frozen=True)
+class CropParams(BandParams):
+    """Parameters of models that are trained on crops."""
+
+    crop: int | None = None
+    """Side of the training crops, pixels; the Mask R-CNNs take whole pictures."""
+    rescale: tuple[float, ...] = ()
+    """Smallest and largest random scale; the Mask R-CNNs resize every picture to short_side instead."""
+
+
+@dataclass(frozen=True)
+class DetectorParams:
+    """Parameters of the Mask R-CNNs."""
+
+    short_side: int = 512
+    """The Mask R-CNNs resize pictures to this short side, pixels."""
+    long_side: int = 800
+    """And at most to this long side, pixels."""
+    boxes_per_image: int = 512
+    """Sampled boxes a picture in the training of the Mask R-CNNs."""
+    channels: int = 256
+    """Channels of the Mask R-CNNs' pyramid and heads."""

@@ -1,0 +1,45 @@
+"""DeepLab v3 (Chen et al., 2017): semantic labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.models.base import CropParams, Model, Recipe
+
+if TYPE_CHECKING:
+    from irn_pipeline.nn.segmenters.base import Segmenter
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the trained model is asked for labels."""
+
+    crf: bool = False
+    """For deeplabv3: refine the labels with the dense CRF, which takes seconds a picture."""
+    test_scales: tuple[float, ...] = ()
+    """For deeplabv3: average the probabilities over these relative picture sizes, such as 0.5 1.0 1.5."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < scale < float("inf") for scale in self.test_scales):
+            raise ConfigError(f"test_scales are {list(self.test_scales)}; they must be numbers above 0")
+
+
+def build(
+    params: Any, num_classes: int, *, crf: bool = False, test_scales: tuple[float, ...] = ()
+) -> Segmenter:
+    """The untrained network."""
+    from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
+
+    scales = test_scales or (1.0,)
+    return DeepLabV3(num_classes=num_classes, backbone=params.backbone, crf=crf, test_scales=scales)
+
+
+# 30,000 iterations of 10 pictures on VOC's 10,582.
+MODEL = Model(
+    recipe=Recipe(epochs=28, batch_size=10, lr=2.5e-4, optimizer="sgd", crop=321, rescale=(0.5, 2.0)),
+    build=build,
+    params=CropParams,
+    asked=Asked,
+)

@@ -1,0 +1,40 @@
+"""Mask R-CNN steered by semi-convolutional embeddings (Novotny et al., ECCV 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from irn_pipeline.models.base import BandParams, DetectorParams, Model, Recipe
+
+if TYPE_CHECKING:
+    from irn_pipeline.nn.segmenters.base import Segmenter
+
+
+@dataclass(frozen=True)
+class Params(DetectorParams, BandParams):
+    """Parameters of this model."""
+
+    start_from: str | None = None
+    """For semiconv_mask_rcnn: path of a trained mask_rcnn's network.pt to attach the new branch to."""
+
+
+def build(params: Any, num_classes: int) -> Segmenter:
+    """The untrained network."""
+    from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
+
+    return SemiconvMaskRcnn(
+        num_classes=num_classes,
+        backbone=params.backbone,
+        short_side=params.short_side,
+        long_side=params.long_side,
+        boxes_per_image=params.boxes_per_image,
+        channels=params.channels,
+    )
+
+
+MODEL = Model(
+    recipe=Recipe(epochs=7, batch_size=4, lr=0.0025, optimizer="sgd", milestones=(0.5,)),
+    build=build,
+    params=Params,
+)
