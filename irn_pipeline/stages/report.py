@@ -21,7 +21,7 @@ from irn_pipeline.artifacts import (
 )
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Job, ReduceStage
-from irn_pipeline.engine.store import RunFolder, StageRecord, atomic_path
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError, IrnError
 from irn_pipeline.export.report import Report, chosen_places, render_report
 from irn_pipeline.export.report_pictures import PanelMaker
@@ -34,6 +34,7 @@ from irn_pipeline.export.report_records import (
     read_results,
     read_sweep,
 )
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import regular_bytes
 from irn_pipeline.gallery import Gallery, GalleryOptions

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.stage import FitStage, Job, run_stage, stage_fingerprint
+from irn_pipeline.engine.provenance import stage_fingerprint
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import FitStage, Job
 from irn_pipeline.engine.store import RESUME_NAME, RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, DataError
 from tests.engine.samples import TOTAL, CountParams, Stages, UpperParams, Words, job
@@ -18,7 +20,8 @@ from tests.engine.samples import TOTAL, CountParams, Stages, UpperParams, Words,
 def made_by_an_earlier_program(stage: Any, work: Job[Any, Any]) -> StageRecord:
     """Run a stage, and rewrite its record as versions without facts wrote it."""
     record = run_stage(stage, work)
-    old = replace(record, facts={}, data="", fingerprint=stage_fingerprint(stage, work, record.reads))
+    fingerprint = stage_fingerprint(stage, work, record.reads, {}, {})
+    old = replace(record, facts={}, data="", fingerprint=fingerprint)
     work.run.write_record(old)
     return old
 

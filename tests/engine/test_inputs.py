@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from irn_pipeline.engine import inputs
-from irn_pipeline.engine.stage import Files, FitStage, Job, MapStage, Produced, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Files, FitStage, Job, MapStage, Produced
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError
 from tests.engine.samples import TOTAL, UPPER, Word, Words, job
