@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.errors import DataError
@@ -19,8 +18,10 @@ from irn_pipeline.metrics.coco_ap import CocoEvaluator, VoidRule
 from irn_pipeline.metrics.counting import CountingEvaluator
 from irn_pipeline.metrics.instance import ORIGINAL_RULES, InstanceEvaluator, Rules
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
-from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances, LabelArray, background_name
+
+if TYPE_CHECKING:
+    from irn_pipeline.nn.segmenters.base import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,8 @@ def model_figures(
     Raises:
         DataError: not one picture has, or no class is in them.
     """
+    from irn_pipeline.datasets.transforms import to_unit_tensor
+
     names = pictures.images.class_names
     instances = InstanceTally(names, protocol=protocol, count_from=0.5)
     label = SemanticTally(names, protocol=protocol)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from irn_pipeline.artifacts import SEGMENTER, Checkpoint, restore_network
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.optimisation import OptimizerName
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError, ConfigError
-from irn_pipeline.nn.backbone import BackboneName
-from irn_pipeline.nn.segmenters.base import Segmenter
+
+if TYPE_CHECKING:
+    from irn_pipeline.nn.backbone import BackboneName
+    from irn_pipeline.nn.segmenters.base import Segmenter
 
 ModelName = Literal["mask_rcnn", "semiconv_mask_rcnn", "spatial_embeddings", "metric_embeddings", "deeplabv3"]
 MODELS: tuple[str, ...] = get_args(ModelName)

@@ -25,7 +25,6 @@ from irn_pipeline.evaluation import (
     table,
 )
 from irn_pipeline.older_runs import read_upright, rotation_hint
-from irn_pipeline.ops.cam import cam_components, cam_label
 from irn_pipeline.segmenter_models import AskedParams, load_segmenter, require_asked, trained_variants
 
 logger = logging.getLogger(__name__)
@@ -75,6 +74,8 @@ def run(job: Job[Params, DataSet]) -> int:
 
 
 def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str, Any]) -> int:
+    from irn_pipeline.ops.cam import cam_components, cam_label
+
     names, params = data.images.class_names, job.params
     semantic = {name: SemanticTally(names, protocol=params.protocol) for name in ("cam", "semantic_label")}
     instance = {

@@ -37,7 +37,6 @@ from irn_pipeline.export.report_records import (
 from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import regular_bytes
-from irn_pipeline.gallery import Gallery, GalleryOptions
 from irn_pipeline.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -65,6 +64,8 @@ class Params:
 
 def run(job: Job[Params, DataSet]) -> int:
     """Write `report/report.html`; returns the number of pictures of the run."""
+    from irn_pipeline.gallery import Gallery, GalleryOptions
+
     if job.params.max_pictures < 0:
         raise ConfigError(f"max_pictures must be 0 or more, got {job.params.max_pictures}")
     PanelMaker(job.params.thumbnail)
