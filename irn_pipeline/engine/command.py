@@ -179,8 +179,8 @@ class Pipeline(Generic[S]):
             about: name of the command and what it does.
             stages: what is run.
             prefixes: names of the stages whose options there are -> what their flags begin with.
-            arguments: flags.
-            config: destination -> value, below the flags.
+            arguments: flags; they win over `config`.
+            config: destination -> value.
         """
         parser = new_parser(*about)
         explain = not {"-h", "--help"}.isdisjoint(arguments)
@@ -256,11 +256,11 @@ def flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:
         ConfigError: the flag is the last word; it needs what `meaning` says.
     """
     found = None
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if word == flag and following is None:
+    for place, word in enumerate(arguments, start=1):
+        if word == flag and place == len(arguments):
             raise ConfigError(f"{flag} needs {meaning}")
         if word == flag:
-            found = following
+            found = arguments[place]
         elif word.startswith(f"{flag}="):
             found = word.split("=", 1)[1]
     return found

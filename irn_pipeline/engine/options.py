@@ -92,12 +92,7 @@ def field_meanings(options: type[Any]) -> dict[str, str]:
 
 
 def parse(parser: OptionParser, arguments: Sequence[str], config: Mapping[str, Any]) -> Namespace:
-    """Parse flags over the values of a configuration over the defaults.
-
-    Args:
-        parser: with all its options added.
-        arguments: the flags.
-        config: destination ("voc_root", "make_cam.scales") -> value.
+    """Parse flags over the values of a configuration ("voc_root", "make_cam.scales" -> value) over the defaults.
 
     Raises:
         ConfigError: an unknown flag (the nearest known one is named), a value of the wrong type, or a list of values
@@ -137,12 +132,7 @@ def from_namespace(options: type[T], values: Namespace, *, prefix: str = "") -> 
 
 
 def flat_config(content: Mapping[str, Any], options: Iterable[Options], source: str) -> dict[str, Any]:
-    """Check the keys of a configuration and write nested ones with a dot.
-
-    Args:
-        content: as read from YAML: common keys at the top, one section a stage.
-        options: what there is.
-        source: named in errors.
+    """Check the keys of a configuration, as read from YAML, and write those of a stage as "stage.key".
 
     Raises:
         ConfigError: a key is unknown or removed (the nearest known one, or the remedy, is named), or one value stands

@@ -141,15 +141,7 @@ def fingerprint_of(value: object) -> str:
 def stage_fingerprint(
     stage: Stage[Any], job: Job[Any, Any], reads: Mapping[str, str], facts: Mapping[str, str], inputs: Inputs
 ) -> str:
-    """Hash of all that the stage's results depend on.
-
-    Args:
-        stage: the stage.
-        job: parameters, data set, execution.
-        reads: fingerprint of every stage that is read.
-        facts: those of `facts_of`; the earliest versions had none.
-        inputs: the files that parameters name, which count by content.
-    """
+    """Hash of all that the stage's results depend on; files that parameters name count by content."""
     values = asdict(job.params)
     params = {
         f.name: values[f.name] for f in fields(job.params) if f.name not in inputs and _counts(f, values)
@@ -208,15 +200,8 @@ def differences(
 ) -> list[str]:
     """What a stage would now make its results from that those of `previous` were not made from, one phrase each.
 
-    What the record of an earlier version of this program does not say is taken to be the same.
-
-    Args:
-        stage: the stage.
-        job: its job now.
-        reads: fingerprint of every stage that is read, now.
-        facts: those of `facts_of`, now.
-        previous: the record of what the folder holds.
-        ignored: parameters that may differ.
+    What the record of an earlier version of this program does not say is taken to be the same; so are the parameters
+    that are `ignored`.
     """
     found = []
     for name, now in facts.items():

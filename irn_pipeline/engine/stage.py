@@ -27,7 +27,6 @@ class Item(Protocol):
     @property
     def image_id(self) -> str:
         """File stem."""
-        ...
 
 
 class Data(Protocol):
@@ -36,17 +35,14 @@ class Data(Protocol):
     @property
     def items(self) -> Sequence[Item]:
         """What a map stage works on, in order."""
-        ...
 
     @property
     def identity(self) -> Sequence[str]:
         """What results of every picture depend on: the class names."""
-        ...
 
     @property
     def origin(self) -> Path:
         """The folder or file that the data set was read from, for messages and records."""
-        ...
 
 
 class Clock:
