@@ -23,9 +23,10 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.engine.command import run_command
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.store import RunFolder, atomic_path
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.export.overlay import heat, hues, instance_layer, label_colours, over
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.gallery import Gallery, GalleryOptions
 from irn_pipeline.structures import ImageRecord, LabelArray
 

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.engine.store import Artifact
@@ -27,7 +25,10 @@ from irn_pipeline.files.torch_file import load_torch
 from irn_pipeline.structures import MAX_PIXELS, Cam, Instances, LabelArray
 from irn_pipeline.walked_scores import WalkedScores, read_walked_scores, write_walked_scores
 
-N = TypeVar("N", bound=nn.Module)
+if TYPE_CHECKING:  # imported when it is used: every declaration of a stage imports this module
+    from torch import Tensor, nn
+
+N = TypeVar("N", bound="nn.Module")
 _GREY_8 = b"\x08\x00"
 """Bits of a sample, and colours, in a PNG's header."""
 
@@ -143,6 +144,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file is damaged or was not written by this package.
     """
+    from torch import Tensor
+
     try:
         with open_regular(path) as stream:
             content = load_torch(stream)
@@ -170,6 +173,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a trained network as plain tensors and strings."""
+    import torch
+
     content: dict[str, Any] = {
         "kind": checkpoint.kind, "backbone": checkpoint.backbone,
         "class_names": list(checkpoint.class_names), "network": checkpoint.state,

@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn.functional import interpolate
 
 from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.files.npy import load_pickled_npy
@@ -160,6 +158,9 @@ def _at_stride(high_res: FloatArray) -> FloatArray:
     grid = strided_size((high_res.shape[1], high_res.shape[2]))
     if not len(high_res):
         return np.zeros((0, *grid), np.float32)
+    import torch
+    from torch.nn.functional import interpolate
+
     # A view of a read-only array would make torch warn.
     resized = interpolate(torch.tensor(high_res)[None], grid, mode="bilinear", align_corners=False)
     return resized[0].numpy()

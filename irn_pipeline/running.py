@@ -13,7 +13,7 @@ import numpy as np
 
 from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.engine.command import Pipeline
-from irn_pipeline.engine.options import read_yaml
+from irn_pipeline.engine.options import Options, flat_config
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.structures import Instances, LabelArray
@@ -47,8 +47,8 @@ def run_stages(stages: str | Sequence[str], *, run_dir: str | Path, **settings: 
 
     words = _words(PIPELINE, [stages] if isinstance(stages, str) else list(stages))
     config = settings.pop("config", None)
-    given = {} if config is None else _flat(PIPELINE, read_yaml(Path(str(config))), str(config))
-    given |= _flat(PIPELINE, {**settings, "run_dir": run_dir}, "run_stages()")
+    given = {} if config is None else PIPELINE.read(Path(str(config)))
+    given |= _flat({**settings, "run_dir": run_dir}, PIPELINE.options)
     with _logging_put_back():
         PIPELINE.run_range(words, config=given)
     return Path(run_dir)
@@ -105,31 +105,37 @@ def _words(pipeline: Pipeline[Any], stages: Sequence[str]) -> list[str]:
     return words
 
 
-def _flat(pipeline: Pipeline[Any], content: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Values by "key" or "stage.key", with the keys checked, as YAML can hold them."""
-    groups = pipeline.option_groups()
-    for name in {name for name, _ in groups if name} & content.keys():
-        if not isinstance(content[name], Mapping | None):
-            raise ConfigError(f"{origin}: {name} must be a dictionary of parameters, got {content[name]!r}")
-    defaults = {
-        f"{name}.{entry.name}".lstrip("."): entry.default for name, kind in groups for entry in fields(kind)
+def _flat(settings: Mapping[str, Any], options: Sequence[Options]) -> dict[str, Any]:
+    """Values by "key" or "stage.key" with the keys checked; arrays, paths and tuples become what YAML can hold."""
+    lists = {
+        (name, entry.name)
+        for name, kind in options
+        for entry in fields(kind)
+        if isinstance(entry.default, tuple)
     }
-    return {key: _plain(value, defaults[key]) for key, value in pipeline.flatten(content, origin).items()}
+    content: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in dict(options) or not name:
+            content[name] = _plain(value, ("", name) in lists)
+        elif isinstance(value, Mapping | None):
+            content[name] = {key: _plain(one, (name, key) in lists) for key, one in (value or {}).items()}
+        else:
+            raise ConfigError(f"run_stages(): {name} must be a dictionary of parameters, got {value!r}")
+    return flat_config(content, options, "run_stages()")
 
 
-def _plain(value: object, default: object) -> object:
+def _plain(value: object, as_list: bool = False) -> object:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, tuple | list):
-        return [_plain(one, None) for one in value]
     if not isinstance(value, str | int | float | None):
         raise ConfigError(
             f"run_stages(): values must be numbers, texts, lists or paths, got {type(value).__name__}"
         )
-    # One value stands for a list of one.
-    return [value] if isinstance(default, tuple) else value
+    return [value] if as_list else value
 
 
 @contextmanager

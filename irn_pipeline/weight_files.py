@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from irn_pipeline.engine.declaration import Files, Job
 from irn_pipeline.engine.optimisation import OptimizerName, Schedule
+from irn_pipeline.engine.stage import Files, Job
 
 _NO_FILE = ("imagenet", "none", "cam")
 """Values of `backbone_weights` that are no path; torchvision's ImageNet weights are known by their hash."""

@@ -88,7 +88,7 @@ def test_a_command_that_computes_nothing_imports_nothing_slow(tmp_path: Path) ->
         check=True,
     )
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
-    assert {"torch", "irn_pipeline.stages.train_segmenter"} <= imported
+    assert "irn_pipeline.stages.train_segmenter" in imported
     assert imported & SLOW_TO_IMPORT == set()
 
 

@@ -23,7 +23,7 @@ from irn_pipeline.engine.store import versions
 from irn_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    import distributed
+    from distributed import Client, Future
 
 logger = logging.getLogger(__name__)
 A = TypeVar("A")
@@ -65,7 +65,7 @@ def dask_map(
     with _unheard(), _connected(scheduler, workers) as client:
         _require_fit(client, task)
         left = iter(items)
-        running: dict[distributed.Future, A] = {}
+        running: dict[Future, A] = {}
         finished = as_completed(loop=client.loop, with_results=True, raise_errors=False)
         try:
             while True:
@@ -119,14 +119,11 @@ class _Task(Generic[A, B]):
             for name, own in self.versions.items()
             if here.get(name) != own
         ]
-        return (
-            f"has other versions than this process: {'; '.join(other)}; install the same ones"
-            if other
-            else ""
-        )
+        differ = f"has other versions than this process: {'; '.join(other)}; install the same ones"
+        return differ if other else ""
 
 
-def _require_fit(client: distributed.Client, task: _Task[A, B]) -> None:
+def _require_fit(client: Client, task: _Task[A, B]) -> None:
     """Ask the workers that are there; one that comes later is asked by its first task."""
     answers = client.run(task.problem, on_error="return")
     if not answers:
@@ -143,11 +140,11 @@ def _require_fit(client: distributed.Client, task: _Task[A, B]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """What the record of a stage says of it, which is to be true for every worker; and Dask's own."""
+    """What the record of a stage says of this process, which must be true for every worker; and Dask's version."""
     return {**versions(), "distributed": metadata.version("distributed")}
 
 
-def _explained(future: distributed.Future, item: object) -> BaseException:
+def _explained(future: Future, item: object) -> BaseException:
     """What to raise for a task that has no result."""
     from distributed import KilledWorker
 
@@ -162,8 +159,8 @@ def _explained(future: distributed.Future, item: object) -> BaseException:
 
 
 @contextmanager
-def _connected(scheduler: str | None, workers: int) -> Iterator[distributed.Client]:
-    """A client of the scheduler at an address; of Dask's configured one, or else of a cluster of this machine's own."""
+def _connected(scheduler: str | None, workers: int) -> Iterator[Client]:
+    """A client of the scheduler at an address; of Dask's configured one, or else of a cluster on this machine."""
     import dask
     from distributed import Client, LocalCluster
 
@@ -171,25 +168,22 @@ def _connected(scheduler: str | None, workers: int) -> Iterator[distributed.Clie
     with ExitStack() as stack:
         if address is None:
             # As with loky nothing but the machine limits memory, and no port is open to other machines.
-            address = stack.enter_context(
-                LocalCluster(
-                    n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                )
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
             )  # fmt: skip
+            address = stack.enter_context(cluster)
             logger.info("a Dask cluster of %d processes was started on this machine", workers)
         else:
-            # Before a Client is made: one that fails leaves threads and messages behind. In a thread of its own,
-            # because in a notebook this one has a running loop.
-            with ThreadPoolExecutor(1) as thread:
-                thread.submit(lambda: asyncio.run(_ask_scheduler(address))).result()
+            # Before a Client is made: one that fails leaves threads and messages behind.
+            _require_scheduler(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other versions: every task looks at those of its worker
             client = Client(address, timeout=_PATIENCE, set_as_default=False, name="irn_pipeline")
         yield stack.enter_context(client)
 
 
-async def _ask_scheduler(address: str) -> None:
+def _require_scheduler(address: str) -> None:
     from distributed import Security, rpc
 
     async def ask() -> str:
@@ -197,8 +191,12 @@ async def _ask_scheduler(address: str) -> None:
         async with rpc(address, timeout=_PATIENCE, connection_args=arguments) as it:
             return str((await it.identity())["type"])
 
+    async def ask_in_time() -> str:
+        return await asyncio.wait_for(ask(), _PATIENCE)
+
     try:
-        kind = await asyncio.wait_for(ask(), _PATIENCE)
+        with ThreadPoolExecutor(1) as thread:  # in a notebook, this one has a running loop
+            kind = thread.submit(lambda: asyncio.run(ask_in_time())).result()
     except Exception as error:
         late = isinstance(error, asyncio.TimeoutError)
         reason = f"nothing in {_PATIENCE:.0f} s" if late else f"{type(error).__name__}: {str(error)[:200]}"

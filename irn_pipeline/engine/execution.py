@@ -7,13 +7,13 @@ import os
 import random
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.files.text import plain_lines
+
+if TYPE_CHECKING:  # imported when it is used: flags are refused without it
+    import torch
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Execution:
         Raises:
             ConfigError: there is no such device here.
         """
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -68,17 +70,19 @@ class Execution:
 
     def uses_bf16(self) -> bool:
         """Whether network passes run in bfloat16."""
-        if self.precision == "auto":
-            return has_fast_bf16(self.torch_device())
-        return self.precision == "bf16"
+        return self.effective_precision == "bf16"
 
     @property
-    def effective_precision(self) -> str:
-        """The precision of network passes, auto resolved: bf16 or float32."""
-        return "bf16" if self.uses_bf16() else "float32"
+    def effective_precision(self) -> Literal["bf16", "float32"]:
+        """The precision of network passes, auto resolved."""
+        if self.precision == "auto":
+            return "bf16" if has_fast_bf16(self.torch_device()) else "float32"
+        return self.precision
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context for network passes (never for losses)."""
+        import torch
+
         return torch.autocast(self.torch_device().type, dtype=torch.bfloat16, enabled=self.uses_bf16())
 
 
@@ -89,6 +93,8 @@ def available_cores() -> int:
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices natively (CUDA from Ampere on, AVX-512 BF16, AMX)."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -97,6 +103,9 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - third-party code may still use the legacy generator
     torch.manual_seed(seed)
@@ -113,5 +122,6 @@ def set_up_logging(*, quiet: bool) -> None:
     """Send the package's messages to standard error, plain."""
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter("%(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING if quiet else logging.INFO, force=True)
-    logging.getLogger("irn_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    logging.getLogger("irn_pipeline").setLevel(level)

@@ -1,4 +1,4 @@
-"""Files that parameters name, told apart by their content: a moved file is the same, a changed one is not."""
+"""Files that parameters name, known by their content: a moved file is the same, a changed one is not."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from irn_pipeline.engine.declaration import Files
+from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.progress import progress
-from irn_pipeline.engine.store import write_json
+from irn_pipeline.engine.stage import Files
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.atomic import write_json
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import open_regular, regular_bytes
 
@@ -33,15 +34,10 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class FileSet:
-    """The files of one path that a parameter gives, as they were when they were read.
-
-    Attributes:
-        path: absolute.
-        files: key (see `Files`) -> stamp.
-    """
+    """The files of one path that a parameter gives: the path, absolute, and key (see `Files`) -> stamp."""
 
     path: str
-    files: Mapping[str, Stamp]
+    files: dict[str, Stamp]
 
 
 Inputs = Mapping[str, tuple[FileSet, ...]]
@@ -49,18 +45,18 @@ Inputs = Mapping[str, tuple[FileSet, ...]]
 
 
 def read_inputs(folder: Path) -> Inputs:
-    """What a stage's folder says of the files it was made from; nothing where it says nothing.
+    """The files that the results of a stage's folder were made from; nothing where none are recorded.
 
     Raises:
-        ArtifactError: the file is damaged.
+        ArtifactError: the record is damaged.
     """
     path = folder / INPUTS_NAME
     if not path.is_file():
         return {}
     try:
         return {
-            str(name): tuple(
-                FileSet(str(one["path"]), {str(key): _stamp(found) for key, found in one["files"].items()})
+            name: tuple(
+                FileSet(str(one["path"]), {key: _stamp(values) for key, values in one["files"].items()})
                 for one in sets
             )
             for name, sets in parse_json(regular_bytes(path)).items()
@@ -70,6 +66,12 @@ def read_inputs(folder: Path) -> Inputs:
             f"{path}: damaged ({type(error).__name__}); delete it, and the files that parameters name are taken for "
             "those that the results were made from"
         ) from error
+
+
+def _stamp(values: list[object]) -> Stamp:
+    if list(map(type, values)) != [int, int, int, str]:
+        raise ValueError("no stamp of a file")
+    return Stamp(*values)  # type: ignore[arg-type]
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
@@ -92,9 +94,7 @@ def take_stock(
     named: Mapping[str, tuple[Files, ...]],
     before: Inputs,
     made: Callable[[str], bool] | None,
-    *,
-    workers: int,
-    quiet: bool = False,
+    execution: Execution,
 ) -> tuple[dict[str, tuple[FileSet, ...]], list[str]]:
     """Look at the files that parameters name; read those that are new or seem changed.
 
@@ -102,8 +102,7 @@ def take_stock(
         named: parameter -> its files.
         before: what was known of them.
         made: whether there are results of a key, so that its file must be the one of then; None where there are none.
-        workers: threads that read.
-        quiet: show no progress.
+        execution: number of threads that read, progress.
 
     Returns:
         What is known of them now; and one phrase for every path whose files are not those that results were made from.
@@ -111,59 +110,55 @@ def take_stock(
     found: dict[str, tuple[FileSet, ...]] = {}
     changed: list[str] = []
     for name, sets in named.items():
-        known = before.get(name, ())
-        looked: list[FileSet] = []
-        for index, files in enumerate(sets):
-            old = known[index] if index < len(known) else FileSet("", {})
-            stamps = _read(name, files, old, workers, quiet)
-            if made is not None:
-                changed += _compare(name, files, old, stamps, made)
-            looked.append(FileSet(_place(files), stamps))
+        known = [*before.get(name, ()), *[FileSet("", {})] * len(sets)]
+        looked = [_look(name, files, old, execution) for files, old in zip(sets, known, strict=False)]
+        for files, old, new in zip(sets, known, looked, strict=False):
+            others = _compare(files, old, new, made) if made is not None else []
+            if others:
+                more = f", nor are {len(others) - 1} others as they were" if len(others) > 1 else ""
+                changed.append(f"--{name.replace('_', '-')} {others[0]}{more}")
         found[name] = tuple(looked)
     return found, changed
 
 
-def _compare(
-    name: str, files: Files, old: FileSet, stamps: dict[str, Stamp], made: Callable[[str], bool]
-) -> list[str]:
-    """What is no longer as it was; the stamps of results whose file is not there, or not asked for, are kept."""
-    found: list[str] = []
-    for key, stamp in old.files.items():
-        now = stamps.get(key)
-        if (now is not None and now.digest == stamp.digest) or not made(key):
-            continue
-        if now is not None:
-            found.append(f"{files.of[key]}: its content is not what it was")
-        elif key in files.of and _place(files) != old.path:
-            found.append(f"{files.of[key]}: not found; {old.path} was read before")
-        else:
-            stamps[key] = stamp
-    others = f", nor are {len(found) - 1} others as they were" if len(found) > 1 else ""
-    return [f"{_flag(name)} {found[0]}{others}"] if found else []
-
-
-def _read(name: str, files: Files, old: FileSet, workers: int, quiet: bool) -> dict[str, Stamp]:
-    same_place = old.path == _place(files)
+def _look(name: str, files: Files, old: FileSet, execution: Execution) -> FileSet:
+    place = str(files.path.absolute())
 
     def stamp(key: str) -> Stamp | None:
-        path = files.of[key]
         try:
-            state = path.stat()
+            state = files.of[key].stat()
             at = (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-            was = old.files.get(key) if same_place else None
-            return was if was is not None and was[:3] == at else Stamp(*at, content_digest(path))
+            was = old.files.get(key) if old.path == place else None
+            return was if was is not None and was[:3] == at else Stamp(*at, content_digest(files.of[key]))
         except OSError:  # the stage says what is wrong when it reads the file
             return None
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        read = progress(
+    quiet = execution.quiet or len(files.of) < _MANY
+    with ThreadPoolExecutor(execution.worker_count) as pool:
+        stamps = progress(
             pool.map(stamp, files.of),
             f"{name}: contents of files",
             total=len(files.of),
             unit="file",
-            quiet=quiet or len(files.of) < _MANY,
+            quiet=quiet,
         )
-        return {key: found for key, found in zip(files.of, read, strict=True) if found is not None}
+        return FileSet(place, {key: found for key, found in zip(files.of, stamps, strict=True) if found})
+
+
+def _compare(files: Files, old: FileSet, new: FileSet, made: Callable[[str], bool]) -> list[str]:
+    """What is no longer as it was; the stamps of results whose file is not there, or not asked for, are kept."""
+    found: list[str] = []
+    for key, stamp in old.files.items():
+        now = new.files.get(key)
+        if (now is not None and now.digest == stamp.digest) or not made(key):
+            continue
+        if now is not None:
+            found.append(f"{files.of[key]}: its content is not what it was")
+        elif key in files.of and new.path != old.path:
+            found.append(f"{files.of[key]}: not found; {old.path} was read before")
+        else:
+            new.files[key] = stamp
+    return found
 
 
 def content_digest(path: Path) -> str:
@@ -177,17 +172,3 @@ def content_digest(path: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _stamp(value: object) -> Stamp:
-    if not isinstance(value, list) or list(map(type, value)) != [int, int, int, str]:
-        raise ValueError("no stamp of a file")
-    return Stamp(*value)
-
-
-def _place(files: Files) -> str:
-    return str(files.path.absolute())
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

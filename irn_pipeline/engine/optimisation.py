@@ -1,12 +1,9 @@
-"""How fast a network learns: optimiser, and learning rate over the steps of a training."""
+"""How long, in what portions and how fast a network learns. Nothing here imports torch: stages declare with it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 OptimizerName = Literal["sgd", "adamw"]
 
@@ -39,36 +36,9 @@ class Schedule:
     optimizer: OptimizerName = "sgd"
     ema_decay: float = 0.0
 
-
-def make_optimizer(param_groups: Sequence[dict[str, Any]], schedule: Schedule) -> torch.optim.Optimizer:
-    """The optimiser that the schedule names, over groups with their own `lr`."""
-    groups = [dict(group) for group in param_groups]  # torch writes into them
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
-    return torch.optim.SGD(groups, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
-
-
-def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the learning rates are multiplied by.
-
-    Args:
-        schedule: decay and warm-up.
-        step: finished steps.
-        steps: of the whole training.
-
-    Returns:
-        A factor in [0, 1].
-    """
-    warmup = min(schedule.warmup_steps, steps // 10)
-    rise = min((step + 1) / (warmup + 1), 1.0)
-    if schedule.milestones:
-        passed = sum(step >= milestone * steps for milestone in schedule.milestones)
-        return float(rise * 0.1**passed)
-    return float(rise * max(1 - step / steps, 0.0) ** schedule.power)
-
-
-def learning_rates(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """The scheduler that sets every group's rate, step by step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(schedule, step, steps))
+    def rate(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied by after `step` of `steps`: a factor in [0, 1]."""
+        rise = min((step + 1) / (min(self.warmup_steps, steps // 10) + 1), 1.0)
+        if self.milestones:
+            return float(rise * 0.1 ** sum(step >= milestone * steps for milestone in self.milestones))
+        return float(rise * max(1 - step / steps, 0.0) ** self.power)

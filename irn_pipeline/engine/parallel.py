@@ -6,17 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-from joblib import Parallel, delayed
+from typing import Generic, TypeVar
 
 from irn_pipeline.engine.dask_backend import dask_map
+from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.faults import MemoryExhausted, WorkerDied, is_out_of_memory
-
-if (
-    TYPE_CHECKING
-):  # worker processes need this module, and torch, which that one imports, only where their work does
-    from irn_pipeline.engine.execution import Execution
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -62,6 +56,8 @@ def parallel_map(
     if workers <= 1:
         yield from map(named, items)
         return
+    from joblib import Parallel, delayed
+
     pool = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="3 * n_jobs")
     done = 0
     try:
@@ -88,5 +84,7 @@ def prefetch(function: Callable[[A], B], items: Sequence[A], workers: int) -> It
     if workers <= 0:
         yield from map(named, items)
         return
+    from joblib import Parallel, delayed
+
     pool = Parallel(n_jobs=workers, prefer="threads", return_as="generator", pre_dispatch="2 * n_jobs")
     yield from pool(delayed(named)(item) for item in items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -30,26 +30,18 @@ def progress(
         unit: what one of them is.
         quiet: show nothing.
     """
-    return _kind(sys.stderr)(items, desc=name, total=total, unit=unit, disable=quiet)
+    return _kind()(items, desc=name, total=total, unit=unit, disable=quiet)
 
 
 def progress_bar(
     name: str, *, total: int, done: int = 0, unit: str = "image", quiet: bool = False
 ) -> tqdm[NoReturn]:
-    """The progress of a loop that calls `update()` itself; to be closed, or used as a context.
-
-    Args:
-        name: what is done.
-        total: how many calls there will be, those of an earlier run included.
-        done: how many an earlier run has made.
-        unit: what one of them is.
-        quiet: show nothing.
-    """
-    return _kind(sys.stderr)(desc=name, total=total, initial=done, unit=unit, disable=quiet)
+    """The progress of a loop that calls `update()` itself, as a context; `done` calls were made by an earlier run."""
+    return _kind()(desc=name, total=total, initial=done, unit=unit, disable=quiet)
 
 
 class _LogLines(_Bar):
-    """Whole lines, the first one after `LOG_INTERVAL`; a loop's end is told by whoever runs it."""
+    """Whole lines, the first one after `LOG_INTERVAL`; whoever runs a loop reports its end."""
 
     monitor_interval = 0  # of the thread that quickens bars whose rate has dropped; here time alone decides
 
@@ -71,7 +63,7 @@ class _LogLines(_Bar):
             self.fp.flush()
 
 
-def _kind(stream: TextIO) -> type[tqdm[Any]]:
+def _kind() -> type[tqdm[Any]]:
     # A notebook's stream is no terminal, but it does go back to the start of a line.
-    notebook = type(stream).__module__.startswith("ipykernel.")
-    return tqdm if notebook or stream.isatty() else _LogLines
+    notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    return tqdm if notebook or sys.stderr.isatty() else _LogLines

@@ -1,78 +1,120 @@
-"""What results were made from: the parameters that count, what was read, and what has changed since."""
+"""What results are made from, and whether a stage may go on with those that its folder holds."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from irn_pipeline.engine.declaration import FitStage, Job, Stage
-from irn_pipeline.engine.inputs import Inputs, digests
-from irn_pipeline.engine.store import Artifact, RunFolder, StageRecord, fingerprint_of
+from irn_pipeline.engine.inputs import Inputs, digests, read_inputs, take_stock, write_inputs
+from irn_pipeline.engine.stage import FitStage, Job, MapStage, ReduceStage, Remake, Stage
+from irn_pipeline.engine.store import RESUME_NAME, StageRecord, clear_folder
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.atomic import PART_PREFIX, remove
+from irn_pipeline.files.lock import LOCK_NAME
 
-OTHER_FOLDER = "give another --run-dir, or --overwrite to build this stage again"
-"""The two ways out where results were made from other things."""
-_BY_AN_EARLIER_VERSION = "made by an earlier version of this stage, which gave other results"
-_BY_A_LATER_VERSION = "made by a later version of this stage"
-
-
-def result_params(params: Any) -> dict[str, Any]:
-    """The parameters that results depend on.
-
-    Args:
-        params: a dataclass; fields with the metadata {"fingerprint": False} do not count, such as a choice
-            between two ways to the same result. Fields with {"fingerprint": "unless default"} count when they
-            are set: they came with a later version, and folders of an earlier one stay valid. Where that version had
-            the effect of another value than the default, {"before": value} names it, and that value does not count.
-    """
-    values = asdict(params)
-    return {field.name: values[field.name] for field in fields(params) if _counts(field, values)}
-
-
-def _counts(field: Field[Any], values: dict[str, Any]) -> bool:
-    counts = field.metadata.get("fingerprint", True)
-    return bool(counts) and (counts != "unless default" or values[field.name] != _before(field))
-
-
-def _before(field: Field[Any]) -> Any:
-    """The value whose effect results have that a version without the parameter made."""
-    return field.metadata.get("before", field.default)
-
-
-def require_sources_elsewhere(place: Path, params: Any) -> None:
-    """Refuse to clear a folder when a parameter names something in it to read.
-
-    Args:
-        place: the folder.
-        params: a dataclass; every text in it, and in its tuples, may be a path.
-
-    Raises:
-        ArtifactError: one does.
-    """
-    whole = place.resolve()
-    for name, value in asdict(params).items():
-        for text in value if isinstance(value, (tuple, list)) else [value]:
-            # Not Path.exists: it raises for texts that can be no path.
-            if not isinstance(text, str) or not os.path.exists(text):  # noqa: PTH110
-                continue
-            if Path(text).resolve().is_relative_to(whole):
-                raise ArtifactError(
-                    f"--{name.replace('_', '-')} {text}: lies in {place}, which --overwrite would clear; "
-                    "copy it to another place first, or give another --run-dir"
-                )
+_EARLIER = "made by an earlier version of this stage, which gave other results"
+_LATER = "made by a later version of this stage"
+_UNKNOWN = "the seed, the class names, the list of images or the version of this program changed"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a stage makes its results from: their fingerprint, what is read, `facts_of`; and what it goes on with."""
+    """What a stage makes its results from; `previous` is the record of the results that it goes on with."""
 
     fingerprint: str
     reads: dict[str, str]
     facts: dict[str, str]
     previous: StageRecord | None
+
+
+def origin_of(stage: Stage[Any], job: Job[Any, Any]) -> Origin:
+    """Compare what a stage's folder holds with what it would be made from now; with --overwrite, clear the folder.
+
+    The caller holds the folder's lock. Results of a run that failed before it made anything are none.
+
+    Raises:
+        ArtifactError: something that the stage reads is missing, or the folder holds results of other things.
+    """
+    place = job.run.stage_dir(stage.folder(job.params))
+    previous = job.run.record(stage.folder(job.params))
+    if isinstance(stage, MapStage) and stage.remake is not None and stage.remake.chosen(job.params):
+        return _half_way(stage, stage.remake, job, place, previous)
+    reads = _reads(stage, job)
+    named = stage.files(job) if stage.files is not None else {}
+    known = read_inputs(place)
+    if previous is not None and job.execution.overwrite:
+        _require_sources_elsewhere(place, job.params)
+        clear_folder(place, keep=LOCK_NAME)
+        previous = None
+    if not isinstance(stage, ReduceStage) and not _has_results(stage, place):
+        previous = None
+    made = None if previous is None else partial(_is_made, stage, job)
+    inputs, changed = take_stock(named, known, made, job.execution)
+    facts = facts_of(stage, job)
+    fingerprint = stage_fingerprint(stage, job, reads, facts, inputs)
+    if previous is not None and not isinstance(stage, ReduceStage):
+        if job.execution.precision == "auto" and _nothing_to_do(stage, job, previous):
+            # The machine's choice matters only where something is computed.
+            facts |= {name: was for name, was in previous.facts.items() if name == "precision"}
+        by_content = {name for name, sets in inputs.items() if len(sets) == len(known.get(name, ()))}
+        found = differences(stage, job, reads, facts, previous, by_content) + changed
+        if found:
+            raise ArtifactError(_refusal(place, found, previous, facts))
+        fingerprint = previous.fingerprint
+    if inputs:
+        # Before the record: files are compared for results that are there, so an interruption in between does no harm.
+        write_inputs(place, inputs)
+    return Origin(fingerprint, reads, facts, previous)
+
+
+def _half_way(
+    stage: MapStage[Any], remake: Remake[Any], job: Job[Any, Any], place: Path, previous: StageRecord | None
+) -> Origin:
+    """Clear the way for other values of the free parameters: what was made with others goes, the artifact stays."""
+    if previous is None:
+        raise ArtifactError(
+            f"{place}: {remake.flag} needs the {remake.source.name} of an earlier run, and there is none; "
+            f"run {stage.name} with {remake.keep_flag} first"
+        )
+    now = {name: job.run.record(name) for name in previous.reads}
+    # The folder of a stage that was read may be gone.
+    reads = {
+        name: was if (record := now[name]) is None else record.fingerprint
+        for name, was in previous.reads.items()
+    }
+    facts = {**previous.facts, **facts_of(stage, job)}
+    found = differences(stage, job, reads, facts, previous, remake.free)
+    if found:
+        raise ArtifactError(
+            f"{place}: holds results made from other things ({'; '.join(found)}); with {remake.flag} only "
+            f"{', '.join(remake.free)} may change; give the others as they were, or --overwrite {remake.keep_flag} "
+            f"without {remake.flag} to build this stage again"
+        )
+    if not job.execution.overwrite and not differences(stage, job, reads, facts, previous):
+        return Origin(previous.fingerprint, reads, facts, previous)
+    has = job.run.has
+    made = [artifact for artifact in stage.writes if artifact is not remake.source]
+    ids = [item.image_id for item in job.data.items]
+    lost = [
+        one for one in ids if any(has(artifact, one) for artifact in made) and not has(remake.source, one)
+    ]
+    if lost:
+        raise ArtifactError(
+            f"{place}: no {remake.source.name} were kept of {len(lost)} pictures, the first is {lost[0]}; run "
+            f"{stage.name} with {remake.keep_flag} and the parameters of these results first"
+        )
+    if remake.require is not None:
+        remake.require(job)
+    # Before the new record is written: an interruption in between leaves gaps, but nothing made otherwise.
+    for artifact in made:
+        remove(place / artifact.name)
+    return Origin(stage_fingerprint(stage, job, reads, facts, read_inputs(place)), reads, facts, previous)
 
 
 def facts_of(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
@@ -90,25 +132,20 @@ def facts_of(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
     return found
 
 
-def stage_fingerprint(
-    stage: Stage[Any],
-    job: Job[Any, Any],
-    reads: Mapping[str, str],
-    *,
-    facts: Mapping[str, str] | None = None,
-    inputs: Inputs | None = None,
-) -> str:
-    """Hash of all that the stage's results depend on.
+def fingerprint_of(value: object) -> str:
+    """A short hash of any JSON-like value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    Args:
-        stage: the stage.
-        job: parameters, data set, execution.
-        reads: fingerprint of every stage that is read.
-        facts: those of `facts_of`; None for the fingerprint that versions without facts gave, by `stage.version`.
-        inputs: the files that parameters name; their paths do not count.
-    """
-    inputs = inputs or {}
-    params = {name: value for name, value in result_params(job.params).items() if name not in inputs}
+
+def stage_fingerprint(
+    stage: Stage[Any], job: Job[Any, Any], reads: Mapping[str, str], facts: Mapping[str, str], inputs: Inputs
+) -> str:
+    """Hash of all that the stage's results depend on; files that parameters name count by content."""
+    values = asdict(job.params)
+    params = {
+        f.name: values[f.name] for f in fields(job.params) if f.name not in inputs and _counts(f, values)
+    }
     parts: dict[str, Any] = {
         "stage": stage.name, "version": stage.version, "params": params,
         "reads": dict(reads), "data": list(job.data.identity),
@@ -118,42 +155,43 @@ def stage_fingerprint(
         parts["images"] = sorted(item.image_id for item in job.data.items)
     if inputs:
         parts["inputs"] = digests(inputs)
-    if facts is not None and "precision" in facts:
+    if "precision" in facts:
         parts["precision"] = facts["precision"]
     return fingerprint_of(parts)
 
 
-def fingerprints_read(run: RunFolder, stage: str, artifacts: Sequence[Artifact[Any]]) -> dict[str, str]:
-    """Fingerprint of every stage whose artifacts are read.
+def _counts(entry: Field[Any], values: Mapping[str, Any]) -> bool:
+    """Whether results depend on a parameter, by its metadata "fingerprint".
 
-    Args:
-        run: the run folder.
-        stage: name of the reading stage, for the message.
-        artifacts: what it reads.
-
-    Raises:
-        ArtifactError: one is not there or not finished.
+    False: a choice between two ways to the same result. "unless default": it came with a later version, so folders of
+    earlier ones stay valid. "before" names the value whose effect those folders have, where that is not the default.
     """
+    counts = entry.metadata.get("fingerprint", True)
+    return bool(counts) and (counts != "unless default" or values[entry.name] != _before(entry))
+
+
+def _before(entry: Field[Any]) -> Any:
+    return entry.metadata.get("before", entry.default)
+
+
+def _reads(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
+    """Fingerprint of every stage that is read."""
     reads: dict[str, str] = {}
-    for artifact in artifacts:
-        record = run.record(artifact.stage)
+    for artifact in stage.read(job.params):
+        record = job.run.record(artifact.stage)
         if record is None or (not record.complete and not artifact.per_image):
             state = "is not there" if record is None else "is not finished"
             raise ArtifactError(
-                f"{run.root}: {stage} reads the {artifact.name} of stage {artifact.stage}, which {state}; "
+                f"{job.run.root}: {stage.name} reads the {artifact.name} of stage {artifact.stage}, which {state}; "
                 f"run stage {artifact.stage} on this --run-dir first"
             )
         reads[artifact.stage] = record.fingerprint
+    if isinstance(stage, ReduceStage):
+        # It reads whatever there is; recorded so that `status` can tell whether it is stale.
+        others = [name for name in job.run.folders() if name.split("/")[0] != stage.name]
+        records = {name: job.run.record(name) for name in others}
+        reads |= {name: record.fingerprint for name, record in records.items() if record is not None}
     return reads
-
-
-def fingerprints_kept(run: RunFolder, previous: StageRecord) -> dict[str, str]:
-    """What `previous` has read: the fingerprints of today, or those of then where a stage's folder was removed."""
-    records = {name: run.record(name) for name in previous.reads}
-    return {
-        name: then if (now := records[name]) is None else now.fingerprint
-        for name, then in previous.reads.items()
-    }
 
 
 def differences(
@@ -162,27 +200,32 @@ def differences(
     reads: Mapping[str, str],
     facts: Mapping[str, str],
     previous: StageRecord,
-    by_content: Sequence[str] = (),
+    ignored: Collection[str] = (),
 ) -> list[str]:
-    """What a stage would now make its results from that a folder's results were not made from, one phrase each.
+    """What a stage would now make its results from that those of `previous` were not made from, one phrase each.
 
-    What the record does not tell, because an earlier version of this program wrote it, is taken to be the same.
-
-    Args:
-        stage: the stage.
-        job: its job now.
-        reads: fingerprint of every stage that is read, now.
-        facts: those of `facts_of`, now.
-        previous: the record of what the folder holds.
-        by_content: parameters that name files whose contents were compared; their paths may differ.
+    What the record of an earlier version of this program does not say is taken to be the same; so are the parameters
+    that are `ignored`.
     """
-    found = _other_facts(facts, previous.facts) if previous.facts else _facts_by_hash(stage, job, previous)
-    values = _as_json(job.params)
-    for field in fields(job.params):
-        name = field.name
-        was = previous.params.get(name, _plain(_before(field)))
-        if field.metadata.get("fingerprint", True) and name not in by_content and was != values[name]:
-            found.append(f"{name} was {was}, is now {values[name]}")
+    found = []
+    for name, now in facts.items():
+        was = previous.facts.get(name, now)
+        if was != now and name == "version":
+            found.append(_LATER if was.isdecimal() and int(was) > int(now) else _EARLIER)
+        elif was != now and name in ("classes", "images"):
+            found.append(f"the {'class names' if name == 'classes' else 'list of images'} changed")
+        elif was != now:
+            found.append(f"{name} was {was}, is now {now}")
+    known = {entry.name: previous.params.get(entry.name, _before(entry)) for entry in fields(job.params)}
+    for entry in fields(job.params):
+        now, was = _plain(getattr(job.params, entry.name)), _plain(known[entry.name])
+        if entry.metadata.get("fingerprint", True) and entry.name not in ignored and was != now:
+            found.append(f"{entry.name} was {was}, is now {now}")
+    if not found and not previous.facts:
+        # The earliest versions recorded no facts; their hash holds them.
+        then = replace(job, params=replace(job.params, **{name: _tuple(known[name]) for name in ignored}))
+        if stage_fingerprint(stage, then, previous.reads, {}, {}) != previous.fingerprint:
+            found.append(_UNKNOWN)
     return found + [
         f"the results of {name} it reads were made anew"
         for name, now in reads.items()
@@ -190,62 +233,53 @@ def differences(
     ]
 
 
-def _other_facts(facts: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
-    found = []
-    for name, now in facts.items():
-        was = then.get(name, now)
-        if was == now:
-            continue
-        if name == "version":
-            later = was.isdecimal() and now.isdecimal() and int(was) > int(now)
-            found.append(_BY_A_LATER_VERSION if later else _BY_AN_EARLIER_VERSION)
-        elif name in ("classes", "images"):
-            found.append(f"the {'class names' if name == 'classes' else 'list of images'} changed")
-        else:
-            found.append(f"{name} was {was}, is now {now}")
-    return found
-
-
-def _facts_by_hash(stage: Stage[Any], job: Job[Any, Any], previous: StageRecord) -> list[str]:
-    """The facts that a record of an earlier version of this program has in its fingerprint alone."""
-    known = {field.name: _before(field) for field in fields(job.params)}
-    recorded = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in previous.params.items()
-        if name in known
-    }
-    try:
-        then = replace(job, params=type(job.params)(**{**known, **recorded}))
-    except (TypeError, ValueError):  # values that were possible then
-        then = job
-    for version in range(stage.version, 0, -1):
-        if stage_fingerprint(replace(stage, version=version), then, previous.reads) == previous.fingerprint:
-            return [] if version == stage.version else [_BY_AN_EARLIER_VERSION]
-    return ["the seed, the class names, the list of images or the version of this program changed"]
-
-
-def _as_json(params: Any) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in asdict(params).items()}
-
-
 def _plain(value: Any) -> Any:
-    # As JSON keeps it: tuples come back as lists.
-    return list(value) if isinstance(value, tuple) else value
+    return list(value) if isinstance(value, tuple) else value  # as JSON keeps it
 
 
-def refusal(folder: Path, found: Sequence[str], previous: StageRecord, facts: Mapping[str, str]) -> str:
-    """Why results cannot stay beside those that a folder holds, and the ways out, in one line.
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
-    Args:
-        folder: of the stage.
-        found: what `differences` has found.
-        previous: the record of what the folder holds.
-        facts: those of `facts_of`, now.
-    """
-    ways = [OTHER_FOLDER]
+
+def _refusal(place: Path, found: list[str], previous: StageRecord, facts: Mapping[str, str]) -> str:
+    """Why results cannot stay beside those that a folder holds, and the ways out, in one line."""
+    ways = ["give another --run-dir, or --overwrite to build this stage again"]
     then = previous.facts.get("precision", "")
     if facts.get("precision", then) != then:
         ways.insert(0, f"give --precision {then} to go on as it was begun")
-    if _BY_AN_EARLIER_VERSION in found:
+    if _EARLIER in found:
         ways.insert(0, "run the later stages by name to use them as they are")
-    return f"{folder}: holds results made from other things ({'; '.join(found)}); {', or '.join(ways)}"
+    return f"{place}: holds results made from other things ({'; '.join(found)}); {', or '.join(ways)}"
+
+
+def _require_sources_elsewhere(place: Path, params: Any) -> None:
+    """Refuse to clear a folder when a parameter, or a part of one, is the path of something in it."""
+    for name, value in asdict(params).items():
+        for text in value if isinstance(value, tuple | list) else [value]:
+            # Not Path.exists: it raises for texts that can be no path.
+            there = isinstance(text, str) and os.path.exists(text)  # noqa: PTH110
+            if there and Path(text).resolve().is_relative_to(place.resolve()):
+                raise ArtifactError(
+                    f"--{name.replace('_', '-')} {text}: lies in {place}, which --overwrite would clear; "
+                    "copy it to another place first, or give another --run-dir"
+                )
+
+
+def _has_results(stage: Stage[Any], place: Path) -> bool:
+    """Whether a stage's folder holds what would be lost; the losses of an unfinished first epoch would not."""
+    if isinstance(stage, FitStage):
+        names = (RESUME_NAME, *(f"{artifact.name}{artifact.suffix}" for artifact in stage.writes))
+        return any((place / name).is_file() for name in names)
+    files = (path for one in stage.writes for path in (place / one.name).rglob(f"*{one.suffix}"))
+    return any(not path.name.startswith(PART_PREFIX) for path in files)
+
+
+def _is_made(stage: Stage[Any], job: Job[Any, Any], key: str) -> bool:
+    """Whether there are results of a picture, or with "" of any: asked only where there are some."""
+    return key == "" or all(job.run.has(artifact, key) for artifact in stage.written(job.params))
+
+
+def _nothing_to_do(stage: Stage[Any], job: Job[Any, Any], previous: StageRecord) -> bool:
+    if isinstance(stage, MapStage):
+        return all(_is_made(stage, job, item.image_id) for item in job.data.items)
+    return previous.complete

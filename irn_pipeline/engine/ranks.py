@@ -10,18 +10,17 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.errors import ConfigError, IrnError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported when it is used: flags are refused without it
     from lightning_fabric import Fabric
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 T = TypeVar("T")
 _LONGEST_WAIT = timedelta(days=7)
-"""A process may wait this long for another at the end of a stage; one that died is noticed by torchrun, not here."""
+"""A process may wait this long for another at the end of a stage; torchrun notices one that died."""
 
 
 class OtherProcessFailed(IrnError):
@@ -36,10 +35,7 @@ class _Failure:
 class Ranks:
     """Which of the processes of one command this is, and what they do together.
 
-    Alone, every method is the plain thing: `share` gives everything, `mean` what it was given.
-
-    Args:
-        fabric: a launched Fabric; None for a process of its own.
+    Without a launched Fabric there is one process: `share` gives everything, `mean` what it was given.
     """
 
     def __init__(self, fabric: Fabric | None = None) -> None:
@@ -80,6 +76,8 @@ class Ranks:
         """The values of all processes, by rank; waits for all."""
         if self._fabric is None:
             return [value]
+        import torch
+
         values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values
@@ -95,18 +93,18 @@ class Ranks:
         """Mean over all processes of a tensor without gradient, in float64 on the way."""
         if self._fabric is None:
             return values
-        reduced = self._fabric.all_reduce(values.detach().double(), reduce_op="mean")
-        if not isinstance(reduced, Tensor):
-            raise TypeError(f"all_reduce of a tensor gave {type(reduced).__name__}")
+        import torch
+
+        reduced: Any = self._fabric.all_reduce(values.detach().double(), reduce_op="mean")
         return reduced.to(values.dtype if values.is_floating_point() else torch.get_default_dtype())
 
-    def parallel(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def parallel(self, module: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """The module and its optimiser so wrapped that gradients are averaged over all processes."""
         if self._fabric is None:
             return module, optimizer
         if self._fabric.device.type == "cuda":
+            from torch import nn
+
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         wrapped, wrapped_optimizer = self._fabric.setup(module, optimizer)
         return wrapped, wrapped_optimizer  # type: ignore[return-value]
@@ -122,23 +120,21 @@ class Ranks:
 ALONE = Ranks()
 
 
-def processes_launched() -> int:
-    """So many processes torchrun has started for this command; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
 def join_ranks(execution: Execution) -> tuple[Ranks, Execution]:
     """Meet the other processes of a torchrun; without it, this process is alone.
 
     Returns:
-        The ranks, and the execution as it is for this one of them: its own device, its part of the machine's cores,
-        one progress bar for all.
+        The ranks, and the execution for this one of them: its device, its part of the machine's cores, one progress
+        bar for all.
 
     Raises:
         ConfigError: Lightning Fabric is not installed, or there are fewer devices than processes.
     """
-    if processes_launched() == 1:
+    world = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if world == 1:
         return ALONE, execution
+    import torch
+
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import DDPStrategy
@@ -147,12 +143,13 @@ def join_ranks(execution: Execution) -> tuple[Ranks, Execution]:
             "more than one process needs the package lightning-fabric, which is not installed: "
             "pip install 'irn_pipeline[distributed]'"
         ) from error
-    local_count, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    here, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     kind = execution.torch_device().type
-    if kind == "cuda" and local_count > torch.cuda.device_count():
+    devices = torch.cuda.device_count()
+    if kind == "cuda" and here > devices:
         raise ConfigError(
-            f"{local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices: give torchrun "
-            f"--nproc-per-node {torch.cuda.device_count()}, or use --device cpu"
+            f"{here} processes on a machine with {devices} CUDA devices: give torchrun --nproc-per-node {devices}, or "
+            "use --device cpu"
         )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Objects and counts travel on the CPU, gradients where they are. Detection heads may leave parameters unused in
@@ -162,17 +159,12 @@ def join_ranks(execution: Execution) -> tuple[Ranks, Execution]:
         timeout=_LONGEST_WAIT,
         find_unused_parameters=True,
     )
-    fabric = Fabric(
-        accelerator=kind,
-        devices=local_count,
-        num_nodes=int(os.environ["WORLD_SIZE"]) // local_count,
-        strategy=strategy,
-    )
+    fabric = Fabric(accelerator=kind, devices=here, num_nodes=world // here, strategy=strategy)
     fabric.launch()
     own = replace(
         execution,
         device=f"cuda:{local_rank}" if kind == "cuda" else kind,
-        workers=execution.workers if execution.workers > 0 else max(execution.worker_count // local_count, 1),
+        workers=execution.workers if execution.workers > 0 else max(execution.worker_count // here, 1),
         quiet=execution.quiet or fabric.global_rank > 0,
     )
     return Ranks(fabric), own

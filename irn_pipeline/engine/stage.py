@@ -1,203 +1,256 @@
-"""The engine that runs a stage: skip what is there, write atomically, count, record."""
+"""What a stage declares: what it reads and writes, its parameters, and the function that does the work.
+
+Nothing here imports torch, so that a command line refuses a wrong flag at once.
+"""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from irn_pipeline.engine.begin import Begun, begin
-from irn_pipeline.engine.clock import Clock
-from irn_pipeline.engine.declaration import (
-    Data,
-    Files,
-    FitStage,
-    Item,
-    Job,
-    MapStage,
-    Produced,
-    ReduceStage,
-    Remake,
-    Stage,
-)
-from irn_pipeline.engine.execution import seed_everything
-from irn_pipeline.engine.faults import MemoryExhausted, explained, is_out_of_memory
-from irn_pipeline.engine.lock import stage_lock
-from irn_pipeline.engine.progress import progress_bar
-from irn_pipeline.engine.provenance import stage_fingerprint
-from irn_pipeline.engine.ranks import ALONE
-from irn_pipeline.engine.store import RESUME_NAME, StageRecord, require_own_folder, versions
-from irn_pipeline.engine.summary import add_workers_time, log_counted, log_summary
-from irn_pipeline.errors import DataError, IrnError
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.ranks import ALONE, Ranks
+from irn_pipeline.engine.store import Artifact, RunFolder
 
-__all__ = [
-    "Data",
-    "Files",
-    "FitStage",
-    "Item",
-    "Job",
-    "MapStage",
-    "Produced",
-    "ReduceStage",
-    "Remake",
-    "Stage",
-    "run_stage",
-    "stage_fingerprint",
-]
-
-logger = logging.getLogger(__name__)
-_MEMORY_ATTEMPTS = 3
-"""So many pictures in a row without memory for them, and it is not the picture."""
+P = TypeVar("P")
+T = TypeVar("T")
+D = TypeVar("D", bound="Data")
 
 
-def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
-    """Run one stage; what is there already and was made from the same things is kept.
+class Item(Protocol):
+    """Anything with an id that per-image artifacts are named by."""
 
-    Raises:
-        ArtifactError: something it reads is missing, its folder holds results of other parameters, another process
-            works in it, or it cannot be written.
-        IrnError: whatever its work raises.
+    @property
+    def image_id(self) -> str:
+        """File stem."""
+
+
+class Data(Protocol):
+    """The data set of a job, as far as the engine knows it."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """What a map stage works on, in order."""
+
+    @property
+    def identity(self) -> Sequence[str]:
+        """What results of every picture depend on: the class names."""
+
+    @property
+    def origin(self) -> Path:
+        """The folder or file that the data set was read from, for messages and records."""
+
+
+class Clock:
+    """Seconds of the wall clock spent in named sections, in the order in which they were first entered.
+
+    For one thread. On a GPU, work is counted in the section that waits for its result.
+
+    Example:
+        >>> clock = Clock()
+        >>> with clock.section("network"):
+        ...     pass
+        >>> list(clock.seconds)
+        ['network']
     """
-    job = replace(job, clock=Clock())
-    with ExitStack() as held:
-        if isinstance(stage, ReduceStage):
-            return job.ranks.from_first(partial(_reduce, stage, job, held))
-        begun = job.ranks.from_first(partial(_begin, stage, job, held))
-        if isinstance(stage, FitStage) and begun.previous is not None and begun.previous.complete:
-            place = job.run.stage_dir(begun.record.stage)
-            _forget_training(job, place)
-            logger.info("%s: already done in %s", stage.name, place)
-            return begun.previous
-        return _go_on(stage, job, begun)
 
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-def _reduce(stage: ReduceStage[Any], job: Job[Any, Any], held: ExitStack) -> StageRecord:
-    if not stage.only_looks:
-        return _go_on(stage, replace(job, ranks=ALONE), _begin(stage, job, held))
-    fingerprint = stage_fingerprint(stage, job, {})
-    counts = {"images": stage.run(job)}
-    return StageRecord(stage.name, fingerprint, asdict(job.params), {}, True, counts, 0.0, versions())
+    def add(self, name: str, seconds: float) -> None:
+        """Count time that was measured elsewhere, as in a worker process."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-
-def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> Begun:
-    """Lock the folder for as long as `held` is, and make it ready."""
-    place = job.run.stage_dir(stage.folder(job.params))
-    require_own_folder(job.run.root, place)
-    held.enter_context(stage_lock(place))
-    return begin(stage, job)
-
-
-def _go_on(stage: Stage[Any], job: Job[Any, Any], begun: Begun) -> StageRecord:
-    record, previous = begun.record, begun.previous
-    place = job.run.stage_dir(record.stage)
-    seed_everything(job.execution.seed)
-    start = time.perf_counter()
-    try:
-        counts = _work(stage, job)
-    except Exception as error:
-        fault = None if isinstance(error, IrnError) else explained(error, stage.name, place)
-        if fault is None:
-            raise
-        raise fault from error
-    seconds = time.perf_counter() - start
-    sections = Counter(previous.sections if previous else {})
-    sections.update(job.clock.seconds)
-    done = replace(
-        record,
-        complete=True,
-        counts=counts,
-        seconds=record.seconds + seconds,
-        sections={name: round(spent, 6) for name, spent in sections.items()},
-    )
-    if job.ranks.is_first:
-        job.run.write_record(done)
-        log_summary(stage, job, counts, seconds)
-    if isinstance(stage, FitStage):
-        _forget_training(job, place)
-    return done
-
-
-def _forget_training(job: Job[Any, Any], place: Path) -> None:
-    # Only once the record says that the stage is done: a kill before that goes on from the last epoch.
-    if job.ranks.is_first:
-        (place / RESUME_NAME).unlink(missing_ok=True)
-
-
-def _work(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, int]:
-    if isinstance(stage, MapStage):
-        return _map(stage, job)
-    if isinstance(stage, FitStage):
-        return {"images": stage.fit(job)}
-    if isinstance(stage, ReduceStage):
-        return {"images": stage.run(job)}
-    raise TypeError(f"{type(stage).__name__} is no kind of stage")
-
-
-def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
-    writes = stage.written(job.params)
-    share = job.ranks.share(job.data.items)
-    pending = [item for item in share if not all(job.run.has(artifact, item.image_id) for artifact in writes)]
-    problems: list[Produced] = []
-    formats: Counter[str] = Counter()
-    elsewhere: Counter[str] = Counter()
-    waited = Clock()
-    with progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar:
-        for produced in waited.waiting("results", _produce(stage, job, pending)):
-            elsewhere.update(produced.seconds)
-            if produced.problem is not None:
-                problems.append(produced)
-                if not produced.common and job.is_news(produced.image_id, produced.problem):
-                    logger.warning("%s: skipped: %s", produced.image_id, produced.problem)
-            else:
-                formats.update(filter(None, [produced.file_format]))
-                for artifact, value in zip(writes, produced.values, strict=True):
-                    with waited.section("write"):
-                        job.run.write(artifact, value, produced.image_id)
-            bar.update()
-    add_workers_time(job, elsewhere, waited.seconds.get("results", 0.0))
-    if "write" in waited.seconds:  # told last, as it comes last
-        job.clock.add("write", waited.seconds["write"])
-    log_counted(stage, problems, formats)
-    skipped = len(problems)
-    counts = {"images": len(pending) - skipped, "kept": len(share) - len(pending), "skipped": skipped}
-    return job.ranks.from_first(partial(_checked, stage, job.ranks.total(counts)))
-
-
-def _checked(stage: Stage[Any], counts: dict[str, int]) -> dict[str, int]:
-    if counts["skipped"] and not counts["images"] + counts["kept"]:
-        raise DataError(
-            f"{stage.name}: every one of the {counts['skipped']} pictures was skipped; see the messages above"
-        )
-    return counts
-
-
-def _produce(stage: MapStage[Any], job: Job[Any, Any], pending: Sequence[Item]) -> Iterator[Produced]:
-    """Results of all items. One that there is not enough memory for is skipped, and the stage goes on without it."""
-    left = {item.image_id: item for item in pending}
-    attempts = 0
-    while left:
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Count the time until the block ends, by an error too. Sections are not nested and hold no `yield`."""
+        start = time.perf_counter()
         try:
-            for produced in stage.run(job, list(left.values())):
-                left.pop(produced.image_id, None)
-                attempts = 0
-                yield produced
-            return
-        except Exception as error:
-            attempts += 1
-            if not (isinstance(error, MemoryExhausted) or is_out_of_memory(error)):
-                raise
-            if attempts >= _MEMORY_ATTEMPTS or not left:
-                raise
-            # Where the error does not name it: networks take the pictures in order.
-            named = error.image_id if isinstance(error, MemoryExhausted) else None
-            image_id = next(iter(left)) if named is None else named
-        left.pop(image_id, None)
-        yield Produced(
-            image_id, problem="not enough memory for it; give it more, or make the picture smaller"
-        )
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+    def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, with the time that each is waited for counted; what is done between them is not."""
+        iterator = iter(items)
+        while True:
+            with self.section(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+
+@dataclass(frozen=True)
+class Job(Generic[P, D]):
+    """Everything a stage's function gets: where to write, with which parameters, on what data, how, beside whom.
+
+    Every stage that is run gets a new clock. `reported` holds the problems of items that this command has reported.
+    """
+
+    run: RunFolder
+    params: P
+    data: D
+    execution: Execution
+    clock: Clock = field(default_factory=Clock, compare=False)
+    ranks: Ranks = field(default=ALONE, compare=False)
+    reported: set[tuple[str, str]] = field(default_factory=set, compare=False)
+
+    def is_news(self, image_id: str, problem: str) -> bool:
+        """Whether a problem has not been reported by this command yet; from now on it has."""
+        known = (image_id, problem) in self.reported
+        self.reported.add((image_id, problem))
+        return not known
+
+    def write(self, artifact: Artifact[T], value: T) -> None:
+        """Write an artifact of the whole stage; of several processes, the first does.
+
+        Raises:
+            ArtifactError: the system refused the write.
+        """
+        if self.ranks.is_first:
+            self.run.write(artifact, value)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that a parameter names: results are made from their content, wherever they lie.
+
+    Attributes:
+        path: as the parameter gives it, a file or a folder.
+        of: key -> file. The key is the picture whose results alone are made from the file, or "" for all results.
+    """
+
+    path: Path
+    of: Mapping[str, Path]
+
+    @staticmethod
+    def one(path: str | Path) -> Files:
+        """One file that all results are made from."""
+        return Files(Path(path), {"": Path(path)})
+
+
+@dataclass(frozen=True)
+class Produced:
+    """The artifacts of one image, in the order of the stage's `writes`; or why there are none.
+
+    Attributes:
+        image_id: of the item.
+        values: the artifacts.
+        problem: why there are none.
+        common: many items share the problem: it is reported once, with their number.
+        file_format: format of the item's input file; the number of files of each is reported at the end.
+        seconds: time spent on the item, by section, if a worker process made it.
+    """
+
+    image_id: str
+    values: tuple[Any, ...] = ()
+    problem: str | None = None
+    common: bool = False
+    file_format: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[P]):
+    """Declaration common to all kinds of stage.
+
+    Attributes:
+        name: name of the stage, of its module and of its folder.
+        summary: one line, imperative.
+        params: frozen dataclass of the parameters that change the result.
+        reads: artifacts of other stages that must be there.
+        writes: artifacts this stage makes.
+        version: raised when the same parameters begin to give another result.
+        variant: parameters -> subfolder for their results, so that several lie side by side; None for one folder.
+        needs_data: whether a data set must be named.
+        unread: parameters -> those of `reads` that they do not need; it may refuse parameters, before anything is
+            written.
+        unwritten: parameters -> those of `writes` that they leave out.
+        files: job -> for each parameter the files that it names, one entry for each path given.
+        runs_network: whether such parameters run a network, so that results depend on its precision; None for never.
+        unused: parameters -> for each one without effect the reason; its flag is refused.
+    """
+
+    name: str
+    summary: str
+    params: type[P]
+    reads: tuple[Artifact[Any], ...] = ()
+    writes: tuple[Artifact[Any], ...] = ()
+    version: int = 1
+    variant: Callable[[P], str] | None = None
+    needs_data: bool = True
+    unread: Callable[[P], tuple[Artifact[Any], ...]] | None = None
+    unwritten: Callable[[P], tuple[Artifact[Any], ...]] | None = None
+    files: Callable[[Job[P, Any]], Mapping[str, tuple[Files, ...]]] | None = None
+    runs_network: Callable[[P], bool] | None = None
+    unused: Callable[[P], Mapping[str, str]] | None = None
+
+    def folder(self, params: P) -> str:
+        """Name of the folder, below the run folder, that holds what these parameters make."""
+        return self.name if self.variant is None else f"{self.name}/{self.variant(params)}"
+
+    def read(self, params: P) -> tuple[Artifact[Any], ...]:
+        """Those of `reads` that these parameters ask for."""
+        unread = self.unread(params) if self.unread is not None else ()
+        return tuple(artifact for artifact in self.reads if artifact not in unread)
+
+    def written(self, params: P) -> tuple[Artifact[Any], ...]:
+        """Those of `writes` that these parameters ask for."""
+        unwritten = self.unwritten(params) if self.unwritten is not None else ()
+        return tuple(artifact for artifact in self.writes if artifact not in unwritten)
+
+
+@dataclass(frozen=True)
+class Remake(Generic[P]):
+    """That a stage can begin half-way, from an artifact of its own that was kept, to try other parameters.
+
+    Attributes:
+        source: the artifact, one of the stage's `writes`.
+        chosen: whether such parameters ask for it.
+        free: names of the parameters that may change; the others must be what they were when it was made.
+        keep_flag: flag that keeps the artifact.
+        flag: flag that begins half-way.
+        require: raises an IrnError if the artifact cannot serve a job; called before anything is removed.
+    """
+
+    source: Artifact[Any]
+    chosen: Callable[[P], bool]
+    free: tuple[str, ...]
+    keep_flag: str
+    flag: str
+    require: Callable[[Job[P, Any]], None] | None = None
+
+
+@dataclass(frozen=True)
+class FitStage(Stage[P]):
+    """Images -> one checkpoint. `fit` returns the number of pictures it has seen."""
+
+    fit: Callable[[Job[P, Any]], int] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class MapStage(Stage[P]):
+    """One image -> its artifacts. `run` yields one `Produced` for each item it is given, in any order.
+
+    Of several processes, each is given its share of the items.
+    """
+
+    run: Callable[[Job[P, Any], Sequence[Any]], Iterator[Produced]] = field(kw_only=True)
+    remake: Remake[P] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class ReduceStage(Stage[P]):
+    """All artifacts -> its own files, always made anew. `run` returns the number of pictures it covered.
+
+    Of several processes, the first does it alone. One that only looks writes nothing, no record either.
+    """
+
+    run: Callable[[Job[P, Any]], int] = field(kw_only=True)
+    only_looks: bool = field(default=False, kw_only=True)

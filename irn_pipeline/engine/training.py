@@ -10,24 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from irn_pipeline.engine.events import TrainingLog
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.optimisation import Schedule, learning_rates, make_optimizer
+from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.progress import progress_bar
 from irn_pipeline.engine.ranks import ALONE, Ranks
-from irn_pipeline.engine.store import RESUME_NAME, atomic_path
+from irn_pipeline.engine.store import RESUME_NAME
+from irn_pipeline.engine.training_log import TrainingLog
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError, IrnError
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.regular import open_regular
 from irn_pipeline.files.torch_file import load_torch
 
 logger = logging.getLogger(__name__)
-
 SampleKey = tuple[int, int]
 """(epoch, index): a data set makes its random choices from these two and the seed alone, so that neither the number
 of workers nor an interruption changes them."""
+LossFunction = Callable[[Any, float], dict[str, Tensor]]
+"""(batch, fraction of the training that is done) -> named losses."""
 
 
 class TrainingDiverged(IrnError):
@@ -39,37 +42,24 @@ class EpochSampler(Sampler[SampleKey]):
 
     What is left over at the end of an epoch is dropped, as the original does; a set smaller than one batch is repeated
     until it fills one. Of several processes, each gets its part of every batch: together they see the batches that
-    one would see.
-
-    Args:
-        count: indices.
-        batch_size: of all processes together.
-        seed: of the order.
-        ranks: the processes.
+    one would see. `batch_size` is that of all processes together.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
         self.count, self.batch_size, self.seed, self.ranks = count, batch_size, seed, ranks
+        self.wanted = max(count // batch_size, 1) * batch_size
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self._wanted() // self.ranks.count
-
-    def _wanted(self) -> int:
-        return max(self.count // self.batch_size, 1) * self.batch_size
+        return self.wanted // self.ranks.count
 
     def __iter__(self) -> Iterator[SampleKey]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
-        wanted, part = self._wanted(), self.batch_size // self.ranks.count
-        while len(order) < wanted:
-            order += order[: wanted - len(order)]
-        mine = range(self.ranks.rank * part, wanted, self.batch_size)
+        order *= -(-self.wanted // self.count)
+        part = self.batch_size // self.ranks.count
+        mine = range(self.ranks.rank * part, self.wanted, self.batch_size)
         return iter([(self.epoch, index) for start in mine for index in order[start : start + part]])
-
-
-LossFunction = Callable[[Any, float], dict[str, Tensor]]
-"""(batch, fraction of the training that is done) -> named losses."""
 
 
 class _Step(nn.Module):
@@ -124,6 +114,7 @@ def train(
 
     Raises:
         ConfigError: the batch cannot be divided among the processes.
+        DataError: the data set is empty.
         TrainingDiverged: a loss is not finite; the message names the step and the pictures. The last epoch's state
             is kept.
     """
@@ -135,21 +126,21 @@ def train(
             f"{name}: a batch of {schedule.batch_size} pictures cannot be divided among {ranks.count} processes; "
             f"give --batch-size {-(-schedule.batch_size // ranks.count) * ranks.count}, or another number of processes"
         )
+    on_gpu = execution.torch_device().type == "cuda"
     sampler = EpochSampler(count, schedule.batch_size, execution.seed, ranks)
-    # One set of workers for all epochs: forking anew costs seconds of imports there, and of copied pages here. With a
-    # generator of its own, starting them draws no number that a resumed training would lack.
+    # One set of workers for all epochs: forking anew costs seconds of imports there, and of copied pages here. On a CPU
+    # the network needs the cores itself, and one process ahead of it is enough. With a generator of its own, starting
+    # them draws no number that a resumed training would lack.
     loader = DataLoader(
         dataset, batch_size=schedule.batch_size // ranks.count, sampler=sampler, collate_fn=collate,
-        num_workers=_loader_workers(execution), pin_memory=execution.torch_device().type == "cuda",
-        persistent_workers=True, generator=torch.Generator(),
+        num_workers=execution.worker_count if on_gpu else 1, pin_memory=on_gpu, persistent_workers=True,
+        generator=torch.Generator(),
     )  # fmt: skip
     steps = schedule.epochs * len(loader)
-    optimizer = make_optimizer(param_groups, schedule)
-    averaged = _averaged(network, schedule)
-    state = _State(network, optimizer, learning_rates(optimizer, schedule, steps), averaged)
+    state = TrainingState(network, param_groups, schedule, steps)
     first = state.resume(folder)
     step = first * len(loader)  # the bar does not count when it is not shown
-    module, stepper = ranks.parallel(_Step(network, losses_of), optimizer)
+    module, optimizer = ranks.parallel(_Step(network, losses_of), state.optimizer)
     log = TrainingLog(folder, done=step, tensorboard=execution.tensorboard) if ranks.is_first else None
     with progress_bar(name, total=steps, done=step, unit="step", quiet=execution.quiet) as bar:
         for epoch in range(first, schedule.epochs):
@@ -162,20 +153,18 @@ def train(
                 values = dict(zip(losses, ranks.mean(parts.detach()).tolist(), strict=True))
                 if not math.isfinite(sum(values.values())):
                     here = not bool(parts.isfinite().all())
-                    names = picture_names(batch) if picture_names and here else ()
+                    names = picture_names(batch) if picture_names is not None and here else ()
                     pictures = f", pictures {', '.join(names)}" if names else ""
                     raise TrainingDiverged(
                         f"{name}: the loss is no number at step {step} of {steps}{pictures} ({values}); lower the "
                         f"learning rate, or use --precision float32; the state after epoch {epoch} is kept in {folder}"
                     )
-                stepper.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 ranks.backward(parts.sum())
                 if schedule.max_gradient_norm > 0:
                     nn.utils.clip_grad_norm_(network.parameters(), schedule.max_gradient_norm)
-                stepper.step()
-                state.decay.step()
-                if averaged is not None:
-                    averaged.update_parameters(network)
+                optimizer.step()
+                state.step()
                 bar.update()
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
                 if log is not None:
@@ -183,28 +172,15 @@ def train(
             if log is None:
                 continue
             state.save(folder, epoch + 1)
-            if after_epoch is not None:
-                judged = (network if averaged is None else averaged.module).eval()
-                found = after_epoch(epoch + 1, judged)
-                if found:
-                    log.add("validation", step, epoch, found)
+            found = after_epoch(epoch + 1, state.judged().eval()) if after_epoch is not None else None
+            if found:
+                log.add("validation", step, epoch, found)
     if log is not None:
         log.close()
-    if averaged is not None:
-        network.load_state_dict(averaged.module.state_dict())
+    if state.averaged is not None:
+        network.load_state_dict(state.averaged.module.state_dict())
     network.eval()
     return count * (schedule.epochs - first)
-
-
-def _averaged(network: nn.Module, schedule: Schedule) -> AveragedModel | None:
-    if schedule.ema_decay <= 0:
-        return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema_decay), use_buffers=True)
-
-
-def _loader_workers(execution: Execution) -> int:
-    # On a CPU the network needs the cores itself; one process ahead of it is enough.
-    return execution.worker_count if execution.torch_device().type == "cuda" else 1
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -216,30 +192,54 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
 
 
-class _State:
+class TrainingState:
     """All that a training needs to go on after an interruption."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        decay: torch.optim.lr_scheduler.LRScheduler,
-        averaged: AveragedModel | None,
+        self, network: nn.Module, param_groups: Sequence[dict[str, Any]], schedule: Schedule, steps: int
     ) -> None:
-        self.network, self.optimizer, self.decay, self.averaged = network, optimizer, decay, averaged
+        self.network = network
+        groups = [dict(group) for group in param_groups]  # torch writes into them
+        self.optimizer: torch.optim.Optimizer
+        if schedule.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
+        else:
+            self.optimizer = torch.optim.SGD(
+                groups, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+            )
+        self.decay = LambdaLR(self.optimizer, lambda step: schedule.rate(step, steps))
+        self.averaged: AveragedModel | None = None
+        if schedule.ema_decay > 0:
+            average = get_ema_multi_avg_fn(schedule.ema_decay)
+            self.averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+    def judged(self) -> nn.Module:
+        """The network as it would be if the training ended now."""
+        return self.network if self.averaged is None else self.averaged.module
+
+    def step(self) -> None:
+        """Follow a step of the optimiser: learning rates, average of the weights."""
+        self.decay.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
 
     def save(self, folder: Path, epoch: int) -> None:
+        """Write `resume.pt` after `epoch` finished epochs."""
+        state = {
+            "epoch": epoch, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "decay": self.decay.state_dict(), "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+        }  # fmt: skip
         with atomic_path(folder / RESUME_NAME) as temporary:
-            state = {
-                "epoch": epoch, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "decay": self.decay.state_dict(), "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all(),
-                "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            }  # fmt: skip
             torch.save(state, temporary)
 
     def resume(self, folder: Path) -> int:
-        """The number of finished epochs; 0 where there is nothing to resume."""
+        """Take over the state of `resume.pt`; returns the number of finished epochs, 0 where there is no such file.
+
+        Raises:
+            CheckpointError: the file is damaged or of another network.
+        """
         path = folder / RESUME_NAME
         if not path.is_file():
             return 0

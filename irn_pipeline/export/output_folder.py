@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from irn_pipeline.engine.store import atomic_path
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.export.voc_png import ObjectMap, object_map, save_palette_png
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.structures import Instances, LabelArray
 
 

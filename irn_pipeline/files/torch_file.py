@@ -7,8 +7,6 @@ import zipfile
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
-import torch
-
 from irn_pipeline.files.regular import size_of
 
 
@@ -22,6 +20,8 @@ def load_torch(stream: BinaryIO) -> Any:
         UnpicklingError: it holds something else, or unpacks to more than the file has.
         Exception: it is damaged; torch, zipfile and pickle raise many types.
     """
+    import torch  # takes a second, and most callers read no such file
+
     start, size = stream.tell(), size_of(stream)
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:

@@ -16,7 +16,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
-import torch
 
 from irn_pipeline.files.torch_file import load_torch
 
@@ -209,6 +208,8 @@ class _Unpickler(pickle.Unpickler):
         return _Made(load_torch(io.BytesIO(content)))
 
     def _tensor(self, storage: object, offset: Any, size: Any, stride: Any, *_: object) -> _Made:
+        import torch
+
         stored = storage.value if isinstance(storage, _Made) else None
         if not isinstance(stored, torch.storage.TypedStorage):
             raise UnpicklingError("it holds a tensor without a storage")

@@ -7,14 +7,15 @@ No training and no label: boundary and features are IRNet's, whose backbone sees
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, normalize
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.structures import FloatArray
+
+if TYPE_CHECKING:  # imported when it is used: the parameters of stages import this module
+    from torch import Tensor
 
 CANDIDATES: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Background scores that are compared, relative to the largest value of a picture's maps: 0.05, 0.10 .. 0.95."""
@@ -41,6 +42,9 @@ def background_evidence(maps: Tensor, boundary: Tensor, features: Tensor) -> Flo
     Raises:
         ShapeError: maps, boundary and features do not fit together.
     """
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, normalize
+
     if maps.ndim != 3 or boundary.shape != maps.shape[1:] or features.ndim != 3:
         raise ShapeError(
             f"maps (K, h, w) need a boundary (h, w) and features (D, h', w'), got {tuple(maps.shape)}, "
@@ -72,6 +76,8 @@ def background_evidence(maps: Tensor, boundary: Tensor, features: Tensor) -> Flo
 
 def _contour_boundary(labels: Tensor, boundary: Tensor) -> Tensor:
     """Mean over the pairs of neighbours whose labels differ, of the larger boundary of both; (T,) for T label maps."""
+    import torch
+
     across, down = labels[:, :, 1:] != labels[:, :, :-1], labels[:, 1:] != labels[:, :-1]
     total = (across * torch.maximum(boundary[:, 1:], boundary[:, :-1])).sum((1, 2))
     total += (down * torch.maximum(boundary[1:], boundary[:-1])).sum((1, 2))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.ops.masks import instances_from_index, label_from_index
 from irn_pipeline.structures import Cam, FloatArray, Instances, IntArray, LabelArray, strided_size
+
+if TYPE_CHECKING:  # imported when it is used: stages without a network need the rest of this module
+    from torch import Tensor
 
 HIGH_RES_STRIDE = 16
 """Pixels per cell of the network's maps at scale 1; full-size maps are upsampled to a multiple of it."""
@@ -54,6 +55,8 @@ def sum_over_scales(maps: Sequence[Tensor], size: tuple[int, int], *, antialias:
     Returns:
         (K, h, w) maps.
     """
+    from torch.nn.functional import interpolate
+
     total = maps[0].new_zeros((maps[0].shape[0], *size))
     if not total.numel():  # torch refuses to resize a stack of no maps
         return total
@@ -76,6 +79,8 @@ def merge_cams(cams: Sequence[Cam]) -> Cam:
     Raises:
         ShapeError: there are none, or they are of different classes or sizes.
     """
+    import torch
+
     if not cams or any(sorted(cam.class_ids) != sorted(cams[0].class_ids) for cam in cams):
         found = " and ".join(str(cam.class_ids.tolist()) for cam in cams)
         raise ShapeError(f"maps to merge must be of the same classes, got {found or 'none'}")
@@ -168,4 +173,4 @@ def require_one_map_per_class(maps: FloatArray, class_ids: IntArray) -> None:
 def _normalised(maps: Tensor) -> Tensor:
     if not maps.numel():
         return maps
-    return maps / (torch.amax(maps, dim=(1, 2), keepdim=True) + _EPSILON)
+    return maps / (maps.amax(dim=(1, 2), keepdim=True) + _EPSILON)

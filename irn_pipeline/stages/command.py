@@ -9,7 +9,7 @@ from typing import Any
 from irn_pipeline.configs import config_folder
 from irn_pipeline.datasets.source import Source, load_source, no_data_set
 from irn_pipeline.engine.command import Pipeline, run_command
-from irn_pipeline.engine.declaration import Stage
+from irn_pipeline.engine.stage import Stage
 from irn_pipeline.stages import NAMES
 
 

@@ -76,6 +76,7 @@ def run(job: Job[Params, DataSet]) -> int:
 
 
 def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str, Any]) -> int:
+
     names, params = data.images.class_names, job.params
     semantic = {name: SemanticTally(names, protocol=params.protocol) for name in ("cam", "semantic_label")}
     instance = {

@@ -14,8 +14,8 @@ from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job, ReduceStage
-from irn_pipeline.engine.store import atomic_path
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
 

@@ -10,9 +10,8 @@ from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.engine.clock import Clock
 from irn_pipeline.engine.parallel import parallel_map
-from irn_pipeline.engine.stage import Job, MapStage, Produced
+from irn_pipeline.engine.stage import Clock, Job, MapStage, Produced
 from irn_pipeline.errors import IrnError
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.crf import CrfBackend, confident_label

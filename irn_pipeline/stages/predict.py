@@ -18,12 +18,12 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job, ReduceStage
-from irn_pipeline.engine.store import atomic_path
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.export.coco_json import CocoWriter
 from irn_pipeline.export.output_folder import output_folder, write_index_png
 from irn_pipeline.export.overlay import overlay_instances
 from irn_pipeline.export.voc_png import object_map
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.models import AskedParams, require_asked
 from irn_pipeline.structures import ImageRecord, Instances, LabelArray
 from irn_pipeline.trained_networks import load_segmenter, look_at

@@ -20,8 +20,9 @@ from irn_pipeline.artifacts import (
 )
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Job, ReduceStage
-from irn_pipeline.engine.store import RunFolder, StageRecord, atomic_path
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError, IrnError
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import regular_bytes
 from irn_pipeline.structures import ImageRecord

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from irn_pipeline.artifacts import CAM, CAM_SWEEP, SWEEP, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cams_not_read
@@ -28,9 +27,7 @@ from irn_pipeline.evaluation import (
 from irn_pipeline.metrics.coco_ap import CocoEvaluator
 from irn_pipeline.metrics.instance import InstanceEvaluator
 from irn_pipeline.older_runs import require_current
-from irn_pipeline.ops.cam import cam_index
 from irn_pipeline.ops.label_params import LabelParams
-from irn_pipeline.ops.labels import labels_over_thresholds
 from irn_pipeline.ops.masks import label_from_index
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances, LabelArray
 
@@ -138,6 +135,10 @@ class _ScoreLabels:
         return self._run.has(WALKED_SCORES, image_id)
 
     def made(self, record: ImageRecord, truth: GroundTruth) -> Iterator[tuple[LabelArray, Instances]]:
+        import torch
+
+        from irn_pipeline.ops.labels import labels_over_thresholds
+
         require_current(self._run, WALKED_SCORES.stage, [record])
         scores = self._run.read(WALKED_SCORES, record.image_id)
         walked = torch.from_numpy(scores.maps).float()
@@ -156,6 +157,8 @@ class _CamLabels:
         return self._cams.has(image_id)
 
     def made(self, record: ImageRecord, truth: GroundTruth) -> Iterator[tuple[LabelArray, None]]:
+        from irn_pipeline.ops.cam import cam_index
+
         cam, _ = self._cams.read(record, (truth.label.shape[0], truth.label.shape[1]))
         index, best = cam_index(cam.high_res_cam, self._thresholds[0])
         for threshold in self._thresholds:

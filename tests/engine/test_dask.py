@@ -24,7 +24,8 @@ from irn_pipeline.engine import dask_backend
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.faults import MemoryExhausted, WorkerDied
 from irn_pipeline.engine.parallel import parallel_map
-from irn_pipeline.engine.stage import Job, Produced, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job, Produced
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.stages import mine_relations

@@ -20,11 +20,13 @@ import pytest
 import torch
 
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.faults import MemoryExhausted, WorkerDied, explained, write_fault
+from irn_pipeline.engine.faults import MemoryExhausted, WorkerDied, explained
 from irn_pipeline.engine.parallel import parallel_map, prefetch
-from irn_pipeline.engine.stage import Job, Produced, run_stage
-from irn_pipeline.engine.store import Artifact, RunFolder, atomic_path, remove_parts
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job, Produced
+from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.atomic import atomic_path, remove_parts, write_fault
 from tests.engine.samples import TOTAL, UPPER, CountParams, Stages, UpperParams, Word, job
 
 
@@ -206,7 +208,8 @@ from pathlib import Path
 import numpy as np
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.parallel import parallel_map, prefetch
-from irn_pipeline.engine.stage import Produced, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Produced
 from tests.engine.samples import CountParams, Stages, UpperParams, job
 
 def work(word):

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from irn_pipeline.engine import inputs
-from irn_pipeline.engine.stage import Files, FitStage, Job, MapStage, Produced, run_stage
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Files, FitStage, Job, MapStage, Produced
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError
 from tests.engine.samples import TOTAL, UPPER, Word, Words, job
@@ -231,7 +233,7 @@ def test_a_damaged_record_of_files_is_named_with_its_remedy(run: Path, maps: Pat
 def test_a_pipe_is_not_waited_for(run: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     known, changed = inputs.take_stock(
-        {"weights": (Files.one(tmp_path / "pipe"),)}, {}, None, workers=1, quiet=True
+        {"weights": (Files.one(tmp_path / "pipe"),)}, {}, None, Execution(workers=1, quiet=True)
     )
     assert (known["weights"][0].files, changed) == ({}, [])
 

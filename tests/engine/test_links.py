@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.engine.events import TrainingLog
-from irn_pipeline.engine.lock import LOCK_NAME, holder_of, stage_lock
-from irn_pipeline.engine.stage import run_stage
-from irn_pipeline.engine.store import RECORD_NAME, RunFolder, StageRecord, remove
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.store import RECORD_NAME, RunFolder, StageRecord
+from irn_pipeline.engine.training_log import TrainingLog
 from irn_pipeline.errors import ArtifactError, IrnError
+from irn_pipeline.files.atomic import remove
+from irn_pipeline.files.lock import LOCK_NAME, holder_of, stage_lock
 from tests.engine.samples import UPPER, Stages, UpperParams, job
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from irn_pipeline.engine.optimisation import Schedule, learning_rates, make_optimizer, rate_factor
+from irn_pipeline.engine.optimisation import Schedule
+from irn_pipeline.engine.training import TrainingState
 
 
 def schedule(**more: object) -> Schedule:
@@ -13,39 +14,37 @@ def schedule(**more: object) -> Schedule:
 
 
 def test_polynomial_decay_ends_at_nothing():
-    factors = [rate_factor(schedule(power=2.0), step, 4) for step in range(5)]
+    factors = [schedule(power=2.0).rate(step, 4) for step in range(5)]
     assert factors == [1.0, 0.5625, 0.25, 0.0625, 0.0]
 
 
 def test_milestones_divide_by_ten():
-    factors = [rate_factor(schedule(milestones=(0.5, 0.75)), step, 8) for step in range(8)]
+    factors = [schedule(milestones=(0.5, 0.75)).rate(step, 8) for step in range(8)]
     assert factors == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_warm_up_rises_to_the_full_rate():
-    factors = [rate_factor(schedule(milestones=(0.9,), warmup_steps=3), step, 40) for step in range(5)]
+    factors = [schedule(milestones=(0.9,), warmup_steps=3).rate(step, 40) for step in range(5)]
     assert factors == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_warm_up_takes_a_tenth_at_most():
-    assert rate_factor(schedule(milestones=(0.9,), warmup_steps=500), 1, 10) == 1.0
-    assert rate_factor(schedule(milestones=(0.9,), warmup_steps=500), 0, 10) == 0.5
+    assert schedule(milestones=(0.9,), warmup_steps=500).rate(1, 10) == 1.0
+    assert schedule(milestones=(0.9,), warmup_steps=500).rate(0, 10) == 0.5
 
 
 def test_every_group_keeps_its_own_rate():
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (0.1, 1.0)]
-    made = make_optimizer(groups, schedule(power=1.0))
-    rates = learning_rates(made, schedule(power=1.0), 4)
+    made = TrainingState(torch.nn.Module(), groups, schedule(power=1.0), 4)
+    made.optimizer.step()
     made.step()
-    rates.step()
-    assert [group["lr"] for group in made.param_groups] == pytest.approx([0.075, 0.75])
+    assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.075, 0.75])
 
 
 def test_the_decay_equals_torchs_polynomial():
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1}]
-    ours, torchs = make_optimizer(groups, schedule()), make_optimizer(groups, schedule())
-    mine = learning_rates(ours, schedule(), 10)
-    peer = torch.optim.lr_scheduler.PolynomialLR(torchs, total_iters=10, power=0.9)
+    ours, torchs = (TrainingState(torch.nn.Module(), groups, schedule(), 10) for _ in range(2))
+    peer = torch.optim.lr_scheduler.PolynomialLR(torchs.optimizer, total_iters=10, power=0.9)
     for _ in range(9):
-        ours.step(), torchs.step(), mine.step(), peer.step()
-        assert mine.get_last_lr() == pytest.approx(peer.get_last_lr())
+        ours.optimizer.step(), torchs.optimizer.step(), ours.step(), peer.step()
+        assert ours.decay.get_last_lr() == pytest.approx(peer.get_last_lr())

@@ -11,14 +11,14 @@ import pytest
 from irn_pipeline.engine.options import (
     add_options,
     field_meanings,
-    flatten_config,
+    flat_config,
     from_namespace,
     nearest,
     new_parser,
     parse,
-    read_yaml,
 )
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.files.yaml_text import read_yaml
 from tests.engine.samples import UpperParams
 
 
@@ -58,7 +58,7 @@ def test_a_flag_wins_over_the_file() -> None:
     [
         (["--repeat", "many"], {}, "repeat"),
         (["--scales", "big"], {}, "scales"),
-        (["--mark", "comma"], {}, "mark"),
+        (["--mark", "comma"], {}, "argument --mark: invalid choice: 'comma' (choose from"),
         (
             ["--scales", "1", "--scales=2"],
             {},
@@ -67,7 +67,7 @@ def test_a_flag_wins_over_the_file() -> None:
         ([], {"repeat": "many"}, "repeat"),
         ([], {"repeat": 1.5}, "repeat"),
         ([], {"scales": {"a": 1}}, "scales"),
-        ([], {"mark": "comma"}, "mark"),
+        ([], {"mark": "comma"}, "\"mark\": 'comma' not among choices ('dot', 'dash')"),
         ([], {"loud": "perhaps"}, "loud"),
         (["--repeat", "0"], {}, "repeat is 0; it must be 1 or more"),
         (["--repeet", "2"], {}, "unknown flag --repeet; did you mean 'repeat'?"),
@@ -113,8 +113,24 @@ def test_inherited_fields_have_their_meaning() -> None:
     assert (meanings["mark"], meanings["more"]) == ("What ends a word.", "One more.")
 
 
+@dataclass(frozen=True)
+class _Common:
+    voc_root: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Cam:
+    scales: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    pass
+
+
 def flat(content: dict[str, Any]) -> dict[str, Any]:
-    return flatten_config(content, ["voc_root", "seed"], {"make_cam": ["scales"], "evaluate": []}, "x.yaml")
+    return flat_config(content, [("", _Common), ("make_cam", _Cam), ("evaluate", _Nothing)], "x.yaml")
 
 
 def test_sections_become_dotted_names() -> None:

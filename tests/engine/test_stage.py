@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.engine.stage import Job, Produced, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job, Produced
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, DataError
 from tests.engine.samples import REPORT, TOTAL, UPPER, CountParams, Stages, UpperParams, Words, job

@@ -5,16 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.engine.store import (
-    Artifact,
-    RunFolder,
-    StageRecord,
-    atomic_path,
-    fingerprint_of,
-    versions,
-    write_json,
-)
+from irn_pipeline.engine.provenance import fingerprint_of
+from irn_pipeline.engine.store import Artifact, RunFolder, StageRecord, versions
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.atomic import atomic_path, write_json
 
 
 def write_text(path: Path, value: str) -> None:

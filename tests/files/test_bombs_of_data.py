@@ -20,9 +20,9 @@ from irn_pipeline.artifacts import read_checkpoint, read_label
 from irn_pipeline.datasets import images
 from irn_pipeline.datasets.coco import load_coco
 from irn_pipeline.datasets.voc import load_voc, read_class_names
-from irn_pipeline.engine.options import read_yaml
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError, IrnError
 from irn_pipeline.files.npy import load_pickled_npy
+from irn_pipeline.files.yaml_text import read_yaml
 from irn_pipeline.walked_scores import read_walked_scores
 from tests.files.limits import MEBIBYTE, little, packed_zeros
 from tests.fuzz.targets import surroundings

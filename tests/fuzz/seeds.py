@@ -21,9 +21,9 @@ from pycocotools import mask as rle
 
 from irn_pipeline import artifacts
 from irn_pipeline.artifacts import Checkpoint
-from irn_pipeline.engine.optimisation import Schedule, learning_rates, make_optimizer
+from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.store import StageRecord
-from irn_pipeline.engine.training import _State
+from irn_pipeline.engine.training import TrainingState
 from irn_pipeline.structures import Cam, Instances
 from irn_pipeline.walked_scores import WalkedScores, write_walked_scores
 
@@ -157,12 +157,11 @@ def checkpoints() -> list[bytes]:
     return [*made, _written(lambda path: artifacts.write_checkpoint(path, ours), ".pt")]
 
 
-def training() -> _State:
+def training() -> TrainingState:
     """A training of two weights."""
     network = torch.nn.Linear(2, 1)
     schedule = Schedule(1, 1, 0.9, 0.0)
-    optimizer = make_optimizer([{"params": list(network.parameters()), "lr": 0.1}], schedule)
-    return _State(network, optimizer, learning_rates(optimizer, schedule, 2), None)
+    return TrainingState(network, [{"params": list(network.parameters()), "lr": 0.1}], schedule, 2)
 
 
 def resumes() -> list[bytes]:

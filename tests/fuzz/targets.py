@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,13 @@ from irn_pipeline.datasets.coco import load_coco
 from irn_pipeline.datasets.folder_csv import load_folder_csv
 from irn_pipeline.datasets.picture_folder import restrict
 from irn_pipeline.datasets.voc import load_voc, read_class_names
-from irn_pipeline.engine.events import TrainingLog
-from irn_pipeline.engine.lock import LOCK_NAME, holder_of, stage_lock
-from irn_pipeline.engine.options import (
-    add_options,
-    flatten_config,
-    from_namespace,
-    new_parser,
-    parse,
-    read_yaml,
-)
+from irn_pipeline.engine.options import add_options, flat_config, from_namespace, new_parser, parse
 from irn_pipeline.engine.store import RECORD_NAME, RunFolder
+from irn_pipeline.engine.training_log import TrainingLog
 from irn_pipeline.export.report_records import read_curves, read_results, read_sweep
+from irn_pipeline.files.lock import LOCK_NAME, holder_of, stage_lock
 from irn_pipeline.files.npy import load_pickled_npy
+from irn_pipeline.files.yaml_text import read_yaml
 from irn_pipeline.nn.backbone import read_state_dict
 from tests.fuzz import seeds
 from tests.fuzz.seeds import PICKLE_WORDS, SIZE, pickle_header
@@ -117,8 +111,7 @@ def _read_config(path: Path) -> object:
     parser = new_parser("x", "x")
     for name, params in sections.items():
         add_options(parser, params, prefix=f"{name}.")
-    known = {name: [entry.name for entry in fields(params)] for name, params in sections.items()}
-    values = parse(parser, [], flatten_config(read_yaml(path), [], known, str(path)))
+    values = parse(parser, [], flat_config(read_yaml(path), sections.items(), str(path)))
     return [from_namespace(params, values, prefix=f"{name}.") for name, params in sections.items()]
 
 

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.optimisation import Schedule
-from irn_pipeline.engine.stage import FitStage, Job, MapStage, Produced, ReduceStage, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import FitStage, Job, MapStage, Produced, ReduceStage
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.engine.training import train
 from tests.engine.samples import CountParams, Word, words

@@ -21,7 +21,8 @@ from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL, 
 from irn_pipeline.datasets.voc import read_class_names
 from irn_pipeline.datasets.voc_truth import VocTruths
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
 from irn_pipeline.stages.catalogue import main, stage_main

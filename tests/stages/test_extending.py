@@ -20,7 +20,8 @@ from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.transforms import to_unit_tensor
 from irn_pipeline.datasets.voc import load_voc
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.evaluation import model_figures
 from irn_pipeline.stages.command import run_stage_command

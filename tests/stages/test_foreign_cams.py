@@ -27,10 +27,11 @@ from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.options import read_yaml
-from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.yaml_text import read_yaml
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.stages import evaluate, mine_relations, synthesize_labels
 from irn_pipeline.stages.catalogue import PIPELINE, stage_main

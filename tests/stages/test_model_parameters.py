@@ -13,7 +13,6 @@ import torch
 from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
 from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
-from irn_pipeline.engine import options
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
@@ -111,11 +110,6 @@ def test_what_a_model_uses_changes_its_losses_and_nothing_else_does(bench: Bench
     assert effective == own(model)
 
 
-@pytest.fixture
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "field_meanings", lambda kind: {})
-
-
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of a command that ends before it looks for any file."""
     assert stage_main("train_segmenter", [*words, "--voc-root", "nowhere", "--run-dir", "nowhere"]) == 1
@@ -124,7 +118,6 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("model", MODELS)
 def test_flags_that_a_model_does_not_use_are_refused_by_name(
     model: str, capsys: pytest.CaptureFixture[str]
@@ -142,7 +135,6 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
             assert told == [other for other in MODELS if name in own(other)]
 
 
-@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -167,7 +159,6 @@ def test_flags_that_others_make_needless_are_refused_by_name(
     assert why in refused(words, capsys)
 
 
-@pytest.mark.usefixtures("_quick")
 def test_a_configuration_for_several_models_is_told_and_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

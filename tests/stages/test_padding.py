@@ -16,11 +16,11 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.transforms import normalise, random_crop, scaled_size, to_tensor
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.trained_networks import padding
 from irn_pipeline.nn.irn_network import IrnNetwork, pad_image, side_as_trained
 from irn_pipeline.ops.label_params import SynthesisParams
 from irn_pipeline.ops.labels import labels_from_scores, walk_scores
 from irn_pipeline.stages.catalogue import stage_main
+from irn_pipeline.trained_networks import padding
 from tests.stages.conftest import TinyRun
 
 SIDE = 128

@@ -25,7 +25,8 @@ from irn_pipeline.artifacts import (
     Checkpoint,
 )
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError
 from irn_pipeline.nn.irn_network import IrnNetwork

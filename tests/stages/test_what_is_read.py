@@ -24,7 +24,8 @@ from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.engine.command import Pipeline
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.stage import Job, run_stage
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, CheckpointError, DataError
 from irn_pipeline.models import SegmenterParams, build_segmenter

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.engine.lock import LOCK_NAME, holder_of, stage_lock
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.lock import LOCK_NAME, holder_of, stage_lock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from irn_pipeline.engine.lock import stage_lock
+from irn_pipeline.files.lock import stage_lock
 with stage_lock(Path(sys.argv[1])):
     started, start = os.pipe()
     if os.fork() == 0:  # a worker that outlives the holder
@@ -38,7 +38,7 @@ COUNT = """
 import sys, time
 from pathlib import Path
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.engine.lock import stage_lock
+from irn_pipeline.files.lock import stage_lock
 folder, number = Path(sys.argv[1]), Path(sys.argv[2])
 done = 0
 while done < 20:

@@ -6,16 +6,15 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from irn_pipeline.engine.store import atomic_path
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import regular_bytes
 
 
 class TrainingLog:
-    """Writes `losses.jsonl` and `validation.jsonl` of one training.
+    """Writes `losses.jsonl` and `validation.jsonl` of one training, and TensorBoard events where they are wanted.
 
     Args:
         folder: of the training.
@@ -27,21 +26,30 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, *, done: int, tensorboard: bool = False) -> None:
-        self._folder = folder
+        self._folder, self._events = folder, None
         for path in (folder / "losses.jsonl", folder / "validation.jsonl", folder / "tensorboard"):
             # What is behind a link is not this training's, and would be written to.
             if path.is_symlink():
                 path.unlink()
             elif path.is_file():
-                _drop_after(path, done)
-        self._events = _event_writer(folder / "tensorboard", done) if tensorboard else None
+                lines = regular_bytes(path).decode("utf-8", errors="replace").split("\n")
+                with atomic_path(path) as temporary:
+                    kept = "".join(f"{line}\n" for line in lines if _is_before(line, done))
+                    temporary.write_text(kept, encoding="utf-8")
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ConfigError(
+                    "--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard"
+                ) from error
+            self._events = SummaryWriter(log_dir=str(folder / "tensorboard"), purge_step=done + 1)
 
     def add(self, kind: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Append one line to `KIND.jsonl`: step, epoch (from 0), time, values."""
-        path = self._folder / f"{kind}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         line = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
-        with path.open("a", encoding="utf-8") as stream:
+        with (self._folder / f"{kind}.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         if self._events is not None:
             for name, value in values.items():
@@ -53,27 +61,8 @@ class TrainingLog:
             self._events.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
-    # An interrupted epoch is done again: its steps would stand in the record twice.
-    lines = regular_bytes(path).decode("utf-8", errors="replace").split("\n")
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            "".join(f"{line}\n" for line in lines if _is_before(line, step)), encoding="utf-8"
-        )
-
-
 def _is_before(line: str, step: int) -> bool:
     try:
         return bool(parse_json(line)["step"] <= step)
     except (ValueError, TypeError, KeyError):
         return False  # cut off, or no line of this program
-
-
-def _event_writer(folder: Path, done: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard"
-        ) from error
-    return SummaryWriter(log_dir=str(folder), purge_step=done + 1)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from irn_pipeline.engine.faults import write_fault
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.atomic import write_fault
 from irn_pipeline.files.text import plain_line
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.engine.events import TrainingLog
+from irn_pipeline.engine.training_log import TrainingLog
 from irn_pipeline.errors import ConfigError
 
 

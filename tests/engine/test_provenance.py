@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.stage import FitStage, Job, run_stage, stage_fingerprint
+from irn_pipeline.engine.provenance import stage_fingerprint
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import FitStage, Job
 from irn_pipeline.engine.store import RESUME_NAME, RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, DataError
 from tests.engine.samples import TOTAL, CountParams, Stages, UpperParams, Words, job
@@ -18,7 +20,8 @@ from tests.engine.samples import TOTAL, CountParams, Stages, UpperParams, Words,
 def made_by_an_earlier_program(stage: Any, work: Job[Any, Any]) -> StageRecord:
     """Run a stage, and rewrite its record as versions without facts wrote it."""
     record = run_stage(stage, work)
-    old = replace(record, facts={}, data="", fingerprint=stage_fingerprint(stage, work, record.reads))
+    fingerprint = stage_fingerprint(stage, work, record.reads, {}, {})
+    old = replace(record, facts={}, data="", fingerprint=fingerprint)
     work.run.write_record(old)
     return old
 
@@ -106,16 +109,25 @@ def test_a_training_says_what_of_its_surroundings_changed(
         run_stage(Stages().count, other)
 
 
-@pytest.mark.parametrize("old_program", [False, True])
+@pytest.mark.parametrize(
+    ("old_program", "told", "both"),
+    [
+        (
+            False,
+            "made by an earlier version of this stage",
+            "earlier version of this stage.*start was 0, is now 1",
+        ),
+        (True, "the list of images or the version of this program changed", "start was 0, is now 1"),
+    ],
+)
 def test_results_of_an_earlier_version_of_the_stage_are_told_and_read(
-    tmp_path: Path, old_program: bool
+    tmp_path: Path, old_program: bool, told: str, both: str
 ) -> None:
     stages, work = Stages(), job(tmp_path, CountParams())
     first = made_by_an_earlier_program(stages.count, work) if old_program else run_stage(stages.count, work)
     newer = replace(stages.count, version=3)
-    with pytest.raises(ArtifactError, match=r"made by an earlier version of this stage.*--overwrite"):
+    with pytest.raises(ArtifactError, match=rf"{told}.*--overwrite"):
         run_stage(newer, work)
-    both = r"made by an earlier version of this stage.*start was 0, is now 1"
     with pytest.raises(ArtifactError, match=both):
         run_stage(newer, job(tmp_path, CountParams(start=1)))
     assert run_stage(stages.upper, job(tmp_path, UpperParams())).reads == {"count": first.fingerprint}

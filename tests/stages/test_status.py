@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from irn_pipeline.engine.lock import stage_lock
-from irn_pipeline.engine.stage import run_stage
-from irn_pipeline.engine.status import StageStatus, next_command, stage_statuses
+from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.files.lock import stage_lock
+from irn_pipeline.stages.status import StageStatus, next_command, stage_statuses
 from tests.engine.samples import UPPER, CountParams, Stages, UpperParams, job
 
 
