@@ -23,7 +23,7 @@ from irn_pipeline.export.report_records import Picture, Quality, Sign
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.older_runs import read_converted
 from irn_pipeline.ops.instance_map import instance_map
-from irn_pipeline.ops.labels import SynthesisParams
+from irn_pipeline.ops.label_params import SynthesisParams
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
 from irn_pipeline.trained_networks import load_irn
 

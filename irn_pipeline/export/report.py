@@ -48,7 +48,7 @@ class Report:
         sweep: mIoU and AP50 over a threshold; empty without one.
         pictures: those of the gallery, in the order of the list.
         chosen: name of the rank and place in `pictures` of those on the first screen.
-        ranked_by: what they were ranked by.
+        ranked_by: completes "chosen by rank ...".
         signs: sentences about what looks wrong.
         num_pictures: pictures of the run, shown or not.
         class_counts: pictures whose tags name each class, in the order of `class_names`.

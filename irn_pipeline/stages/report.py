@@ -36,10 +36,10 @@ _ORDER = tuple(
     artifact.stage
     for artifact in (CAM_NETWORK, CAM, IR_LABEL, IRN_NETWORK, SEMANTIC_LABEL, SEGMENTER, METRICS)
 )
-_BY_TRUTH = "the best, two medians and the worst label by IoU with the true label"
+_BY_TRUTH = "among {} pictures with true masks: by the IoU of their semantic labels, mean of the classes in the picture"
 _BY_SPREAD = (
-    "there are no true masks, so by the spread of the CAM, its standard deviation over the picture. It is high where "
-    "the map tells an object from the background, low where it is flat"
+    "among {} pictures: as there are no true masks, by the spread of the CAM, its standard deviation over the picture. "
+    "It is high where the map tells an object from the background, low where the map is flat"
 )
 
 
@@ -87,8 +87,11 @@ def run(job: Job[Params, DataSet]) -> int:
         qualities[place] = picture.quality
     if ranked:
         chosen = tuple((name, places.index(place)) for name, place in ranked if place in places)
+        ranked_by = _BY_TRUTH.format(sum(quality.iou is not None for quality in qualities))
     else:
-        chosen = by_rank([picture.quality.spread for picture in pictures])
+        spreads = [picture.quality.spread for picture in pictures]
+        chosen = by_rank(spreads)
+        ranked_by = _BY_SPREAD.format(sum(spread is not None for spread in spreads))
     results = _results(job.run)
     report = Report(
         title=job.run.root.resolve().name,
@@ -101,7 +104,7 @@ def run(job: Job[Params, DataSet]) -> int:
         sweep=_sweep(job.run),
         pictures=pictures,
         chosen=chosen,
-        ranked_by=_BY_TRUTH if ranked else _BY_SPREAD,
+        ranked_by=ranked_by,
         signs=signs_of_trouble(results, qualities, records),
         num_pictures=len(items),
         class_counts=tuple(sum(k in item.class_ids for item in items) for k in range(len(class_names))),

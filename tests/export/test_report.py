@@ -508,7 +508,7 @@ def test_the_first_screen() -> None:
     ]
     assert [alt for alt in chosen if alt.startswith("CAM")] == ["CAM of run_0000"]
     assert page.text.count("no CAM") == 3
-    assert "4 of 5 pictures, chosen by rank: by something." in " ".join(page.text.split())
+    assert "Chosen by rank by something." in " ".join(page.text.split())
     assert page.text.index("best") < page.text.index("median") < page.text.index("worst")
     assert "trouble with run" in page.text
 

@@ -190,6 +190,7 @@ def test_pictures_are_chosen_by_iou_where_there_is_truth(run: RunFolder, data: D
     text = make(run, data)
     assert chosen_of(text) == [("best", "one"), ("worst", "sub/two")]
     assert "label IoU 100.0\xa0%" in text
+    assert "Chosen by rank among 2 pictures with true masks" in text
     assert text.index('id="chosen"') < text.index("<table")
 
 
@@ -204,7 +205,7 @@ def test_pictures_are_chosen_by_the_spread_of_their_maps_without_truth(run: RunF
     text = make(run, replace(data, truths={}))
     assert chosen_of(text) == [("best", "sub/two"), ("median", "four"), ("median", "three"), ("worst", "one")]
     assert "spread 0.40" in text
-    assert "there are no true masks" in text
+    assert "Chosen by rank among 4 pictures: as there are no true masks" in text
 
 
 def test_maps_that_cover_everything(run: RunFolder, data: Data) -> None:
