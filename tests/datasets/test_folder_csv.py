@@ -102,13 +102,13 @@ def test_a_class_called_path_does_not_make_a_heading(photos):
     assert tags_of(load(photos, "a.jpg,path\nb.jpg,dog\n")) == {"a": {"path"}, "b": {"dog"}}
 
 
-def test_unknown_pictures_and_rows_without_label_are_left_out_and_counted(photos):
+def test_unknown_pictures_are_left_out_and_counted_and_rows_without_label_are_negatives(photos):
     loaded = load(photos, "a.jpg,dog\nzoo.jpg,cat\nzoo/a.jpg,dog\nb.jpg\ncats/a.png,dog\n")
     assert tags_of(loaded) == {"a": {"dog"}, "cats/a": {"dog"}}
     assert about(loaded, "are not in").endswith("2 (zoo, zoo/a)")
-    assert about(loaded, "show none").endswith("1 (b)")
+    assert [record.image_id for record in loaded.negatives] == ["b"]
     assert about(loaded, "no picture").endswith("1 ('cat')")
-    assert loaded.skipped == ("zoo", "zoo/a", "b")
+    assert loaded.skipped == ("zoo", "zoo/a")
 
 
 def test_repeated_rows_are_joined_and_counted(photos):
