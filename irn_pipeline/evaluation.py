@@ -135,7 +135,7 @@ class SemanticTally:
 def model_figures(
     model: Segmenter, pictures: DataSet, execution: Execution, *, protocol: ProtocolName = "voc"
 ) -> dict[str, Any]:
-    """Run a model on every picture that has true masks and compare.
+    """Run a model on every picture that has true masks, those without a tag too, and compare.
 
     Raises:
         DataError: not one picture has, or no class is in them.
@@ -144,7 +144,9 @@ def model_figures(
     instances = InstanceTally(names, protocol=protocol, count_from=0.5)
     label = SemanticTally(names, protocol=protocol)
     count, foreground = 0, False
-    for record in progress(pictures.items, "held-out pictures", quiet=execution.quiet):
+    for record in progress(
+        (*pictures.items, *pictures.negatives), "held-out pictures", quiet=execution.quiet
+    ):
         truth = pictures.ground_truth(record.image_id)
         if truth is None:
             continue

@@ -53,7 +53,7 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
         classes: names to use, in the order of their class ids; empty for all, by category id.
 
     Returns:
-        The pictures that are there and show a class, in the order of the file; masks are read when asked for.
+        The pictures that are there, in the order of the file; masks are read when asked for.
 
     Raises:
         ConfigError: `classes` holds a name that the file does not know, or one twice.
@@ -63,7 +63,7 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
     categories = read_categories(content, coco_json)
     images = read_images(content, coco_json)
     warnings: list[str] = []
-    objects = _objects(content, coco_json, images, categories, warnings)
+    objects, unsure = _objects(content, coco_json, images, categories, warnings)
     used = {found.category for of_picture in objects.values() for found in of_picture}
     chosen = classes_of(categories, used, classes, coco_json, warnings)
     by_id = {image.image_id: image for image in images.values()}
@@ -72,6 +72,7 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
         {image_id: {chosen.place_of[found.category] for found in objects[image_id]} for image_id in by_id},
         {image_id: image.file_name for image_id, image in by_id.items()},
         {image_id: image.size for image_id, image in by_id.items() if isinstance(image.size, tuple)},
+        unsure,
     )
     found, places = build_set(table, coco_json, image_dir, classes, warnings)
     class_of = {place: class_id for class_id, place in enumerate(places)}
@@ -85,8 +86,9 @@ def load_coco(coco_json: Path, image_dir: Path, *, classes: Sequence[str] = ()) 
                 tuple(objects[record.image_id]),
                 record.orientation,
             )
-            for record in found.items
+            for record in (*found.items, *found.negatives)
         },
+        any(each.segmentation is not None for of_picture in objects.values() for each in of_picture),
     )
     whole = replace(
         found,
@@ -103,10 +105,11 @@ def _objects(
     images: Mapping[int | str, CocoImage],
     categories: Mapping[int, Category],
     warnings: list[str],
-) -> defaultdict[str, list[TrueObject]]:
-    """The annotations of every image id; those of pictures and categories that are not in the file are left out."""
+) -> tuple[defaultdict[str, list[TrueObject]], set[str]]:
+    """The annotations of every image id, and the ids of images with annotations of categories that are not there."""
     objects: defaultdict[str, list[TrueObject]] = defaultdict(list)
     absent: list[str] = []
+    unsure: set[str] = set()
     rewritten = maskless = crowds = count = 0
     for place, entry in enumerate(entries(content, "annotations", path)):
         count += 1
@@ -116,6 +119,7 @@ def _objects(
         image = images.get(image_key)
         if image is None or category_id not in categories:
             absent.append(name.removeprefix("annotation "))
+            unsure |= set() if image is None else {image.image_id}
             continue
         rewritten += any(
             entry[key] != own for key, own in (("image_id", image.coco_id), ("category_id", category_id))
@@ -144,7 +148,7 @@ def _objects(
         warnings.append(f"{path}: annotations without a mask, used for tags only: {maskless}")
     if crowds and crowds + maskless == count - len(absent):
         warnings.append(f"{path}: every mask is a crowd (iscrowd), whose pixels are not counted: {crowds}")
-    return objects
+    return objects, unsure
 
 
 def _keys(

@@ -62,11 +62,13 @@ class CocoTruths:
         coco_json: the file.
         class_of: category id -> class id, for the classes that are used.
         pictures: image id -> its annotations.
+        has_masks: whether there are any: a picture without annotations is then known to be background.
     """
 
     coco_json: Path
     class_of: dict[int, int]
     pictures: dict[str, TruePicture]
+    has_masks: bool = True
 
     def ground_truth(self, image_id: str) -> GroundTruth | None:
         """True masks of one picture.
@@ -86,7 +88,7 @@ class CocoTruths:
         if picture is None:
             return None
         objects = [entry for entry in picture.objects if entry.category in self.class_of]
-        if all(entry.segmentation is None for entry in objects):
+        if all(entry.segmentation is None for entry in objects) and (objects or not self.has_masks):
             return None
         if isinstance(picture.size, str):
             raise DataError(picture.size)

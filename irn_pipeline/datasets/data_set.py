@@ -33,11 +33,12 @@ class DataSet:
     """Pictures with their classes and, for evaluation, their true masks.
 
     Attributes:
-        images: the pictures in the order of their list or file, and the class names.
+        images: the pictures with tags in the order of their list or file, and the class names.
         origin: the folder or file that the tags come from, for messages.
         category_ids: category id of every class, for COCO exports; 1..C unless the data set has its own.
         load_list: image list -> the same data set with the pictures that it names.
         load_truth: image id -> its true masks.
+        negatives: the pictures that show none of the classes. Trainings may use them, all other stages do not.
         warnings: one sentence for each kind of thing the user may want to know.
         skipped: ids of the pictures that are named and were left out.
         listing: the image list or folder that names the pictures; empty where that is clear.
@@ -51,6 +52,7 @@ class DataSet:
     category_ids: tuple[int, ...]
     load_list: Callable[[str], DataSet] = no_list
     load_truth: Callable[[str], GroundTruth | None] = no_truth
+    negatives: tuple[ImageRecord, ...] = ()
     warnings: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     listing: str = ""
@@ -60,7 +62,7 @@ class DataSet:
 
     @property
     def items(self) -> Sequence[ImageRecord]:
-        """The pictures, in order."""
+        """The pictures with tags, in order."""
         return self.images.records
 
     @property
@@ -80,27 +82,32 @@ class DataSet:
         """The same data set with another list of pictures."""
         return replace(self.load_list(image_list), listed=True, leading_names=self.leading_names)
 
-    def readable(self, job: Job[Any, DataSet]) -> ImageSet:
+    def readable(self, job: Job[Any, DataSet], *, negatives: bool = False) -> ImageSet:
         """The pictures that decode; each of the others is logged with the reason, once a command, and counted.
 
         Training stages ask this first, because they cannot skip a picture in the middle of a batch.
 
+        Args:
+            job: of the stage.
+            negatives: whether pictures without tags, whose `class_ids` are empty, come behind the others.
+
         Raises:
             DataError: not one picture can be read.
         """
+        wanted = (*self.items, *self.negatives) if negatives else self.images.records
         good: list[ImageRecord] = []
-        found = prefetch(_problem, self.images.records, job.execution.worker_count)
-        for record, problem in zip(self.images.records, found, strict=True):
+        found = prefetch(_problem, wanted, job.execution.worker_count)
+        for record, problem in zip(wanted, found, strict=True):
             if problem is None:
                 good.append(record)
             elif job.is_news(record.image_id, problem):
                 logger.warning("%s: left out: %s", record.image_id, problem)
-        bad = len(self.images) - len(good)
-        if not good:
+        bad = len(wanted) - len(good)
+        if not any(record.class_ids for record in good):
             raise DataError(f"{self.origin}: none of its {bad} pictures can be read; see the messages above")
         if bad:
             logger.warning(
-                "%d of %d pictures cannot be read and are left out (named above)", bad, len(self.images)
+                "%d of %d pictures cannot be read and are left out (named above)", bad, len(wanted)
             )
         return ImageSet(self.images.class_names, tuple(good))
 

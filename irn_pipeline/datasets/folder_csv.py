@@ -58,7 +58,7 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
             empty for all, sorted.
 
     Returns:
-        The pictures that are there and show a class, in the table's order, and notes on what was left out.
+        The pictures that are there, in the table's order, and notes on what was left out.
 
     Raises:
         ConfigError: `classes` holds a name that the table does not know, or one twice.

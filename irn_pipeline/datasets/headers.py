@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from irn_pipeline.datasets.lists import reading
 from irn_pipeline.errors import DataError
@@ -179,6 +179,10 @@ def _exif_orientation(exif: bytes) -> int:
 
 def first_line(error: Exception) -> str:
     """The first line of a library's error."""
+    if isinstance(
+        error, UnidentifiedImageError
+    ):  # Pillow tells the address of an object, which is another each time
+        return "its header is damaged"
     text = getattr(error, "strerror", None) or str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
 

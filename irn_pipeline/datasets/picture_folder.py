@@ -36,12 +36,14 @@ class TagTable:
         files: image id -> the picture's path as the file writes it; for those that are written with a suffix it
             decides between pictures that differ in their suffix alone.
         sizes: image id -> (H, W) as the file gives it, where it does.
+        unsure: ids of pictures some of whose tags are unknown: without a known one they are left out.
     """
 
     names: tuple[str, ...]
     tags: dict[str, set[int]]
     files: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int]] | None = None
+    unsure: Collection[str] = ()
 
 
 def build_set(
@@ -57,8 +59,8 @@ def build_set(
         warnings: sentences that come first; more are added.
 
     Returns:
-        The pictures that are there and show a class that is used, and for every class id its place in
-        `table.names`.
+        The pictures that are there: those that show a class that is used, and the others as `negatives`; and for
+        every class id its place in `table.names`.
 
     Raises:
         ConfigError: `classes` holds a name that the table does not know, or one twice.
@@ -76,7 +78,7 @@ def build_set(
     records: list[ImageRecord] = []
     absent: list[str] = []
     unread: dict[str, str] = {}
-    untagged: list[str] = []
+    unsure: list[str] = []
     for image_id, tags in table.tags.items():
         paths, written = files.get(image_id, ()), table.files.get(image_id, image_id)
         if len(paths) > 1:
@@ -91,8 +93,8 @@ def build_set(
             unread[image_id] = others.get(image_id, written)
         elif not paths:
             absent.append(image_id)
-        elif not class_ids:
-            untagged.append(image_id)
+        elif not class_ids and image_id in table.unsure:
+            unsure.append(image_id)
         else:
             records.append(ImageRecord(image_id, image_dir / paths[0], class_ids))
     if absent:
@@ -102,17 +104,15 @@ def build_set(
             f"{source}: pictures left out although they are in {image_dir}: {some(unread.values())}; "
             f"{READ_KINDS} files with such a suffix are read, hidden files and folders are not"
         )
-    if untagged:
-        warnings.append(
-            f"{source}: pictures left out because they show none of the classes: {some(untagged)}"
-        )
-    if not records:
+    if unsure:
+        warnings.append(f"{source}: pictures left out because no tag of theirs is known: {some(unsure)}")
+    if not any(record.class_ids for record in records):
         example = next(iter(files))
         hint = "; does --image-dir fit this file?" if absent else ""
         raise DataError(
             f"{source}: none of its {len(table.tags)} pictures can be used: {len(absent)} are not in {image_dir} "
             f"(which holds {example!r}, for example), {len(unread)} are there, but are hidden or no {READ_KINDS} "
-            f"files by their suffix, {len(untagged)} show none of the classes{hint}"
+            f"files by their suffix, {len(records) + len(unsure)} show none of the classes{hint}"
         )
     sizes = table.sizes
     told_size = None if sizes is None else lambda record: sizes.get(record.image_id)
@@ -123,11 +123,12 @@ def build_set(
         if rare:
             warnings.append(f"{source}: classes with {what}: {len(rare)} ({', '.join(rare[:10])})")
     whole = DataSet(
-        images=ImageSet(class_names, upright),
+        images=ImageSet(class_names, tuple(record for record in upright if record.class_ids)),
         origin=source,
         category_ids=tuple(range(1, len(class_names) + 1)),
+        negatives=tuple(record for record in upright if not record.class_ids),
         warnings=tuple(warnings),
-        skipped=(*absent, *unread, *untagged),
+        skipped=(*absent, *unread, *unsure),
     )
     return replace(whole, load_list=partial(restrict, whole)), places
 
@@ -147,7 +148,7 @@ def restrict(whole: DataSet, image_list: str | Path) -> DataSet:
         DataError: the list is missing or empty, or names pictures that the data set does not know.
     """
     path, warnings = Path(image_list), list[str]()
-    records = {record.image_id: record for record in whole.items}
+    records = {record.image_id: record for record in (*whole.items, *whole.negatives)}
     known = records.keys() | set(whole.skipped)
     entries: list[str] = []
     for line in read_lines(path):
@@ -156,9 +157,9 @@ def restrict(whole: DataSet, image_list: str | Path) -> DataSet:
         elif not line.startswith("#"):
             entries.append(without_suffix(line.removeprefix("./")))
     image_ids = listed_ids(entries, known, path, whole.origin, warnings)
-    chosen = tuple(records[image_id] for image_id in image_ids if image_id in records)
+    chosen = [records[image_id] for image_id in image_ids if image_id in records]
     skipped = tuple(image_id for image_id in image_ids if image_id not in records)
-    if not chosen:
+    if not any(record.class_ids for record in chosen):
         raise DataError(
             f"{path}: none of its {len(image_ids)} pictures has both a file and a class that is used"
         )
@@ -166,9 +167,13 @@ def restrict(whole: DataSet, image_list: str | Path) -> DataSet:
         warnings.insert(
             0, f"{path}: pictures left out because their file or classes are missing: {some(skipped)}"
         )
-    images = ImageSet(whole.images.class_names, chosen)
     return replace(
-        whole, images=images, warnings=tuple(warnings), skipped=skipped, load_list=partial(restrict, whole)
+        whole,
+        images=ImageSet(whole.images.class_names, tuple(record for record in chosen if record.class_ids)),
+        negatives=tuple(record for record in chosen if not record.class_ids),
+        warnings=tuple(warnings),
+        skipped=skipped,
+        load_list=partial(restrict, whole),
     )
 
 

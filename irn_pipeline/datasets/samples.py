@@ -61,7 +61,7 @@ class ClassificationSamples(Samples[tuple[Tensor, Tensor]]):
     """(picture (3, side, side) float32, classes (C,) float32 0 or 1).
 
     Args:
-        images: pictures and their classes.
+        images: pictures and their classes; one without a class is a negative, whose target is 0 for every class.
         long_side: smallest and largest random length of a picture's long side, pixels.
         crop: side of the crop, pixels.
         seed: of all random choices.
@@ -88,7 +88,8 @@ class RelationSamples(Samples[tuple[Tensor, Tensor]]):
 
     Args:
         records: pictures.
-        read_label: image id -> confident label (H, W) uint8.
+        read_label: image id -> confident label (H, W) uint8; not asked for pictures without a class, which are all
+            background.
         scales: smallest and largest random scale.
         crop: side of the crop, pixels; a multiple of 4.
         seed: of all random choices.
@@ -107,7 +108,9 @@ class RelationSamples(Samples[tuple[Tensor, Tensor]]):
         self.read_label, self.scales, self.crop = read_label, scales, crop
 
     def _sample(self, record: ImageRecord, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        label = torch.from_numpy(self.read_label(record.image_id))[None]
+        label = torch.zeros_like(image[:1])
+        if record.class_ids:
+            label = torch.from_numpy(self.read_label(record.image_id))[None]
         require_size(record, image, tuple(label.shape[-2:]), "its confident label is")
         size = scaled_size((image.shape[-2], image.shape[-1]), float(rng.uniform(*self.scales)))
         image, label = resize_image(image, size), resize_label(label, size)

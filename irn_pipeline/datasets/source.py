@@ -6,10 +6,12 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from irn_pipeline.datasets.coco import load_coco
 from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.folder_csv import load_folder_csv
+from irn_pipeline.datasets.lists import some
 from irn_pipeline.datasets.voc import VOC_CLASSES, count_leading_names, load_voc, read_class_names
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.structures import ImageSet
@@ -36,6 +38,8 @@ class Source:
     """Classes of --label-csv or --coco-json to use, in this order: a b, or a,b, or "big cat, small"; default: all."""
     image_list: str | None = None
     """List of image ids: a text file, or the name of a list in ImageSets; by default VOC's training list, else all."""
+    untagged: Literal["negatives", "skip"] = "negatives"
+    """Pictures without a tag: negatives (train_cam learns that they show none of the classes), or skip."""
     class_names: str | None = None
     """Text file with one class name a line, or CVAT's labelmap.txt; by default class_names.txt or labelmap.txt in
     the VOC root, else the 20 VOC classes."""
@@ -50,6 +54,10 @@ def load_source(source: Source) -> DataSet:
     """
     _require_one(source)
     data = _load_table(source) if source.voc_root is None else _load_voc(source, Path(source.voc_root))
+    if source.untagged == "skip" and data.negatives:
+        ids = some(record.image_id for record in data.negatives)
+        note = f"{data.origin}: pictures left out because they show none of the classes: {ids}"
+        data = replace(data, negatives=(), warnings=(*data.warnings, note))
     for warning in data.warnings:
         logger.warning("warning: %s", warning)
     if data.warnings:
@@ -124,13 +132,18 @@ def _log_classes(data: DataSet) -> None:
         ends = [*order[: _MOST_CLASSES // 2], *order[-_MOST_CLASSES // 4 :]]
         told = [told[class_id] for class_id in ends]
         told.insert(_MOST_CLASSES // 2, "...")
-    logger.info("%s: pictures: %d, classes: %d: %s", data.origin, pictures, len(names), ", ".join(told))
+    without = f", {len(data.negatives)} without any (negatives)" if data.negatives else ""
+    classes = f"{len(names)} class{'' if len(names) == 1 else 'es'}"
+    logger.info(
+        "%s: %d pictures with tags of %s%s: %s", data.origin, pictures, classes, without, ", ".join(told)
+    )
     everywhere = [repr(name) for class_id, name in enumerate(names) if counts[class_id] == pictures]
-    if everywhere and (len(names) == 1 or (pictures > 1 and not data.listed)):
-        logger.warning(
-            "warning: %s: every picture that is used shows %s (those without a class are left out): train_cam cannot "
-            "learn from this where that is. Add pictures without it and give them a tag of their own: rows with the "
-            "label 'other', or in a table of 0 and 1 a column 'other' with 1 where the classes have 0",
-            data.origin,
-            " and ".join(everywhere[:3]),
-        )
+    if data.negatives or not everywhere or (len(names) > 1 and (pictures == 1 or data.listed)):
+        return
+    logger.warning(
+        "warning: %s: every picture that is used shows %s: train_cam cannot learn from this where that is. Add "
+        "pictures without it: rows with an empty label, or with 0 in all columns of classes; in a COCO file images "
+        "without annotations; in a VOC folder XML files without objects. --untagged negatives, the default, uses them",
+        data.origin,
+        " and ".join(everywhere[:3]),
+    )

@@ -85,7 +85,7 @@ def load_voc(
         class_names: C names; the place of a name is its class id. Objects marked difficult count too.
 
     Returns:
-        The pictures that show at least one class, and notes on what was left out.
+        The pictures of the list, those without any object as `negatives`, and notes on what was left out.
 
     Raises:
         DataError: the folder, the list, a picture or an XML file is missing or damaged, or an XML file names
@@ -114,17 +114,17 @@ def load_voc(
         if background:
             not_objects.append(image_id)
         class_ids = _class_ids(annotation.names - background, known, files[image_id][0])
-        if not class_ids:
+        if background and not class_ids:
             skipped.append(image_id)
             continue
         records.append(ImageRecord(image_id, pictures[image_id], class_ids))
         if annotation.size:
             sizes[image_id] = annotation.size
-    if skipped:
-        warnings.append(f"left out because their XML file names no object: {some(skipped)}")
     if not_objects:
         warnings.append(f"objects that are called background or ignored give no tag: {some(not_objects)}")
-    if not records:
+    if skipped:
+        warnings.append(f"left out because they show nothing else: {some(skipped)}")
+    if not any(record.class_ids for record in records):
         raise DataError(
             f"{listing}: none of its {len(image_ids)} pictures has an XML file that names an object"
         )
@@ -139,11 +139,12 @@ def load_voc(
         lambda record: sizes.get(record.image_id) or _mask_size(truths, record.image_id),
     )
     return DataSet(
-        images=ImageSet(tuple(class_names), upright),
+        images=ImageSet(tuple(class_names), tuple(record for record in upright if record.class_ids)),
         origin=voc_root,
         category_ids=tuple(range(1, len(class_names) + 1)),
         load_list=partial(load_voc, voc_root, class_names=class_names),
         load_truth=truths.ground_truth,
+        negatives=tuple(record for record in upright if not record.class_ids),
         warnings=tuple(warnings),
         skipped=tuple(skipped),
         listing=listing,

@@ -126,10 +126,15 @@ def facts_of(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
     found = {"version": str(stage.version), "classes": fingerprint_of(list(job.data.identity))}
     if isinstance(stage, FitStage):
         found["seed"] = str(job.execution.seed)
-        found["images"] = fingerprint_of(sorted(item.image_id for item in job.data.items))
+        found["images"] = fingerprint_of(_trained_on(job))
     if stage.runs_network is not None and stage.runs_network(job.params):
         found["precision"] = job.execution.effective_precision
     return found
+
+
+def _trained_on(job: Job[Any, Any]) -> list[str]:
+    """Ids of the pictures that a training may use: the items, and those without a tag where the data set has some."""
+    return sorted(item.image_id for item in (*job.data.items, *getattr(job.data, "negatives", ())))
 
 
 def fingerprint_of(value: object) -> str:
@@ -152,7 +157,7 @@ def stage_fingerprint(
     }  # fmt: skip
     if isinstance(stage, FitStage):
         parts["seed"] = job.execution.seed
-        parts["images"] = sorted(item.image_id for item in job.data.items)
+        parts["images"] = _trained_on(job)
     if inputs:
         parts["inputs"] = digests(inputs)
     if "precision" in facts:

@@ -40,7 +40,7 @@ class Params(TrainingParams):
 def fit(job: Job[Params, DataSet]) -> int:
     """Train the classifier, or take the original's, and write its checkpoint."""
     params = job.params
-    images = job.data.readable(job)
+    images = job.data.readable(job, negatives=True)
     network = CamNetwork(
         num_classes=images.num_classes,
         backbone=params.backbone,

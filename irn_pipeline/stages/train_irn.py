@@ -44,6 +44,8 @@ class Params(TrainingParams):
     """Pairs lie closer than this, in cells of 4 pixels."""
     displacement_lr_factor: float = 10.0
     """The displacement branch learns this many times faster."""
+    negatives: bool = field(default=False, metadata={"fingerprint": "unless default"})
+    """Also learn from the pictures without tags, in which everything is background."""
     mean_shift_list: str | None = field(default=None, metadata={"fingerprint": "unless default"})
     """Images whose mean displacement is stored, a list as for --image-list; by default those trained on."""
     mean_shift_crop: int = 512
@@ -89,10 +91,11 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
     load_backbone_weights(network.backbone, _weights(job))
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     paths = pair_paths(params.radius)
-    readable = job.data.readable(job).records
-    records = tuple(r for r in readable if job.run.has(IR_LABEL, r.image_id))
+    readable = job.data.readable(job, negatives=params.negatives).records
+    negatives = tuple(record for record in readable if not record.class_ids)
+    records = tuple(r for r in readable if r.class_ids and job.run.has(IR_LABEL, r.image_id))
     require_current(job.run, IR_LABEL.stage, records, job.data.leading_names)
-    left_out = len(readable) - len(records)
+    left_out = len(readable) - len(negatives) - len(records)
     if left_out:
         logger.warning("%d pictures have no confident label and are left out", left_out)
     if not records:
@@ -117,7 +120,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
         network=network,
         param_groups=network.param_groups(params.lr, params.displacement_lr_factor),
         dataset=RelationSamples(
-            records,
+            (*records, *negatives),
             read_label=partial(job.run.read, IR_LABEL),
             scales=(params.rescale[0], params.rescale[-1]),
             crop=params.crop,

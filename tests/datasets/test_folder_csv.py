@@ -39,6 +39,10 @@ def tags_of(loaded):
     return {r.image_id: {names[c] for c in r.class_ids} for r in loaded.images.records}
 
 
+def negatives_of(loaded):
+    return [record.image_id for record in loaded.negatives]
+
+
 def about(loaded, word):
     """The only warning with that word."""
     (found,) = [warning for warning in loaded.warnings if word in warning]
@@ -102,13 +106,13 @@ def test_a_class_called_path_does_not_make_a_heading(photos):
     assert tags_of(load(photos, "a.jpg,path\nb.jpg,dog\n")) == {"a": {"path"}, "b": {"dog"}}
 
 
-def test_unknown_pictures_and_rows_without_label_are_left_out_and_counted(photos):
+def test_unknown_pictures_are_left_out_and_counted_and_rows_without_label_are_negatives(photos):
     loaded = load(photos, "a.jpg,dog\nzoo.jpg,cat\nzoo/a.jpg,dog\nb.jpg\ncats/a.png,dog\n")
     assert tags_of(loaded) == {"a": {"dog"}, "cats/a": {"dog"}}
     assert about(loaded, "are not in").endswith("2 (zoo, zoo/a)")
-    assert about(loaded, "show none").endswith("1 (b)")
+    assert negatives_of(loaded) == ["b"]
     assert about(loaded, "no picture").endswith("1 ('cat')")
-    assert loaded.skipped == ("zoo", "zoo/a", "b")
+    assert loaded.skipped == ("zoo", "zoo/a")
 
 
 def test_repeated_rows_are_joined_and_counted(photos):
@@ -126,7 +130,7 @@ def test_a_class_with_a_single_picture_is_named(photos):
 def test_classes_are_picked_and_ordered(photos):
     loaded = load(photos, PLAIN, classes=("dog",))
     assert loaded.images.class_names == ("dog",)
-    assert tags_of(loaded) == {"a": {"dog"}, "b": {"dog"}} and loaded.skipped == ("cats/a",)
+    assert tags_of(loaded) == {"a": {"dog"}, "b": {"dog"}} and negatives_of(loaded) == ["cats/a"]
     assert load(photos, PLAIN, classes=("dog", "cat")).images.records[0].class_ids == (0,)
     with pytest.raises(ConfigError, match=r"--classes: .*tags\.csv has no class 'dgo' \(nearest: 'dog'\)"):
         load(photos, PLAIN, classes=("cat", "dgo"))
@@ -317,13 +321,16 @@ def test_scan_follows_links_once_and_passes_over_hidden_files(photos, tmp_path):
 
 
 def test_restrict_takes_the_order_of_the_list_and_keeps_the_classes(photos):
-    whole = load(photos, PLAIN + "dogs/my pet.v2.jpeg\n")
     path = photos.parent / "list.txt"
-    path.write_bytes("\ufeff# mine\r\n\r\ncats/a\r\n./a.jpg\r\ncats/a.png\r\ndogs/my pet.v2\r\n".encode())
+    (photos / "b.JPG").unlink()
+    whole = load(photos, PLAIN + "b.jpg,cat\ndogs/my pet.v2.jpeg\n")
+    path.write_bytes(
+        "\ufeff# mine\r\n\r\ncats/a\r\n./a.jpg\r\ncats/a.png\r\ndogs/my pet.v2\r\nb\r\n".encode()
+    )
     part = restrict(whole, path)
     assert [record.image_id for record in part.images.records] == ["cats/a", "a"]
-    assert part.images.class_names == ("cat", "dog") and part.skipped == ("dogs/my pet.v2",)
-    assert about(part, "left out").endswith("1 (dogs/my pet.v2)")
+    assert part.images.class_names == ("cat", "dog") and negatives_of(part) == ["dogs/my pet.v2"]
+    assert part.skipped == ("b",) and about(part, "left out").endswith("1 (b)")
     assert about(part, "repeated").endswith("1 repeated lines were dropped")
 
 

@@ -377,6 +377,18 @@ def test_every_cut_of_a_jpeg_is_noticed(tmp_path, options):
             read_image(path)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_a_damaged_header_is_told_in_the_same_words_each_time(tmp_path, kind):
+    path = save(tmp_path / "a.jpg", Image.fromarray(PIXELS), format=kind)
+    path.write_bytes(path.read_bytes()[:12] + bytes(40))
+    told = set()
+    for read in (read_image, read_image_size) * 2:
+        with pytest.raises(DataError) as caught:
+            read(path)
+        told.add(str(caught.value))
+    assert len(told) == 1 and "0x" not in told.pop()
+
+
 def test_every_cut_of_a_png_is_noticed(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(PIXELS))
     whole = path.read_bytes()

@@ -33,6 +33,10 @@ def tags_of(loaded):
     return {r.image_id: mark.join(names_of(loaded)[c] for c in r.class_ids) for r in loaded.images.records}
 
 
+def negatives_of(loaded):
+    return [record.image_id for record in loaded.negatives]
+
+
 def told(loaded):
     """The warnings, but for those about rare classes, joined rows and pictures left out."""
     common = ("classes with", "several rows", "pictures left out")
@@ -232,7 +236,7 @@ def test_the_same_in_json_lines(load, lines):
     content = "\n".join(f'{{"image": "p{i}.jpg", {line}}}' for i, line in enumerate(lines, 1))
     loaded = load(content, "t.jsonl")
     assert names_of(loaded) == ("cat", "dog")
-    assert tags_of(loaded) == {"p1": "cat dog", "p2": "cat"} and loaded.skipped == ("p3",)
+    assert tags_of(loaded) == {"p1": "cat dog", "p2": "cat"} and negatives_of(loaded) == ["p3"]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +307,7 @@ def test_what_the_user_asks_for_decides_how_texts_are_read(load):
 )
 def test_missing_values_name_no_class(load, missing):
     loaded = load(rows([missing, "dog", "cat", missing, f"['cat', '{missing}']"]))
-    assert names_of(loaded) == ("cat", "dog") and loaded.skipped == ("p1", "p4")
+    assert names_of(loaded) == ("cat", "dog") and negatives_of(loaded) == ["p1", "p4"]
     assert any(f"read as no tag: '{missing}' (3 rows)" in warning for warning in loaded.warnings)
     columns = load(f"image,cat,dog\np1.jpg,1,{missing}\np2.jpg,0,1\n")
     assert tags_of(columns) == {"p1": "cat", "p2": "dog"} and "read as 0: 1" in told(columns)[0]

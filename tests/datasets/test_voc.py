@@ -185,11 +185,11 @@ def test_repeated_lines_are_dropped_with_a_warning(voc):
     assert len(loaded.warnings) == 1 and "2 repeated" in loaded.warnings[0]
 
 
-def test_pictures_without_objects_are_left_out_with_a_warning(voc):
+def test_pictures_without_objects_are_negatives(voc):
     write_xml(voc, "b", [])
     loaded = load_voc(voc)
-    assert ids(loaded) == ["a", "c.d"] and loaded.skipped == ("b",)
-    assert "1 (b)" in loaded.warnings[0]
+    assert ids(loaded) == ["a", "c.d"] and not loaded.skipped
+    assert [record.image_id for record in loaded.negatives] == ["b"]
     for image_id in ("a", "c.d"):
         write_xml(voc, image_id, [])
     with pytest.raises(DataError, match="none of its 3"):

@@ -140,7 +140,7 @@ def test_the_label_map_of_cvat_names_the_classes(folder: Path, capsys: pytest.Ca
     assert figures(folder)["instance_label"]["ap50_per_class"] == {"cat": 1, "dog": 1}
     told = capsys.readouterr().err
     assert f"class names: {folder}/voc/labelmap.txt" in told
-    assert re.search(r"classes: 2: cat \(\d+\), dog \(\d+\)", told)
+    assert re.search(r"2 classes: cat \(\d+\), dog \(\d+\)", told)
 
 
 def test_a_class_called_background_has_figures_beside_the_background(folder: Path) -> None:

@@ -154,13 +154,13 @@ def lines_of(caplog, data_flags):
 def test_classes_are_told_with_their_pictures(root, kind, caplog):
     names = "car (2), bird (2)" if kind == "coco" else "bird (2), car (2)"
     (told,) = [line for line in lines_of(caplog, flags_of(root, kind)) if "bird" in line and "car" in line]
-    assert told.endswith(f": pictures: 3, classes: 2: {names}")
+    assert told.endswith(f": 3 pictures with tags of 2 classes: {names}")
 
 
 def test_of_many_classes_the_commonest_and_the_rarest_are_told(root, caplog):
     rows = [(f"{name:02}", image) for name in range(25) for image in "abc"[: 3 if name < 20 else 1]]
     (root / "tags.csv").write_text("image,label\n" + "".join(f"{image},n{name}\n" for name, image in rows))
-    (told,) = [line for line in lines_of(caplog, flags_of(root, "csv")) if "classes: 25" in line]
+    (told,) = [line for line in lines_of(caplog, flags_of(root, "csv")) if "25 classes" in line]
     assert told.split(": ")[-1].split(", ") == [
         *(f"n{name:02} (3)" for name in range(10)),
         "...",
@@ -171,7 +171,8 @@ def test_of_many_classes_the_commonest_and_the_rarest_are_told(root, caplog):
 @pytest.mark.parametrize(
     ("table", "whole"),
     [
-        ("image,car\na,1\nb,0\nc,1\n", "'car'"),
+        ("image,car\na,1\nb,1\nc,1\n", "'car'"),
+        ("image,car\na,1\nb,0\nc,1\n", None),
         ("image,label\na,car\nb,car\n", "'car'"),
         ("image,label\na,car\n", "'car'"),
         ("image,label\na,car,bird\nb,car\n", "'car'"),
@@ -185,7 +186,10 @@ def test_a_class_that_every_picture_shows_cannot_be_learned(root, caplog, table,
     lines = [line for line in lines_of(caplog, flags_of(root, "csv")) if "train_cam cannot learn" in line]
     assert len(lines) == (whole is not None)
     if whole is not None:
-        assert f"every picture that is used shows {whole} (" in lines[0] and "a column 'other'" in lines[0]
+        assert (
+            f"every picture that is used shows {whole}: " in lines[0]
+            and "rows with an empty label" in lines[0]
+        )
 
 
 @pytest.mark.parametrize(
