@@ -28,6 +28,7 @@ from irn_pipeline.datasets.coco_entries import (
     read_images,
     told,
     whole_number,
+    without_copies,
 )
 from irn_pipeline.datasets.coco_truth import CocoTruths, TrueObject, TruePicture
 from irn_pipeline.datasets.data_set import DataSet
@@ -110,8 +111,9 @@ def _objects(
     objects: defaultdict[str, list[TrueObject]] = defaultdict(list)
     absent: list[str] = []
     unsure: set[str] = set()
+    copies: list[str] = []
     rewritten = maskless = crowds = count = 0
-    for place, entry in enumerate(entries(content, "annotations", path)):
+    for place, entry in without_copies(entries(content, "annotations", path), copies):
         count += 1
         key = entry.get("id")
         name = f"annotations[{place}]" if key is None else f"annotation {told(key)}"
@@ -139,6 +141,8 @@ def _objects(
         warnings.append(
             f"{path}: annotations left out because their image_id or category_id is not in the file: {some(absent)}"
         )
+    if copies:
+        warnings.append(f"{path}: annotations left out because they are in the file twice: {some(copies)}")
     if rewritten:
         warnings.append(
             f"{path}: annotations whose ids are written in another way than in the lists ('1' for 1), read as the "

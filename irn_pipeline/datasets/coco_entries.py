@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from irn_pipeline.datasets.picture_scan import has_control_character, picture_id
+from irn_pipeline.datasets.tag_cells import one_spelling
 from irn_pipeline.errors import DataError
 from irn_pipeline.structures import MAX_PIXELS
 
@@ -52,6 +53,26 @@ def entries(content: dict[str, Any], key: str, path: Path) -> Iterator[dict[str,
         if not isinstance(entry, dict):
             raise DataError(f"{path}: {key}[{place}] is no object; expected one with an id")
         yield entry
+
+
+def without_copies(
+    annotations: Iterable[dict[str, Any]], copies: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Annotations with their places in the list, each once; the id of each copy is added to `copies`.
+
+    Files that were joined carelessly hold annotations twice; in an evaluation half of them would be missed objects. A
+    copy has the same id, picture, category and box.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    for place, annotation in enumerate(annotations):
+        keys, box = [annotation.get(key) for key in ("id", "image_id", "category_id")], annotation.get("bbox")
+        values = [*keys, *box] if isinstance(box, list) else [None]
+        if all(isinstance(value, int | float | str) for value in values):
+            if tuple(values) in seen:
+                copies.append(told(annotation["id"]))
+                continue
+            seen.add(tuple(values))
+        yield place, annotation
 
 
 def is_crowd(annotation: dict[str, Any], where: str) -> bool:
@@ -197,7 +218,7 @@ def classes_of(
     path: Path,
     warnings: list[str],
 ) -> Classes:
-    """Join categories of one name, and leave out a root category.
+    """Join categories of one name, or of one but for case and blanks, and leave out a root category.
 
     A root is a category without annotations that is above others, or whose name or place says that it is no class:
     tools write one in front of the classes. A class that merely has no annotation in this file stays, so that the
@@ -216,15 +237,19 @@ def classes_of(
     if roots:
         named = ", ".join(f"{categories[key].name!r} (id {key})" for key in sorted(roots))
         warnings.append(f"{path}: root category without annotations left out, it is no class: {named}")
+    counts = Counter(category.name for key, category in categories.items() if key not in roots)
+    spelling = one_spelling(counts, keep)
     ids_of: defaultdict[str, list[int]] = defaultdict(list)
     for key, category in categories.items():
         if key not in roots:
-            ids_of[category.name].append(key)
+            ids_of[spelling[category.name]].append(key)
     for name, ids in ids_of.items():
         if len(ids) > 1:
+            others = sorted({categories[key].name for key in ids} - {name})
+            also = f" or {', '.join(map(repr, others))}" if others else ""
             warnings.append(
-                f"{path}: categories {', '.join(map(str, ids))} are all called {name!r}: joined into one class, "
-                f"exported with id {ids[0]}"
+                f"{path}: categories {', '.join(map(str, ids))} are all called {name!r}{also}: joined into one class, "
+                f"exported with id {ids[0]}" + ("; --classes with both keeps them apart" if also else "")
             )
     place_of = {key: place for place, ids in enumerate(ids_of.values()) for key in ids}
     return Classes(tuple(ids_of), tuple(ids[0] for ids in ids_of.values()), place_of)

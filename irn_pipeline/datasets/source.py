@@ -19,7 +19,7 @@ from irn_pipeline.structures import ImageSet
 logger = logging.getLogger(__name__)
 _MOST_CLASSES = 20
 """Classes that are all named with their numbers of pictures; of more, the commonest and the rarest."""
-_CLASS_FILES = ("class_names.txt", "labelmap.txt")
+_CLASS_FILES = ("class_names.txt", "labelmap.txt", "labels.txt", "classes.txt")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 MISSING = frozenset({"na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none"})
 """How pandas, R, Excel and databases write a missing value, in lower case."""
+_NO_TAG = MISSING | {"-", "--", "?"}
+"""The same in a column of tags, and what people put there for nothing."""
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 YES, NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "-1", "-1.0", "false", "no", ""})
 
@@ -51,7 +53,7 @@ def is_running(cells: Sequence[object]) -> bool:
 
 def without_missing(tags: Iterable[str], classes: Collection[str]) -> list[str]:
     """The tags that are no missing values; a class that the user asked for is none."""
-    return [tag for tag in tags if tag in classes or tag.lower() not in MISSING]
+    return [tag for tag in tags if tag in classes or tag.lower() not in _NO_TAG]
 
 
 def name_key(name: str) -> str:

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import dropwhile
 from pathlib import Path
 
 from irn_pipeline.datasets.data_set import DataSet
@@ -44,7 +45,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         DataError: the file is missing or no text, holds no name, a name twice, or more than 254 names, or names
             the background elsewhere.
     """
-    names = read_lines(path)
+    # A comment stands in front; behind, it may be the name of a class.
+    names = list(dropwhile(lambda line: line.startswith("# "), read_lines(path)))
     entries = [_LABELMAP.fullmatch(line) for line in names if not line.startswith("#")]
     if entries and all(entries):
         names = [entry[1].strip() for entry in entries if entry and entry[2] != _IGNORE_COLOUR]
@@ -103,6 +105,7 @@ def load_voc(
             f"add them, or take the pictures out of the list"
         )
     truths = VocTruths.find(voc_root, len(class_names))
+    unread = truths.unread_masks(voc_root)
     known = {name: class_id for class_id, name in enumerate(class_names)}
     records: list[ImageRecord] = []
     sizes: dict[str, tuple[int, int]] = {}
@@ -120,6 +123,8 @@ def load_voc(
         records.append(ImageRecord(image_id, pictures[image_id], class_ids))
         if annotation.size:
             sizes[image_id] = annotation.size
+    if unread:
+        warnings.append(unread)
     if not_objects:
         warnings.append(f"objects that are called background or ignored give no tag: {some(not_objects)}")
     if skipped:

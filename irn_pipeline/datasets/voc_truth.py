@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from irn_pipeline.datasets.images import read_label
+from irn_pipeline.datasets.lists import some
 from irn_pipeline.datasets.voc_folder import files_by_id
 from irn_pipeline.errors import DataError
 from irn_pipeline.structures import IGNORE, GroundTruth, Instances, LabelArray
+
+_OTHER_MASKS = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".npy")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,17 @@ class VocTruths:
         """Those of a folder, which may have none."""
         classes, objects = voc_root / "SegmentationClass", voc_root / "SegmentationObject"
         return VocTruths(files_by_id(classes, (".png",)), files_by_id(objects, (".png",)), num_classes)
+
+    def unread_masks(self, voc_root: Path) -> str | None:
+        """A sentence about masks in SegmentationClass that are no PNG files; None where there are none."""
+        folder = voc_root / "SegmentationClass"
+        unread = sorted(files_by_id(folder, _OTHER_MASKS).keys() - self.class_masks.keys())
+        if not unread:
+            return None
+        return (
+            f"{folder}: masks that are no PNG files and are not read: {some(unread)}; write the number of the class "
+            "into each pixel of a PNG (JPEG changes the numbers)"
+        )
 
     def ground_truth(self, image_id: str) -> GroundTruth | None:
         """True masks of one picture.

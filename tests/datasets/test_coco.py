@@ -354,6 +354,25 @@ def test_missing_pictures_and_strange_annotations_are_left_out_and_counted(folde
     assert about(coco, "no picture").endswith("2 ('dog', 'ox')")
 
 
+def test_an_annotation_that_is_in_the_file_twice_is_one_object(folder):
+    box = [0, 0, 4, 1]
+    same = [annotation(5, 1, 2, bbox=box), annotation(5, 1, 2, bbox=box)]
+    # An id of two objects is no copy: another box, another class, another picture, or no box to tell by.
+    other = [
+        annotation(5, 1, 2, bbox=[0, 1, 4, 1]),
+        annotation(5, 1, 90, bbox=box),
+        annotation(6, 1, 2, bbox=box),
+    ]
+    coco = folder.load(
+        [*same, *other, annotation(5, 2, 2, bbox=box), annotation(7, 3, 2), annotation(7, 3, 2)]
+    )
+    assert about(coco, "twice").endswith("in the file twice: 1 (5)")
+    assert tags_of(coco) == {"a": ["cat", "ox"], "sub/a": ["cat"], "b": ["cat"]}
+    assert len(coco.truths.ground_truth("a").instances) == 4
+    assert len(coco.truths.ground_truth("b").instances) == 2
+    assert len(coco.truths.ground_truth("sub/a").instances) == 1
+
+
 @pytest.mark.parametrize(
     "spell",
     [

@@ -71,3 +71,14 @@ def test_categories_of_one_name_are_one_class_with_the_first_id():
     assert warning == (
         "c.json: categories 1, 4, 9 are all called 'cat': joined into one class, exported with id 1"
     )
+
+
+def test_categories_that_differ_in_case_are_one_class_unless_both_are_asked_for():
+    names = [(1, "cat", ""), (2, "Dog", ""), (5, "dog", ""), (7, "dog", "")]
+    found, (warning,) = classes(names, [1, 2, 5])
+    assert found.names == ("cat", "dog") and found.category_ids == (1, 2)
+    assert found.place_of == {1: 0, 2: 1, 5: 1, 7: 1}
+    assert "categories 2, 5, 7 are all called 'dog' or 'Dog': joined into one class" in warning
+    apart, (warning,) = classes(names, [1, 2, 5], keep=("Dog", "dog"))
+    assert apart.names == ("cat", "Dog", "dog") and apart.category_ids == (1, 2, 5)
+    assert "categories 5, 7 are all called 'dog': joined" in warning

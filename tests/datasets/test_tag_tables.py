@@ -315,6 +315,13 @@ def test_missing_values_name_no_class(load, missing):
     assert names_of(kept) == (missing, "dog") and not told(kept)
 
 
+@pytest.mark.parametrize("nothing", ["-", "--", "?"])
+def test_signs_for_nothing_name_no_class(load, nothing):
+    loaded = load(f"image,label\np1.jpg,cat\np2.jpg,{nothing}\np3.jpg,dog\n")
+    assert names_of(loaded) == ("cat", "dog")
+    assert any(f"read as no tag: {nothing!r} (1 rows)" in warning for warning in loaded.warnings)
+
+
 def test_spellings_of_a_name_are_one_class(load):
     loaded = load(rows(["Cat", "cat", "cat", "Big  dog", "big dog", "caf\u00e9", "cafe\u0301"]))
     assert names_of(loaded) == ("big dog", "caf\u00e9", "cat")

@@ -361,6 +361,7 @@ def test_wrong_root(voc, tmp_path):
         "background\ncat\ndog\n",
         "\nBackground\ncat\ndog\n",
         "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\ndog:0,128,0:head,tail:run,sit\n",
+        "# my classes\n# two of them\ncat\ndog\n",
         "background:::\ncat:::\ndog:::\n",
         "background:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\nignored:224,224,192::\n",
     ],

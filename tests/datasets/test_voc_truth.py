@@ -87,3 +87,14 @@ def test_masks_of_two_sizes(tmp_path):
     write_masks(tmp_path, "a", [[1, 1]], [[1], [1]])
     with pytest.raises(DataError, match=r"2x1 pixels"):
         truth_of(tmp_path)
+
+
+def test_masks_that_are_no_png_are_told(tmp_path):
+    write_masks(tmp_path, "a", [[1, 0]])
+    assert VocTruths.find(tmp_path, 20).unread_masks(tmp_path) is None
+    masks = tmp_path / "SegmentationClass"
+    for name in ("a.npy", "b.JPG", "c.tif"):  # there is a PNG of a
+        (masks / name).write_bytes(b"")
+    told = VocTruths.find(tmp_path, 20).unread_masks(tmp_path)
+    assert told is not None
+    assert told.startswith(f"{masks}: masks that are no PNG files and are not read: 2 (b, c)")

@@ -87,6 +87,19 @@ def test_every_source_gives_the_same_data_set(root, kind, names, category_ids):
         data.with_list(str(root / "nowhere.txt"))
 
 
+@pytest.mark.parametrize("name", ["labelmap.txt", "labels.txt", "classes.txt"])
+def test_other_names_of_the_file_of_class_names(root, name):
+    (root / "voc" / "class_names.txt").rename(root / "voc" / name)
+    assert load_source(Source(**flags_of(root, "voc"))).images.class_names == ("bird", "car")
+
+
+def test_masks_that_are_no_png_are_told(root, caplog):
+    masks = root / "voc" / "SegmentationClass"
+    (masks / "b.png").rename(masks / "b.bmp")
+    load_source(Source(**flags_of(root, "voc")))
+    assert "masks that are no PNG files and are not read: 1 (b)" in caplog.text
+
+
 def test_a_list_is_taken_from_all_pictures_of_the_source(root):
     (root / "one.txt").write_text("a\n")
     (root / "two.txt").write_text("b\nc.png\n")
