@@ -225,7 +225,10 @@ def differences(
     for entry in fields(job.params):
         now, was = _plain(getattr(job.params, entry.name)), _plain(known[entry.name])
         if entry.metadata.get("fingerprint", True) and entry.name not in ignored and was != now:
-            found.append(f"{entry.name} was {was}, is now {now}")
+            # Nobody has asked for a default that has changed.
+            moved = "before" in entry.metadata and (was, now) == (_plain(_before(entry)), _plain(entry.default))
+            remedy = f": --{entry.name.replace('_', '-')} {was} goes on with them" if moved else ""
+            found.append(f"{entry.name} was {was}, is now {now}{remedy}")
     if not found and not previous.facts:
         # The earliest versions recorded no facts; their hash holds them.
         then = replace(job, params=replace(job.params, **{name: _tuple(known[name]) for name in ignored}))

@@ -197,7 +197,8 @@ def test_results_of_the_time_before_a_better_default_go_on_with_the_value_of_the
         run_stage(stages.count, work)
     later = replace(stages.count, params=BetterParams)
     with pytest.raises(
-        ArtifactError, match=r"step was 1, is now None\); give another --run-dir, or --overwrite"
+        ArtifactError,
+        match=r"step was 1, is now None: --step 1 goes on with them\); give another --run-dir, or --overwrite",
     ):
         run_stage(later, job(tmp_path, BetterParams()))
     then = run_stage(later, job(tmp_path, BetterParams(step=1)))
