@@ -10,6 +10,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def logging_as_at_start() -> Iterator[None]:
-    """A command that a test or a shared fixture runs sets the package's level; no test must inherit it."""
+    """A command that a test or a shared fixture runs sets up logging; no test must inherit its level or its stream."""
     logging.getLogger("irn_pipeline").setLevel(logging.NOTSET)
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
     yield

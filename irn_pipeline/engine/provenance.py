@@ -226,7 +226,10 @@ def differences(
         now, was = _plain(getattr(job.params, entry.name)), _plain(known[entry.name])
         if entry.metadata.get("fingerprint", True) and entry.name not in ignored and was != now:
             # Nobody has asked for a default that has changed.
-            moved = "before" in entry.metadata and (was, now) == (_plain(_before(entry)), _plain(entry.default))
+            moved = "before" in entry.metadata and (was, now) == (
+                _plain(_before(entry)),
+                _plain(entry.default),
+            )
             remedy = f": --{entry.name.replace('_', '-')} {was} goes on with them" if moved else ""
             found.append(f"{entry.name} was {was}, is now {now}{remedy}")
     if not found and not previous.facts:

@@ -324,6 +324,9 @@ def test_labels_of_an_earlier_version_are_made_again_with_what_came_later(
     bench.work(run, from_scores=True, min_area=0.0, instance_score="mean")
     for item, before in zip(bench.data.items, masks, strict=True):
         now = run.read(INSTANCE_LABEL, item.image_id)
-        assert np.array_equal(now.masks, before.masks) and (now.scores <= before.scores + 1e-6).all()
+        # Kept scores are in float16, so a few pixels may change sides.
+        assert now.masks.shape == before.masks.shape
+        assert (now.masks == before.masks).mean() > 0.999
+        assert (now.scores <= before.scores + 1e-3).all()
     with pytest.raises(ArtifactError, match="instance_score was mean, is now max"):
         bench.work(run, keep_scores=True, min_area=0.0)
