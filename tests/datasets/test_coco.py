@@ -369,8 +369,8 @@ def test_an_annotation_that_is_in_the_file_twice_is_one_object(folder):
     assert about(coco, "twice").endswith("in the file twice: 1 (5)")
     assert tags_of(coco) == {"a": ["cat", "ox"], "sub/a": ["cat"], "b": ["cat"]}
     assert len(coco.ground_truth("a").instances) == 4
-    assert len(coco.truths.ground_truth("b").instances) == 2
-    assert len(coco.truths.ground_truth("sub/a").instances) == 1
+    assert len(coco.ground_truth("b").instances) == 2
+    assert len(coco.ground_truth("sub/a").instances) == 1
 
 
 @pytest.mark.parametrize(
