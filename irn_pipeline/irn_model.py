@@ -25,7 +25,7 @@ def load_irn(run: RunFolder, execution: Execution) -> IrnNetwork:
         CheckpointError: the weights are of another network.
     """
     checkpoint = run.read(IRN_NETWORK)
-    build = partial(IrnNetwork, backbone=checkpoint.backbone)  # type: ignore[arg-type]
+    build = partial(IrnNetwork, backbone=checkpoint.backbone)
     network = restore_network(run.path(IRN_NETWORK), checkpoint, "irn", build)
     network.eval()
     fold_batch_norms(network.backbone)

@@ -12,7 +12,6 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.optimisation import OptimizerName
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError, ConfigError
-from irn_pipeline.nn.backbone import BackboneName
 from irn_pipeline.nn.segmenters.base import Segmenter
 
 ModelName = Literal["mask_rcnn", "semiconv_mask_rcnn", "spatial_embeddings", "metric_embeddings", "deeplabv3"]
@@ -29,12 +28,12 @@ class SegmenterParams:
     """Which model."""
     labels: Literal["synthesized", "truth"] = "synthesized"
     """Learn from the synthesized labels, or from the data set's true masks (an upper bound)."""
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "erfnet"] = "resnet50"
-    """Which torchvision ResNet; or erfnet (spatial_embeddings only)."""
+    backbone: str = "resnet50"
+    """torchvision's resnet18, 34, 50, 101, a network of timm, or erfnet (spatial_embeddings only)."""
     backbone_weights: str = "imagenet"
-    """Start from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    """Start from: imagenet (installed or downloaded), installed, a file's path, none, or cam (of train_cam)."""
     frozen_stages: int = field(default=0, metadata={"fingerprint": "unless default"})
-    """Stages of the ResNet that do not learn, 0 to 5: 3 is conv1, layer1 and layer2; faster, for few labels."""
+    """Stages of the backbone that do not learn, 0 to 5: 3 is conv1, layer1 and layer2; faster, for few labels."""
     start_from: str | None = None
     """For semiconv_mask_rcnn: path of a trained mask_rcnn's network.pt to attach the new branch to."""
     epochs: int | None = None
@@ -198,7 +197,9 @@ def _untrained(params: SegmenterParams, num_classes: int, asked: AskedParams) ->
             bandwidth=params.bandwidth,
             to_center=params.to_center,
         )
-    backbone = _resnet(params)
+    backbone = params.backbone
+    if backbone == "erfnet":
+        raise ConfigError(f"--backbone erfnet is for spatial_embeddings; {params.model} needs another")
     if params.model == "metric_embeddings":
         return MetricEmbeddings(num_classes=num_classes, backbone=backbone)
     if params.model == "deeplabv3":
@@ -254,13 +255,8 @@ def load_segmenter(
     checkpoint = run.read(artifact)
     known = {f.name for f in fields(SegmenterParams)}
     values: dict[str, Any] = {k: v for k, v in record.params.items() if k in known}
-    params = SegmenterParams(**values)
+    # The weights decide about the network where the parameters leave it open (`imagenet.network_for`).
+    params = replace(SegmenterParams(**values), backbone=checkpoint.backbone)
     build = partial(build_segmenter, params, len(checkpoint.class_names), asked)
     model = restore_network(path, checkpoint, params.model, build)
     return model.eval().to(execution.torch_device()), checkpoint
-
-
-def _resnet(params: SegmenterParams) -> BackboneName:
-    if params.backbone == "erfnet":
-        raise ConfigError(f"--backbone erfnet is for spatial_embeddings; {params.model} needs a ResNet")
-    return params.backbone

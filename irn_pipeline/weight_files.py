@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, Protocol
 
+from irn_pipeline.artifacts import CAM_NETWORK
 from irn_pipeline.engine.declaration import Files, Job
+from irn_pipeline.errors import ConfigError
+from irn_pipeline.nn.imagenet import network_for
 
-_NO_FILE = ("imagenet", "none", "cam")
-"""Values of `backbone_weights` that are no path; torchvision's ImageNet weights are known by their hash."""
+_NO_FILE = ("imagenet", "installed", "none", "cam")
+"""Values of `backbone_weights` that are no path; published ImageNet weights are known by their hash."""
 
 
 class WithOriginal(Protocol):
@@ -17,7 +20,7 @@ class WithOriginal(Protocol):
 
     @property
     def backbone_weights(self) -> str:
-        """imagenet, none, cam, or a path."""
+        """imagenet, installed, none, cam, or a path."""
         ...
 
     @property
@@ -42,6 +45,27 @@ def weight_files(job: Job[Any, Any]) -> Mapping[str, tuple[Files, ...]]:
 def backbone_files(weights: str) -> Mapping[str, tuple[Files, ...]]:
     """The file that `backbone_weights` names, if it names one."""
     return {} if weights in _NO_FILE else {"backbone_weights": (Files.one(weights),)}
+
+
+def starting_point(job: Job[Any, Any]) -> tuple[str, str]:
+    """The network that a training builds, and the weights that it loads into it.
+
+    Returns:
+        Name of the backbone, which the weights may decide (`imagenet.network_for`), and `backbone_weights` with the
+        path of the CAM network in place of "cam".
+
+    Raises:
+        ConfigError: the CAM network is another one.
+    """
+    name, weights = job.params.backbone, job.params.backbone_weights
+    if weights != "cam":
+        return network_for(name, weights), weights
+    found = job.run.read(CAM_NETWORK).backbone
+    if found not in (name, network_for(name, "imagenet")):
+        raise ConfigError(
+            f"--backbone-weights cam: the CAM network is a {found}, this one a {name}; give --backbone {found}"
+        )
+    return found, str(job.run.path(CAM_NETWORK))
 
 
 def without_training(params: WithOriginal, used: Collection[str]) -> Mapping[str, str]:

@@ -17,21 +17,21 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.optimisation import OptimizerName, Schedule
 from irn_pipeline.engine.stage import FitStage, Job
 from irn_pipeline.engine.training import train
-from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
+from irn_pipeline.nn.backbone import load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.structures import ImageSet
-from irn_pipeline.weight_files import is_trained, weight_files, without_training
+from irn_pipeline.weight_files import is_trained, starting_point, weight_files, without_training
 
 
 @dataclass(frozen=True)
 class Params:
     """Parameters of the classifier's training."""
 
-    backbone: BackboneName = "resnet50"
-    """Which torchvision ResNet."""
+    backbone: str = "resnet50"
+    """torchvision's resnet18, 34, 50 or 101, or a network of timm, such as efficientnet_lite0."""
     backbone_weights: str = "imagenet"
-    """Start from: imagenet (downloaded), a state dict's path, or none."""
+    """Start from: imagenet (installed or downloaded), installed (never downloaded), a file's path, or none."""
     frozen_stages: int = 3
     """Stages that never learn: 3 is conv1, layer1 and layer2; 0 lets everything learn."""
     frozen_batch_norm: bool = True
@@ -63,10 +63,11 @@ class Params:
 def fit(job: Job[Params, DataSet]) -> int:
     """Train the classifier, or take the original's, and write its checkpoint."""
     params = job.params
+    name, weights = starting_point(job)
     images = job.data.readable(job)
     network = CamNetwork(
         num_classes=images.num_classes,
-        backbone=params.backbone,
+        backbone=name,
         frozen_stages=params.frozen_stages,
         frozen_batch_norm=params.frozen_batch_norm,
     )
@@ -74,16 +75,16 @@ def fit(job: Job[Params, DataSet]) -> int:
         load_original(network, Path(params.original_checkpoint))
         seen = 0
     else:
-        seen = _train(job, network, images)
+        seen = _train(job, network, images, weights)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.write(CAM_NETWORK, Checkpoint("cam", params.backbone, images.class_names, state))
+    job.write(CAM_NETWORK, Checkpoint("cam", name, images.class_names, state))
     return seen
 
 
-def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet) -> int:
+def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet, weights: str) -> int:
     params, execution = job.params, job.execution
     device = execution.torch_device()
-    load_backbone_weights(network.backbone, params.backbone_weights)
+    load_backbone_weights(network.backbone, weights)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def losses_of(batch: Any, _progress: float) -> dict[str, Tensor]:

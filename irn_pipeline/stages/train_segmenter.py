@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from irn_pipeline.engine.store import Artifact
 from irn_pipeline.engine.training import train
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.evaluation import model_figures
-from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
+from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights
 from irn_pipeline.nn.segmenters.base import Segmenter
 from irn_pipeline.older_runs import require_upright
 from irn_pipeline.ops.targets import training_target
@@ -39,7 +40,7 @@ from irn_pipeline.segmenter_models import (
     variant_of,
 )
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
-from irn_pipeline.weight_files import backbone_files
+from irn_pipeline.weight_files import backbone_files, starting_point
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
     """Train the model on the pictures that have an instance and write its checkpoint."""
     params, recipe, execution = job.params, recipe_of(job.params), job.execution
     device = execution.torch_device()
+    if params.start_from is None:
+        name, weights = starting_point(job)
+        params = replace(params, backbone=name, backbone_weights=weights)
     network = _start(job, params)
     network.to(device)
     artifact = segmenter_artifact(variant_of(params))
@@ -120,11 +124,9 @@ def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segme
     weights = params.backbone_weights
     if weights != "none":
         if params.backbone == "erfnet":
-            raise ConfigError(
-                "erfnet is no ResNet and starts from random weights: add --backbone-weights none"
-            )
-        backbone = Backbone(name=params.backbone)
-        load_backbone_weights(backbone, str(job.run.path(CAM_NETWORK)) if weights == "cam" else weights)
+            raise ConfigError("erfnet starts from random weights: add --backbone-weights none")
+        backbone = build_backbone(params.backbone)
+        load_backbone_weights(backbone, weights)
         network.load_backbone(backbone)
     return network
 

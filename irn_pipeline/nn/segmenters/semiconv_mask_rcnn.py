@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from irn_pipeline.errors import CheckpointError, ShapeError
-from irn_pipeline.nn.backbone import BackboneName
 from irn_pipeline.nn.segmenters.base import Target
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter, as_torchvision
 from irn_pipeline.nn.segmenters.semiconv_roi_heads import SemiconvRoiHeads
@@ -26,7 +25,7 @@ class SemiconvMaskRcnn(MaskRcnnSegmenter):
 
     Args:
         num_classes: foreground classes C.
-        backbone: which ResNet.
+        backbone: name of the backbone.
         short_side: pictures are resized to this short side, pixels.
         long_side: and at most to this long side, pixels.
         boxes_per_image: sampled boxes a picture in training.
@@ -42,7 +41,7 @@ class SemiconvMaskRcnn(MaskRcnnSegmenter):
         self,
         *,
         num_classes: int,
-        backbone: BackboneName = "resnet50",
+        backbone: str = "resnet50",
         short_side: int = 512,
         long_side: int = 800,
         boxes_per_image: int = 512,

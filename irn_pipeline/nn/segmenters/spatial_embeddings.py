@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irn_pipeline.errors import ConfigError, ShapeError
-from irn_pipeline.nn.backbone import Backbone, BackboneName
+from irn_pipeline.nn.backbone import Backbone
 from irn_pipeline.nn.segmenters.base import Segmenter, Target
 from irn_pipeline.nn.segmenters.erfnet import ERFNET_STRIDE, ErfNetDecoder, ErfNetEncoder
 from irn_pipeline.nn.segmenters.pyramid import PyramidFeatures
@@ -29,7 +29,6 @@ from irn_pipeline.ops.spatial_clustering import cluster_instances
 from irn_pipeline.structures import Instances
 
 Bandwidth = Literal["circular", "elliptical"]
-ErfNetName = Literal["erfnet"]
 
 _BANDWIDTH_CHANNELS = {"circular": 1, "elliptical": 2}
 _BANDWIDTH_RANGE = (-1.0, 1.5)
@@ -62,7 +61,7 @@ class SpatialEmbeddings(Segmenter):
 
     Args:
         num_classes: foreground classes C.
-        backbone: "erfnet" (the authors', learns from scratch) or a ResNet with a feature pyramid.
+        backbone: "erfnet" (the authors', learns from scratch), or the name of a backbone, which gets a feature pyramid.
         bandwidth: one bandwidth for both axes, or one for each.
         to_center: pixels learn to point to the mean pixel of their mask; else to a point that they agree on, which
             forgives masks that hold only a part of an object.
@@ -84,7 +83,7 @@ class SpatialEmbeddings(Segmenter):
         self,
         *,
         num_classes: int,
-        backbone: BackboneName | ErfNetName = "erfnet",
+        backbone: str = "erfnet",
         bandwidth: Bandwidth = "elliptical",
         to_center: bool = False,
         foreground_weight: float | None = None,
@@ -169,10 +168,10 @@ class SpatialEmbeddings(Segmenter):
         )
 
     def load_backbone(self, source: Backbone) -> None:
-        """Start from a ResNet's weights.
+        """Start from the weights of a backbone.
 
         Raises:
-            ConfigError: the model is built on ERFNet or on another ResNet.
+            ConfigError: the model is built on ERFNet or on another network.
         """
         if not isinstance(self.features, PyramidFeatures):
             super().load_backbone(source)
@@ -240,16 +239,13 @@ class PyramidDecoder(nn.Module):
 
 
 def _build(
-    backbone: BackboneName | ErfNetName, pointing_channels: int, num_classes: int
+    backbone: str, pointing_channels: int, num_classes: int
 ) -> tuple[ErfNetEncoder | PyramidFeatures, ErfNetDecoder | PyramidDecoder, ErfNetDecoder | PyramidDecoder]:
     if backbone == "erfnet":
         return ErfNetEncoder(), ErfNetDecoder(pointing_channels), ErfNetDecoder(num_classes)
-    if backbone in get_args(BackboneName):
-        features = PyramidFeatures(backbone=backbone, stride=4)
-        width = features.channels
-        return features, PyramidDecoder(width, pointing_channels), PyramidDecoder(width, num_classes)
-    names = ", ".join(("erfnet", *get_args(BackboneName)))
-    raise ConfigError(f"backbone must be one of {names}, got '{backbone}'")
+    features = PyramidFeatures(backbone=backbone, stride=4)
+    width = features.channels
+    return features, PyramidDecoder(width, pointing_channels), PyramidDecoder(width, num_classes)
 
 
 def _start_at_own_pixel(output: nn.ConvTranspose2d) -> None:
