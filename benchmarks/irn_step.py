@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.case import Arrays, Benchmark, Case, Disagreement, Method, Prepared
 from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import normalise, stride4_label, to_tensor
-from irn_pipeline.nn.backbone import NUM_STAGES, Backbone
+from irn_pipeline.nn.backbone import Backbone
 from irn_pipeline.nn.irn_losses import IrnLosses, irn_losses
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.affinity import pair_paths
@@ -112,13 +112,9 @@ class _Recording(nn.Module):
         super().__init__()
         self.inner = backbone.requires_grad_(True)
 
-    def forward(self, x: Tensor, frozen_stages: int) -> list[Tensor]:
-        features = []
+    def forward(self, x: Tensor) -> list[Tensor]:
         with torch.enable_grad():
-            for index in range(NUM_STAGES):
-                x = self.inner._stage(index, x).detach()
-                features.append(x)
-        return features
+            return [features.detach() for features in self.inner(x)]
 
 
 @dataclass(frozen=True)

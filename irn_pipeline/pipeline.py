@@ -22,7 +22,7 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.samples import ClassificationSamples, RelationSamples
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
 from irn_pipeline.engine.training import EpochSampler
-from irn_pipeline.nn.backbone import BackboneName, load_backbone_weights
+from irn_pipeline.nn.backbone import load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.irn_losses import irn_losses
 from irn_pipeline.nn.irn_network import IrnNetwork, side_as_trained
@@ -38,8 +38,8 @@ from irn_pipeline.structures import Cam, ImageRecord, ImageSet, Instances, Label
 class Settings:
     """The few values that depend on the pictures; the defaults are the published ones."""
 
-    backbone: BackboneName = "resnet50"
-    """A torchvision ResNet."""
+    backbone: str = "resnet50"
+    """A torchvision ResNet, or a network of timm."""
     weights: str = "imagenet"
     """imagenet (downloaded), a state dict's path, or none."""
     crop: int = 512

@@ -36,7 +36,7 @@ def load_irn(run: RunFolder, execution: Execution) -> IrnNetwork:
     from irn_pipeline.nn.irn_network import IrnNetwork
 
     checkpoint = run.read(IRN_NETWORK)
-    build = partial(IrnNetwork, backbone=checkpoint.backbone)  # type: ignore[arg-type]
+    build = partial(IrnNetwork, backbone=checkpoint.backbone)
     network = restore_network(run.path(IRN_NETWORK), checkpoint, "irn", build)
     network.eval()
     fold_batch_norms(network.backbone)
@@ -110,7 +110,11 @@ def load_segmenter(
         )
     checkpoint = run.read(artifact)
     known = {f.name for f in fields(SegmenterParams)}
-    params = SegmenterParams(**{k: v for k, v in record.params.items() if k in known})
+    # The weights decide about the network where the parameters leave it open (`imagenet.network_for`).
+    params = replace(
+        SegmenterParams(**{k: v for k, v in record.params.items() if k in known}),
+        backbone=checkpoint.backbone,
+    )
     if params.model not in MODELS:
         raise ArtifactError(
             f"{path}: holds a {params.model}, which this version does not know; known are {', '.join(MODELS)}"

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
+from irn_pipeline.artifacts import CAM_NETWORK
 from irn_pipeline.engine.optimisation import OptimizerName, Schedule
 from irn_pipeline.engine.stage import Files, Job
+from irn_pipeline.errors import ConfigError
 
-_NO_FILE = ("imagenet", "none", "cam")
-"""Values of `backbone_weights` that are no path; torchvision's ImageNet weights are known by their hash."""
+_NO_FILE = ("imagenet", "installed", "none", "cam")
+"""Values of `backbone_weights` that are no path; published ImageNet weights are known by their hash."""
 
 
 @dataclass(frozen=True)
 class TrainingParams:
     """Parameters of the trainings of the classifier and of IRNet, which the original's checkpoints can replace."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    """Which torchvision ResNet."""
+    backbone: str = "resnet50"
+    """torchvision's resnet18, 34, 50 or 101, or a network of timm, such as efficientnet_lite0."""
     backbone_weights: str = "imagenet"
-    """Start from: imagenet (downloaded), a state dict's path, or none."""
+    """Start from: imagenet (installed or downloaded), installed (never downloaded), a file's path, or none."""
     original_checkpoint: str | None = None
     """Take this checkpoint of the original implementation (res50_cam.pth, res50_irn.pth) instead of training."""
     epochs: int = 5
@@ -66,6 +68,30 @@ def weight_files(job: Job[Any, Any]) -> Mapping[str, tuple[Files, ...]]:
 def backbone_files(weights: str) -> Mapping[str, tuple[Files, ...]]:
     """The file that `backbone_weights` names, if it names one."""
     return {} if weights in _NO_FILE else {"backbone_weights": (Files.one(weights),)}
+
+
+def starting_point(job: Job[Any, Any]) -> tuple[str, str]:
+    """The network that a training builds, and the weights that it loads into it.
+
+    Returns:
+        Name of the backbone, which the weights may decide (`imagenet.network_for`), and `backbone_weights` with the
+        path of the CAM network in place of "cam".
+
+    Raises:
+        ConfigError: the CAM network is another one.
+    """
+    # Not above: with it comes torch.
+    from irn_pipeline.nn.imagenet import network_for
+
+    name, weights = job.params.backbone, job.params.backbone_weights
+    if weights != "cam":
+        return network_for(name, weights), weights
+    found = job.run.read(CAM_NETWORK).backbone
+    if found not in (name, network_for(name, "imagenet")):
+        raise ConfigError(
+            f"--backbone-weights cam: the CAM network is a {found}, this one a {name}; give --backbone {found}"
+        )
+    return found, str(job.run.path(CAM_NETWORK))
 
 
 def without_training(params: TrainingParams, used: Collection[str]) -> Mapping[str, str]:

@@ -25,7 +25,7 @@ from irn_pipeline.artifacts import (
 )
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, CheckpointError
-from irn_pipeline.nn.backbone import Backbone, load_backbone_weights, read_state_dict
+from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights, read_state_dict
 from irn_pipeline.structures import Cam, Instances
 
 SIZE = (9, 14)
@@ -46,7 +46,7 @@ def instances() -> Instances:
 
 
 def save(path: Path, content: dict[str, Any]) -> Path:
-    np.save(path, content)  # type: ignore[arg-type]
+    np.save(path, content)
     return path
 
 
@@ -171,7 +171,7 @@ def test_a_label_comes_back(tmp_path: Path) -> None:
 
 def test_labels_that_are_no_grey_png_are_named(tmp_path: Path) -> None:
     write_label(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
-    write_label(tmp_path / "deep.png", np.zeros((2, 2), np.uint16))  # type: ignore[arg-type]
+    write_label(tmp_path / "deep.png", np.zeros((2, 2), np.uint16))
     (tmp_path / "text.png").write_text("no picture")
     for name in ("colour.png", "deep.png", "text.png", "gone.png"):
         with pytest.raises(ArtifactError, match=name):
@@ -237,7 +237,7 @@ def test_a_state_dict_alone_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "r18.pth"
-    torch.save(Backbone(name="resnet18").state_dict(), path)
+    torch.save(build_backbone("resnet18").state_dict(), path)
     for other in ("resnet34", "resnet50"):
         with pytest.raises(CheckpointError, match=r"r18\.pth.*--backbone"):
-            load_backbone_weights(Backbone(name=other), path)  # type: ignore[arg-type]
+            load_backbone_weights(build_backbone(other), path)

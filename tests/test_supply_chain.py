@@ -20,7 +20,7 @@ import torchvision
 
 from irn_pipeline.datasets.synthetic import generate_demo
 from irn_pipeline.errors import CheckpointError
-from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
+from irn_pipeline.nn.backbone import Backbone, build_backbone, load_backbone_weights
 from irn_pipeline.nn.imagenet import imagenet_weights
 from irn_pipeline.stages.catalogue import stage_main
 from tests.stages.conftest import CONFIG
@@ -158,9 +158,9 @@ def test_published_names_hold_a_hash(name: str) -> None:
 
 
 def test_weights_are_downloaded_once(tmp_path: Path, cache: Path, publish: Publish) -> None:
-    source = Backbone(name="resnet18")
+    source = build_backbone("resnet18")
     served = publish(saved(source, tmp_path / "made.pth"))
-    network = Backbone(name="resnet18")
+    network = build_backbone("resnet18")
     load_backbone_weights(network, "imagenet")
     assert all(torch.equal(network.state_dict()[name], value) for name, value in source.state_dict().items())
     assert [path.name for path in cache.iterdir()] == [served.name]
@@ -185,7 +185,7 @@ def test_a_damaged_file_in_the_cache_is_refused(
     with pytest.raises(
         CheckpointError, match=rf"{kept}: is not the file .*expected {served.stem[-8:]}.*remove it"
     ):
-        load_backbone_weights(Backbone(name="resnet18"), "imagenet")
+        load_backbone_weights(build_backbone("resnet18"), "imagenet")
 
 
 def test_an_unreadable_file_in_the_cache_is_told(

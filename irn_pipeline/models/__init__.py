@@ -32,12 +32,12 @@ class CommonParams:
     """Which model."""
     labels: Literal["synthesized", "truth"] = "synthesized"
     """Learn from the synthesized labels, or from the data set's true masks (an upper bound)."""
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "erfnet"] = "resnet50"
-    """Which torchvision ResNet; or erfnet (spatial_embeddings only)."""
+    backbone: str = "resnet50"
+    """torchvision's resnet18, 34, 50, 101, a network of timm, or erfnet (spatial_embeddings only)."""
     backbone_weights: str = "imagenet"
-    """Start from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    """Start from: imagenet (installed or downloaded), installed, a file's path, none, or cam (of train_cam)."""
     frozen_stages: int = field(default=0, metadata={"fingerprint": "unless default"})
-    """Stages of the ResNet that do not learn, 0 to 5: 3 is conv1, layer1 and layer2; faster, for few labels."""
+    """Stages of the backbone that do not learn, 0 to 5: 3 is conv1, layer1 and layer2; faster, for few labels."""
     epochs: int | None = None
     """Passes over the list."""
     batch_size: int | None = None

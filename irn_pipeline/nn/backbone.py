@@ -1,45 +1,89 @@
-"""ResNet feature extractor shared by the CAM network and IRNet (paper, section 6.1: last stage at stride 1)."""
+"""Feature extractors of every network here: torchvision's ResNets, and those of timm (`nn.timm_backbone`)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from irn_pipeline.errors import CheckpointError, ConfigError
 from irn_pipeline.files.regular import open_regular
 from irn_pipeline.files.torch_file import load_torch
-from irn_pipeline.nn.imagenet import imagenet_weights
 
-BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+"""The names that mean torchvision's networks; any other name is one of timm's."""
 NUM_STAGES = 5
-"""conv1..maxpool, then layer1 to layer4."""
+"""Maps of a backbone, at strides 4, 4, 8, 16 and 16; the parameters are divided in the same way."""
 LARGE_PICTURE = 2**20
 """Pixels above which pictures go through a network one by one."""
 
 
-class Backbone(nn.Module):
-    """Five feature maps of a torchvision ResNet whose last stage keeps stride 16.
+class Backbone(nn.Module, ABC):
+    """Feature maps of normalised pictures: five, or one of a network that has a single scale (a ViT).
+
+    Attributes:
+        name: as given to `build_backbone`.
+        channels: of each map.
+    """
+
+    name: str
+    channels: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of every stage.
+
+        Args:
+            images: (B, 3, H, W) pictures, normalised with ImageNet's mean and deviation (`datasets.transforms`).
+
+        Returns:
+            Five maps (B, C_i, ceil(H / s), ceil(W / s)) at strides s = 4, 4, 8, 16, 16; or the last one alone.
+        """
+
+    @abstractmethod
+    def stage_parameters(self, first: int) -> list[nn.Parameter]:
+        """Parameters of the stages from `first` (0 = the first convolution) to the last, NUM_STAGES - 1."""
+
+    @abstractmethod
+    def imagenet_state(self, *, download: bool) -> dict[str, Tensor]:
+        """The tensors of the ImageNet weights that belong to this network.
+
+        Args:
+            download: fetch them where no installed package has them.
+
+        Raises:
+            CheckpointError: they cannot be had.
+        """
+
+    def own_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors under the names that this network has for them."""
+        return {name.removeprefix("backbone."): value for name, value in state.items()}
+
+    def freeze_stages(self, count: int) -> None:
+        """Let the first `count` stages learn nothing; no graph is recorded for them."""
+        learning = {id(parameter) for parameter in self.stage_parameters(count)}
+        for parameter in self.parameters():
+            if id(parameter) not in learning:
+                parameter.requires_grad_(False)
+
+    def fold_batch_norms(self) -> None:
+        """Merge batch norms into convolutions where that is known to be the same function (evaluation mode)."""
+
+
+class ResNet(Backbone):
+    """A torchvision ResNet whose last stage keeps stride 16 (paper, section 6.1).
 
     Parameter names are torchvision's, so its state dicts load as they are (without `fc`).
 
     Args:
-        name: which ResNet.
-
-    Raises:
-        ConfigError: it is none of those.
+        name: one of `RESNETS`.
     """
 
-    def __init__(self, *, name: BackboneName = "resnet50") -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        # The name may come from a file, and any function of torchvision.models would be called.
-        if name not in get_args(BackboneName):
-            raise ConfigError(
-                f"no backbone is called '{name}'; known are {', '.join(get_args(BackboneName))}"
-            )
         # torchvision takes longer to import than the rest of the program, and no help text needs it.
         from torchvision.models import get_model
 
@@ -55,38 +99,67 @@ class Backbone(nn.Module):
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
         width = network.fc.in_features // 8
-        self.channels: tuple[int, ...] = (64, width, 2 * width, 4 * width, 8 * width)
+        self.channels = (64, width, 2 * width, 4 * width, 8 * width)
 
-    def forward(self, images: Tensor, frozen_stages: int = 0) -> list[Tensor]:
-        """Features of every stage.
-
-        Args:
-            images: (B, 3, H, W) normalised pictures.
-            frozen_stages: the gradient is cut after this many stages; they run without recording a graph.
-
-        Returns:
-            Five maps (B, C_i, ceil(H / s), ceil(W / s)) at strides s = 4, 4, 8, 16, 16.
-        """
-        features: list[Tensor] = []
-        x = images
-        for index in range(NUM_STAGES):
-            record = index >= frozen_stages and torch.is_grad_enabled()
-            with torch.set_grad_enabled(record):
-                x = self._stage(index, x)
-            features.append(x)
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Five maps, as described for the base class."""
+        features = [self.maxpool(self.relu(self.bn1(self.conv1(images))))]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            features.append(layer(features[-1]))
         return features
-
-    def _stage(self, index: int, x: Tensor) -> Tensor:
-        if index == 0:
-            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        layer: nn.Module = getattr(self, f"layer{index}")
-        return layer(x)
 
     def stage_parameters(self, first: int) -> list[nn.Parameter]:
         """Parameters of the stages from `first` (0 = conv1) to the last."""
         modules: list[nn.Module] = [nn.ModuleList([self.conv1, self.bn1])]
         modules += [self.layer1, self.layer2, self.layer3, self.layer4]
         return [p for m in modules[first:] for p in m.parameters()]
+
+    def imagenet_state(self, *, download: bool) -> dict[str, Tensor]:
+        """The IMAGENET1K_V1 of torchvision, downloaded once, its hash checked whenever it is read."""
+        if not download:
+            raise CheckpointError(
+                f"--backbone-weights installed: no package brings weights of a {self.name}; give a file, or "
+                "imagenet, which downloads torchvision's"
+            )
+        from irn_pipeline.nn.imagenet import imagenet_weights
+
+        return read_state_dict(imagenet_weights(self.name))
+
+    def fold_batch_norms(self) -> None:
+        """Merge every batch norm into the convolution before it."""
+        for part in self.modules():  # the network itself, its stages, their blocks, the blocks' layers
+            for index in (1, 2, 3):
+                if hasattr(part, f"conv{index}"):
+                    _fold(part, f"conv{index}", f"bn{index}")
+            shortcut = getattr(part, "downsample", None)
+            if shortcut is not None:
+                _fold(shortcut, "0", "1")
+
+
+def build_backbone(name: str, *, pyramid: bool = False, last_stride: int = 16) -> Backbone:
+    """The untrained backbone of a name.
+
+    Args:
+        name: one of `RESNETS` (torchvision's), or a network of timm, such as efficientnet_lite0; with a tag, such as
+            resnet50.a1_in1k, it is timm's in any case, and the tag says which weights `imagenet` are.
+        pyramid: whether all five maps are needed.
+        last_stride: of the last map; a detector that pools from several scales takes 32 (timm only).
+
+    Raises:
+        ConfigError: there is no such network, it lacks the maps that are needed, or timm is not installed.
+    """
+    if name in RESNETS:
+        return ResNet(name)
+    # timm is an extra, and slow to import.
+    from irn_pipeline.nn.timm_backbone import TimmBackbone
+
+    backbone = TimmBackbone(name, last_stride=last_stride)
+    if pyramid and len(backbone.channels) < NUM_STAGES:
+        raise ConfigError(
+            f"--backbone {name}: has features of one scale only, and this stage needs five; use it for train_cam, "
+            "and for this stage one with more, such as resnet50, efficientnet_lite0 or mobilenetv3_large_100"
+        )
+    return backbone
 
 
 def freeze_batch_norm_statistics(module: nn.Module) -> None:
@@ -113,18 +186,12 @@ def memory_batches(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def fold_batch_norms(backbone: Backbone) -> Backbone:
-    """Merge every batch norm into the convolution before it, in place; same function, less memory traffic.
+    """Merge batch norms into the convolutions before them, in place; same function, less memory traffic.
 
     Only for inference: the batch norms must be in evaluation mode for good.
     """
     backbone.eval()
-    for part in backbone.modules():  # the network itself, its stages, their blocks, the blocks' layers
-        for index in (1, 2, 3):
-            if hasattr(part, f"conv{index}"):
-                _fold(part, f"conv{index}", f"bn{index}")
-        shortcut = getattr(part, "downsample", None)
-        if shortcut is not None:
-            _fold(shortcut, "0", "1")
+    backbone.fold_batch_norms()
     return backbone
 
 
@@ -133,19 +200,19 @@ def load_backbone_weights(backbone: Backbone, weights: str | Path) -> None:
 
     Args:
         backbone: the network to fill.
-        weights: "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, its hash checked whenever it is read),
-            "none", or the path of a torchvision state dict; a checkpoint of the CAM network works too.
+        weights: "imagenet" (from an installed package that has them, else downloaded), "installed" (never
+            downloaded), "none", or the path of a state dict; a checkpoint of the CAM network works too.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or of another network; the download failed.
     """
     if weights == "none":
         return
-    if weights == "imagenet":
-        weights = imagenet_weights(backbone.name)
-    state = read_state_dict(Path(weights))
+    if weights in ("imagenet", "installed"):
+        state = backbone.imagenet_state(download=weights == "imagenet")
+    else:
+        state = backbone.own_state(read_state_dict(Path(weights)))
     source = str(weights)
-    state = {k.removeprefix("backbone."): v for k, v in state.items()}
     own = backbone.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
@@ -163,9 +230,9 @@ def load_backbone_weights(backbone: Backbone, weights: str | Path) -> None:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a file of named tensors without running anything it holds.
+    """Read a file of named tensors, .pth or .safetensors, without running anything it holds.
 
-    A file of this package's own format ({"network": tensors, ...}) gives its tensors.
+    Tensors may lie one level down, as in this package's own files ("network") or in others' ("state_dict", "model").
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else than named tensors.
@@ -174,7 +241,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file; give the path of a torch state dict (.pth)")
     try:
         with open_regular(path) as stream:
-            content = load_torch(stream)
+            content = _read_safetensors(stream) if path.suffix == ".safetensors" else load_torch(stream)
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
@@ -182,8 +249,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: is no readable file of weights ({' '.join(str(error).split())[:120]}); "
             "expected a torch state dict of plain tensors"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("network"), dict):
-        content = content["network"]
+    for key in ("network", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
     if (
         not isinstance(content, dict)
         or not content
@@ -193,6 +262,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: expected a state dict (names and tensors), found {type(content).__name__}"
         )
     return content
+
+
+def _read_safetensors(stream: BinaryIO) -> dict[str, Tensor]:
+    # Comes with timm.
+    from safetensors.torch import load
+
+    return load(stream.read())
 
 
 def _keep_last_stride(layer: nn.Sequential) -> None:

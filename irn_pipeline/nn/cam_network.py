@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norm_statistics, memory_batches
+from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norm_statistics, memory_batches
 
 
 class CamNetwork(nn.Module):
-    """ResNet, global average pool and a bias-free linear classifier.
+    """Backbone, global average pool and a bias-free linear classifier.
 
     Args:
         num_classes: foreground classes C.
-        backbone: which ResNet.
-        frozen_stages: the gradient is cut after this many of the five stages (3 = conv1, layer1, layer2).
+        backbone: name of the backbone.
+        frozen_stages: so many of the five stages do not learn (3 = conv1, layer1, layer2).
         frozen_batch_norm: keep the running statistics of every batch norm. As in the original, scale and shift of
             the learning stages learn all the same.
     """
@@ -24,19 +24,20 @@ class CamNetwork(nn.Module):
         self,
         *,
         num_classes: int,
-        backbone: BackboneName = "resnet50",
+        backbone: str = "resnet50",
         frozen_stages: int = 3,
         frozen_batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(name=backbone)
+        self.backbone = build_backbone(backbone)
+        self.backbone.freeze_stages(frozen_stages)
         self.classifier = nn.Conv2d(self.backbone.channels[-1], num_classes, 1, bias=False)
         self.frozen_stages = frozen_stages
         self.frozen_batch_norm = frozen_batch_norm
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (B, C) of normalised pictures (B, 3, H, W)."""
-        features = self.backbone(images, self.frozen_stages)[-1]
+        features = self.backbone(images)[-1]
         pooled = features.mean(dim=(2, 3), keepdim=True)
         return self.classifier(pooled).flatten(1)
 

@@ -1,4 +1,4 @@
-"""IRNet: the boundary and displacement branches on a frozen ResNet (paper, section 4; Figure 3)."""
+"""IRNet: the boundary and displacement branches on a frozen backbone (paper, section 4; Figure 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irn_pipeline.nn.backbone import Backbone, BackboneName, memory_batches
+from irn_pipeline.nn.backbone import build_backbone, memory_batches
 from irn_pipeline.structures import strided_size
 
 
@@ -84,12 +84,12 @@ class IrnNetwork(nn.Module):
     The backbone never learns and keeps no graph; only the two branches do.
 
     Args:
-        backbone: which ResNet.
+        backbone: name of the backbone, one of five maps.
     """
 
-    def __init__(self, *, backbone: BackboneName = "resnet50") -> None:
+    def __init__(self, *, backbone: str = "resnet50") -> None:
         super().__init__()
-        self.backbone = Backbone(name=backbone)
+        self.backbone = build_backbone(backbone, pyramid=True)
         self.backbone.requires_grad_(False)
         channels = self.backbone.channels
         self.boundary = nn.ModuleList(
@@ -125,7 +125,7 @@ class IrnNetwork(nn.Module):
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> list[Tensor]:
-        return list(self.backbone(images, frozen_stages=5))
+        return self.backbone(images)
 
     def _boundary_logits(self, features: Sequence[Tensor]) -> Tensor:
         h, w = features[0].shape[-2:]

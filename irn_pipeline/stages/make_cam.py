@@ -29,8 +29,8 @@ from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.structures import Cam, ImageRecord, IntArray
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 
-_COMPARED = 2
-"""First of the backbone's five stages whose features tell how like two cells are: layer2, then layer3 and layer4."""
+_COMPARED = 3
+"""Last maps of the backbone, whose features tell how like two cells are: of a ResNet layer2, layer3 and layer4."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input) ->
     if item.bounded is not None:
         with torch.inference_mode(), job.execution.autocast():
             features = network.backbone(normalise(item.bounded.to(device))[None])
-        compared = [stage[0] for stage in features[_COMPARED:]]
+        compared = [stage[0] for stage in features[-_COMPARED:]]
         maps = [spread_maps(maps, compared, job.params.feature_affinity)]
     cam, high_res = merge_scales(maps, item.size)
     return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
@@ -205,7 +205,7 @@ def _require_classes(job: Job[Params, DataSet], path: Path, checkpoint: Checkpoi
 def _classifier(job: Job[Params, DataSet]) -> CamNetwork:
     checkpoint = job.run.read(CAM_NETWORK)
     _require_classes(job, job.run.path(CAM_NETWORK), checkpoint)
-    build = partial(CamNetwork, num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)  # type: ignore[arg-type]
+    build = partial(CamNetwork, num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)
     network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
     return prepare_network(network, job.execution.torch_device())
 

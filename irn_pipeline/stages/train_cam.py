@@ -20,7 +20,13 @@ from irn_pipeline.nn.backbone import load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.structures import ImageSet
-from irn_pipeline.weight_files import TrainingParams, is_trained, weight_files, without_training
+from irn_pipeline.weight_files import (
+    TrainingParams,
+    is_trained,
+    starting_point,
+    weight_files,
+    without_training,
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,11 @@ class Params(TrainingParams):
 def fit(job: Job[Params, DataSet]) -> int:
     """Train the classifier, or take the original's, and write its checkpoint."""
     params = job.params
+    name, weights = starting_point(job)
     images = job.data.readable(job, negatives=True)
     network = CamNetwork(
         num_classes=images.num_classes,
-        backbone=params.backbone,
+        backbone=name,
         frozen_stages=params.frozen_stages,
         frozen_batch_norm=params.frozen_batch_norm,
     )
@@ -51,16 +58,16 @@ def fit(job: Job[Params, DataSet]) -> int:
         load_original(network, Path(params.original_checkpoint))
         seen = 0
     else:
-        seen = _train(job, network, images)
+        seen = _train(job, network, images, weights)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.write(CAM_NETWORK, Checkpoint("cam", params.backbone, images.class_names, state))
+    job.write(CAM_NETWORK, Checkpoint("cam", name, images.class_names, state))
     return seen
 
 
-def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet) -> int:
+def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet, weights: str) -> int:
     params, execution = job.params, job.execution
     device = execution.torch_device()
-    load_backbone_weights(network.backbone, params.backbone_weights)
+    load_backbone_weights(network.backbone, weights)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def losses_of(batch: Any, _progress: float) -> dict[str, Tensor]:

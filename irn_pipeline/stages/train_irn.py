@@ -15,10 +15,16 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Files, FitStage, Job
 from irn_pipeline.engine.store import Artifact
-from irn_pipeline.errors import ConfigError, DataError
+from irn_pipeline.errors import DataError
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.structures import ImageRecord
-from irn_pipeline.weight_files import TrainingParams, is_trained, weight_files, without_training
+from irn_pipeline.weight_files import (
+    TrainingParams,
+    is_trained,
+    starting_point,
+    weight_files,
+    without_training,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +39,7 @@ class Params(TrainingParams):
     """Parameters of IRNet's training."""
 
     backbone_weights: str = "imagenet"
-    """Features from: imagenet (downloaded), a state dict's path, none, or cam (what train_cam has learned)."""
+    """Features from: imagenet (installed or downloaded), installed, a file's path, none, or cam (of train_cam)."""
     epochs: int = 3
     """Passes over the list."""
     batch_size: int = 32
@@ -66,18 +72,20 @@ def fit(job: Job[Params, DataSet]) -> int:
     from irn_pipeline.nn.original_names import load_original
 
     params = job.params
-    network = IrnNetwork(backbone=params.backbone)
-    if params.original_checkpoint is not None:
-        load_original(network, Path(params.original_checkpoint))
+    original = params.original_checkpoint
+    name, weights = (params.backbone, "none") if original is not None else starting_point(job)
+    network = IrnNetwork(backbone=name)
+    if original is not None:
+        load_original(network, Path(original))
         seen = 0
     else:
-        seen = _train(job, network)
+        seen = _train(job, network, weights)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
-    job.write(IRN_NETWORK, Checkpoint("irn", params.backbone, (), state))
+    job.write(IRN_NETWORK, Checkpoint("irn", name, (), state))
     return seen
 
 
-def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
+def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
     import torch
 
     from irn_pipeline.datasets.samples import RelationSamples
@@ -88,7 +96,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork) -> int:
 
     params, execution = job.params, job.execution
     device = execution.torch_device()
-    load_backbone_weights(network.backbone, _weights(job))
+    load_backbone_weights(network.backbone, weights)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     paths = pair_paths(params.radius)
     readable = job.data.readable(job, negatives=params.negatives).records
@@ -168,18 +176,6 @@ def _mean_displacement(
     # In the order of the images, whichever rank has worked on which: the sum is the same to the last bit.
     found = {image_id: mean for part in job.ranks.gather(means) for image_id, mean in part.items()}
     return torch.stack([found[record.image_id] for record in records]).mean(dim=0)
-
-
-def _weights(job: Job[Params, DataSet]) -> str:
-    if job.params.backbone_weights != "cam":
-        return job.params.backbone_weights
-    checkpoint = job.run.read(CAM_NETWORK)
-    if checkpoint.backbone != job.params.backbone:
-        raise ConfigError(
-            f"--backbone-weights cam: the CAM network is a {checkpoint.backbone}, this one a {job.params.backbone}; "
-            f"give --backbone {checkpoint.backbone}"
-        )
-    return str(job.run.path(CAM_NETWORK))
 
 
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:

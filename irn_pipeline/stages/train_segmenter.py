@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.targets import training_target
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
 from irn_pipeline.trained_networks import segmenter_artifact
-from irn_pipeline.weight_files import backbone_files
+from irn_pipeline.weight_files import backbone_files, starting_point
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +54,9 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
 
     params, recipe, execution = job.params, recipe_of(job.params), job.execution
     device = execution.torch_device()
+    if start_of(params) is None:
+        name, weights = starting_point(job)
+        params = replace(params, backbone=name, backbone_weights=weights)
     network = _start(job, params)
     network.to(device)
     artifact = segmenter_artifact(variant_of(params))
@@ -107,7 +111,7 @@ def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
-    from irn_pipeline.nn.backbone import Backbone, load_backbone_weights
+    from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights
 
     network = build_segmenter(params, job.data.images.num_classes)
     if (start := start_of(params)) is not None:
@@ -123,11 +127,9 @@ def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segme
     weights = weights_of(params)
     if weights != "none":
         if params.backbone == "erfnet":
-            raise ConfigError(
-                "erfnet is no ResNet and starts from random weights: add --backbone-weights none"
-            )
-        backbone = Backbone(name=params.backbone)
-        load_backbone_weights(backbone, str(job.run.path(CAM_NETWORK)) if weights == "cam" else weights)
+            raise ConfigError("erfnet starts from random weights: add --backbone-weights none")
+        backbone = build_backbone(params.backbone)
+        load_backbone_weights(backbone, weights)
         network.load_backbone(backbone)
     return network
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
-from irn_pipeline.nn.backbone import Backbone
+from irn_pipeline.nn.backbone import build_backbone
 from irn_pipeline.nn.segmenters.deeplab import DeepLabV3, label_components, label_loss
 from irn_pipeline.ops.crf_soft import dense_crf_probabilities
 
@@ -360,13 +360,13 @@ def test_background_alone_gives_no_instance():
 
 
 def test_backbone_weights_are_taken_over():
-    model, source = make_model(), Backbone(name="resnet18")
+    model, source = make_model(), build_backbone("resnet18")
     source.bn1.running_mean += 1
     model.load_backbone(source)
     for name, value in source.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], value)
     with pytest.raises(ConfigError, match=r"resnet34.*resnet18"):
-        model.load_backbone(Backbone(name="resnet34"))
+        model.load_backbone(build_backbone("resnet34"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from irn_pipeline.datasets.mask_samples import SegmentationTarget
-from irn_pipeline.nn.backbone import Backbone
+from irn_pipeline.nn.backbone import build_backbone
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter, as_torchvision
 
 
@@ -56,7 +56,7 @@ def test_predictions_have_the_pictures_own_size(model):
 
 
 def test_backbone_weights_are_taken_over(model):
-    source = Backbone(name="resnet18")
+    source = build_backbone("resnet18")
     model.load_backbone(source)
     assert torch.equal(model.model.backbone.body.layer3[1].conv2.weight, source.layer3[1].conv2.weight)
 
@@ -75,7 +75,7 @@ def test_narrow_heads_have_few_weights():
         sum(p.numel() for p in MaskRcnnSegmenter(num_classes=3, backbone="resnet18", channels=c).parameters())
         for c in (256, 64)
     )
-    body = sum(p.numel() for p in Backbone(name="resnet18").parameters())
+    body = sum(p.numel() for p in build_backbone("resnet18").parameters())
     assert narrow - body < 0.1 * (wide - body)
 
 

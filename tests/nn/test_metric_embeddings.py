@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.nn.backbone import Backbone
+from irn_pipeline.nn.backbone import build_backbone
 from irn_pipeline.nn.segmenters.metric_embeddings import MetricEmbeddings
 from irn_pipeline.ops.masks import mask_iou
 
@@ -253,7 +253,7 @@ def test_stride_and_scales_set_the_grid_and_the_width_of_the_heads():
 
 
 def test_backbone_weights_are_taken_over(model):
-    source = Backbone(name="resnet18")
+    source = build_backbone("resnet18")
     model.load_backbone(source)
     assert torch.equal(model.features.backbone.layer3[1].conv2.weight, source.layer3[1].conv2.weight)
 

@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from irn_pipeline.errors import CheckpointError
-from irn_pipeline.nn.backbone import Backbone, fold_batch_norms, load_backbone_weights
+from irn_pipeline.nn.backbone import build_backbone, fold_batch_norms, load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.irn_network import IrnNetwork
 
@@ -22,7 +22,7 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", 64), ("resnet50", 256)])
 def test_strides_and_channels(name, channels):
-    network = Backbone(name=name)
+    network = build_backbone(name)
     with torch.no_grad():
         shapes = [tuple(f.shape) for f in network(torch.zeros(1, 3, 65, 97))]
     sizes = [(17, 25), (17, 25), (9, 13), (5, 7), (5, 7)]
@@ -33,7 +33,7 @@ def test_strides_and_channels(name, channels):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_folded_batch_norms_keep_the_function(name):
-    network = randomised(Backbone(name=name))
+    network = randomised(build_backbone(name))
     folded = fold_batch_norms(copy.deepcopy(network))
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     image = torch.randn(1, 3, 48, 64)
@@ -155,7 +155,7 @@ def test_irn_backbone_never_learns():
 def test_torchvision_weights_load(tmp_path):
     source = torchvision.models.resnet18(weights=None)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    network = Backbone(name="resnet18")
+    network = build_backbone("resnet18")
     load_backbone_weights(network, tmp_path / "weights.pth")
     assert torch.equal(network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
@@ -163,7 +163,7 @@ def test_torchvision_weights_load(tmp_path):
 def test_cam_network_serves_as_backbone_weights(tmp_path):
     source = CamNetwork(num_classes=2, backbone="resnet18")
     torch.save({"network": source.state_dict()}, tmp_path / "network.pt")
-    network = Backbone(name="resnet18")
+    network = build_backbone("resnet18")
     load_backbone_weights(network, tmp_path / "network.pt")
     assert torch.equal(network.conv1.weight, source.backbone.conv1.weight)
 
@@ -173,18 +173,18 @@ def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"other\.pth"):
-        load_backbone_weights(Backbone(name="resnet18"), path)
+        load_backbone_weights(build_backbone("resnet18"), path)
 
 
 def test_weights_of_another_resnet_are_refused(tmp_path):
     path = tmp_path / "r34.pth"
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
     with pytest.raises(CheckpointError, match="--backbone"):
-        load_backbone_weights(Backbone(name="resnet50"), path)
+        load_backbone_weights(build_backbone("resnet50"), path)
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path):
     (tmp_path / "damaged.pth").write_bytes(b"PK\x03\x04 not really")
     for name in ("damaged.pth", "missing.pth"):
         with pytest.raises(CheckpointError, match=name):
-            load_backbone_weights(Backbone(name="resnet18"), tmp_path / name)
+            load_backbone_weights(build_backbone("resnet18"), tmp_path / name)

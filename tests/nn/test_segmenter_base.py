@@ -53,5 +53,5 @@ def test_impossible_numbers_are_refused() -> None:
     for count in (-1, 6):
         with pytest.raises(ConfigError, match="frozen_stages must be 0 to 5"):
             build("deeplabv3", frozen_stages=count)
-    with pytest.raises(ConfigError, match="built on a ResNet"):
+    with pytest.raises(ConfigError, match="built on a backbone"):
         build("spatial_embeddings", backbone="erfnet", frozen_stages=1)

@@ -16,8 +16,8 @@ from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import NUM_STAGES, Backbone
 from irn_pipeline.structures import Instances, LabelArray
 
-_STAGE_IN_NAME = re.compile(r"(?:^|\.)(?:backbone|body)\.(?:conv1|bn1|layer([1-4]))\.")
-"""A parameter of a torchvision ResNet, whatever model it is part of; the layers carry their number."""
+_STAGE_IN_NAME = re.compile(r"(?:^|\.)body\.(?:conv1|bn1|layer([1-4]))\.")
+"""A parameter of the torchvision ResNet inside a Mask R-CNN; the layers carry their number."""
 
 
 _HEAD_LR_FACTOR = 10.0
@@ -104,15 +104,15 @@ class Segmenter(nn.Module, ABC):
         return found, paint(found, min_score=min_score)
 
     def load_backbone(self, source: Backbone) -> None:
-        """Start from a ResNet's weights.
+        """Start from the weights of a backbone.
 
         Raises:
-            ConfigError: the model is built on another ResNet, or on none.
+            ConfigError: the model is built on another backbone, or on none.
         """
         own = next((module for module in self.modules() if isinstance(module, Backbone)), None)
         if own is None:
             raise ConfigError(
-                f"{type(self).__name__} has no ResNet to fill; use --backbone-weights none, or another --backbone"
+                f"{type(self).__name__} has no backbone to fill; use --backbone-weights none, or another --backbone"
             )
         if own.name != source.name:
             raise ConfigError(
@@ -131,10 +131,10 @@ class Segmenter(nn.Module, ABC):
         raise ConfigError(f"{type(self).__name__} cannot start from another trained network")
 
     def freeze_stages(self, count: int) -> None:
-        """Let the first stages of the ResNet (conv1, then the four layers) learn nothing more.
+        """Let the first stages of the backbone (of a ResNet conv1, then the four layers) learn nothing more.
 
         Raises:
-            ConfigError: there are no so many stages, or the model is built on no ResNet.
+            ConfigError: there are no so many stages, or the model is built on no backbone.
         """
         if not 0 <= count <= NUM_STAGES:
             raise ConfigError(f"frozen_stages must be 0 to {NUM_STAGES}, got {count}")
@@ -144,8 +144,12 @@ class Segmenter(nn.Module, ABC):
             if stage is not None and int(stage[1] or 0) < count:
                 parameter.requires_grad_(False)
                 found = True
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.freeze_stages(count)
+                found = True
         if count and not found:
-            raise ConfigError("frozen_stages is for models that are built on a ResNet; leave it at 0")
+            raise ConfigError("frozen_stages is for models that are built on a backbone; leave it at 0")
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups: what learns at `lr`, and the `heads` at ten times that."""

@@ -1,4 +1,4 @@
-"""DeepLab v3 (Chen et al., 2017): semantic labels from a ResNet at stride 16 and atrous spatial pyramid pooling."""
+"""DeepLab v3 (Chen et al., 2017): semantic labels from features at stride 16 and atrous spatial pyramid pooling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
-from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms, memory_batches
+from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norms, memory_batches
 from irn_pipeline.nn.segmenters.base import Segmenter, Target, stack_padded
 from irn_pipeline.ops.crf_soft import dense_crf_probabilities
 from irn_pipeline.structures import (
@@ -35,7 +35,7 @@ _MAX_INSTANCES = 100
 
 
 class DeepLabV3(Segmenter):
-    """A ResNet whose batch norms stay as loaded, and torchvision's DeepLab head on its last stage.
+    """A backbone whose batch norms stay as loaded, and torchvision's DeepLab head on its last stage.
 
     The head's batch norms are replaced by group norms: the pooling branch has one value per channel and
     picture, of which a batch norm measures nothing for one picture and noise for a few. So every batch size can be
@@ -43,7 +43,7 @@ class DeepLabV3(Segmenter):
 
     Args:
         num_classes: foreground classes C, at most 254.
-        backbone: which ResNet.
+        backbone: name of the backbone.
         balance_classes: give background and foreground of a picture the same weight in the loss.
         crf: refine labels with the dense CRF when asked (seconds for 21 labels of a 500 x 375 picture).
         test_scales: relative picture sizes whose probabilities are averaged when asked.
@@ -58,7 +58,7 @@ class DeepLabV3(Segmenter):
         self,
         *,
         num_classes: int,
-        backbone: BackboneName = "resnet50",
+        backbone: str = "resnet50",
         balance_classes: bool = True,
         crf: bool = False,
         test_scales: Sequence[float] = (1.0,),
@@ -72,7 +72,7 @@ class DeepLabV3(Segmenter):
                 f"test_scales must be positive numbers, such as (0.5, 1.0), got {tuple(test_scales)}"
             )
         super().__init__(num_classes)
-        self.backbone = Backbone(name=backbone)
+        self.backbone = build_backbone(backbone)
         freeze_batch_norms(self.backbone)
         self.head = DeepLabHead(self.backbone.channels[-1], num_classes + 1, _ATROUS_RATES)
         _use_group_norms(self.head)
@@ -128,7 +128,7 @@ class DeepLabV3(Segmenter):
         return maps[0] + maps[1].flip(-1)
 
     def train(self, mode: bool = True) -> DeepLabV3:
-        """Training mode, but for the ResNet's batch norms."""
+        """Training mode, but for the backbone's batch norms."""
         super().train(mode)
         freeze_batch_norms(self.backbone)
         return self

@@ -1,7 +1,8 @@
-"""torchvision's Mask R-CNN with a ResNet-FPN of any depth, behind the segmenters' interface."""
+"""torchvision's Mask R-CNN with a feature pyramid on any backbone, behind the segmenters' interface."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FrozenBatchNorm2d, masks_to_boxes
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, masks_to_boxes
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from irn_pipeline.nn.backbone import Backbone, BackboneName
+from irn_pipeline.nn.backbone import RESNETS, Backbone, build_backbone, freeze_batch_norms
 from irn_pipeline.nn.segmenters.base import Segmenter, Target
 from irn_pipeline.structures import Instances
 
@@ -25,7 +27,7 @@ class MaskRcnnSegmenter(Segmenter):
 
     Args:
         num_classes: foreground classes C.
-        backbone: which ResNet.
+        backbone: name of the backbone, one of five maps.
         short_side: pictures are resized to this short side, pixels.
         long_side: and at most to this long side.
         boxes_per_image: sampled boxes a picture in training.
@@ -38,7 +40,7 @@ class MaskRcnnSegmenter(Segmenter):
         self,
         *,
         num_classes: int,
-        backbone: BackboneName = "resnet50",
+        backbone: str = "resnet50",
         short_side: int = 512,
         long_side: int = 800,
         boxes_per_image: int = 512,
@@ -66,7 +68,7 @@ class MaskRcnnSegmenter(Segmenter):
             head.register_forward_hook(_in_float32)
 
     def load_backbone(self, source: Backbone) -> None:
-        """Start from a ResNet's weights; its batch norms become torchvision's frozen ones."""
+        """Start from the weights of a backbone; its batch norms are frozen."""
         body = self.model.backbone.body
         own = body.state_dict()
         body.load_state_dict({name: value for name, value in source.state_dict().items() if name in own})
@@ -88,7 +90,29 @@ class MaskRcnnSegmenter(Segmenter):
         )
 
 
-def _pyramid(backbone: BackboneName, channels: int) -> BackboneWithFPN:
+class _Pyramid(nn.Module):
+    """What torchvision's `BackboneWithFPN` is, on the last four maps of a backbone."""
+
+    def __init__(self, backbone: str, channels: int) -> None:
+        super().__init__()
+        self.body = build_backbone(backbone, pyramid=True, last_stride=32)
+        self.body.freeze_stages(1)
+        self.fpn = FeaturePyramidNetwork(list(self.body.channels[1:]), channels, LastLevelMaxPool())
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.fpn(OrderedDict(zip("0123", self.body(images)[1:], strict=True)))
+        return maps
+
+    def train(self, mode: bool = True) -> _Pyramid:
+        super().train(mode)
+        freeze_batch_norms(self.body)
+        return self
+
+
+def _pyramid(backbone: str, channels: int) -> BackboneWithFPN | _Pyramid:
+    if backbone not in RESNETS:
+        return _Pyramid(backbone, channels)
     # As torchvision's resnet_fpn_backbone, which has no argument for the channels.
     body = getattr(torchvision.models, backbone)(weights=None, norm_layer=FrozenBatchNorm2d)
     for parameter in body.conv1.parameters():

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.nn.backbone import BackboneName
 from irn_pipeline.nn.segmenters.base import Segmenter, Target, stack_padded
 from irn_pipeline.nn.segmenters.metric_loss import (
     CellTarget,
@@ -44,7 +43,7 @@ class MetricEmbeddings(Segmenter):
 
     Args:
         num_classes: foreground classes C.
-        backbone: which ResNet.
+        backbone: name of the backbone.
         stride: pixels per feature cell, 8 or 4.
         embedding_dims: dimensions D of the embedding.
         coordinates: add a cell's position to two of the dimensions (Novotny et al., ECCV 2018). Without it, as
@@ -70,7 +69,7 @@ class MetricEmbeddings(Segmenter):
         self,
         *,
         num_classes: int,
-        backbone: BackboneName = "resnet50",
+        backbone: str = "resnet50",
         stride: int = 8,
         embedding_dims: int = 64,
         coordinates: bool = True,

@@ -1,4 +1,4 @@
-"""Dense features for models that decide pixel by pixel: a ResNet whose stages are fused at a fine stride."""
+"""Dense features for models that decide pixel by pixel: a backbone whose stages are fused at a fine stride."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.nn.backbone import Backbone, BackboneName, freeze_batch_norms
+from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norms
 from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD
 
 _FIRST_STAGE = {4: 1, 8: 2}
 
 
 class PyramidFeatures(nn.Module):
-    """A ResNet and torchvision's feature pyramid; the finest level is the output.
+    """A backbone and torchvision's feature pyramid; the finest level is the output.
 
-    The batch norms of the ResNet stay as they were loaded: batches here are too small to measure them.
+    The batch norms of the backbone stay as they were loaded: batches here are too small to measure them.
 
     Args:
-        backbone: which ResNet.
+        backbone: name of the backbone, one of five maps.
         channels: of the output.
         stride: pixels per cell of the output, 4 or 8.
     """
 
-    def __init__(self, *, backbone: BackboneName = "resnet50", channels: int = 128, stride: int = 4) -> None:
+    def __init__(self, *, backbone: str = "resnet50", channels: int = 128, stride: int = 4) -> None:
         super().__init__()
         if stride not in _FIRST_STAGE:
             raise ConfigError(f"stride must be 4 or 8, got {stride}")
-        self.backbone = Backbone(name=backbone)
+        self.backbone = build_backbone(backbone, pyramid=True)
         self.first = _FIRST_STAGE[stride]
         self.pyramid = FeaturePyramidNetwork(list(self.backbone.channels[self.first :]), channels)
         # Only the finest level is read: what smooths the others would wait for a gradient that never comes.
@@ -46,7 +46,7 @@ class PyramidFeatures(nn.Module):
         return finest
 
     def train(self, mode: bool = True) -> PyramidFeatures:
-        """Training mode, but for the ResNet's batch norms."""
+        """Training mode, but for the backbone's batch norms."""
         super().train(mode)
         freeze_batch_norms(self.backbone)
         return self

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irn_pipeline.errors import ConfigError, ShapeError
-from irn_pipeline.nn.backbone import BackboneName
 from irn_pipeline.nn.segmenters.base import Segmenter, Target, check_target, stack_padded
 from irn_pipeline.nn.segmenters.erfnet import ERFNET_STRIDE, Decoder, ErfNetDecoder, ErfNetEncoder
 from irn_pipeline.nn.segmenters.pyramid import PyramidFeatures
@@ -28,7 +27,6 @@ from irn_pipeline.ops.spatial_clustering import cluster_instances
 from irn_pipeline.structures import Instances
 
 Bandwidth = Literal["circular", "elliptical"]
-ErfNetName = Literal["erfnet"]
 
 _BANDWIDTH_CHANNELS = {"circular": 1, "elliptical": 2}
 _BANDWIDTH_RANGE = (-1.0, 1.5)
@@ -61,7 +59,7 @@ class SpatialEmbeddings(Segmenter):
 
     Args:
         num_classes: foreground classes C.
-        backbone: "erfnet" (the authors', learns from scratch) or a ResNet with a feature pyramid.
+        backbone: "erfnet" (the authors', learns from scratch), or the name of a backbone, which gets a feature pyramid.
         bandwidth: one bandwidth for both axes, or one for each.
         to_center: pixels learn to point to the mean pixel of their mask; else to a point that they agree on, which
             forgives masks that hold only a part of an object.
@@ -83,7 +81,7 @@ class SpatialEmbeddings(Segmenter):
         self,
         *,
         num_classes: int,
-        backbone: BackboneName | ErfNetName = "erfnet",
+        backbone: str = "erfnet",
         bandwidth: Bandwidth = "elliptical",
         to_center: bool = False,
         foreground_weight: float | None = None,
@@ -213,16 +211,13 @@ class PyramidDecoder(Decoder):
 
 
 def _build(
-    backbone: BackboneName | ErfNetName, pointing_channels: int, num_classes: int
+    backbone: str, pointing_channels: int, num_classes: int
 ) -> tuple[ErfNetEncoder | PyramidFeatures, Decoder, Decoder]:
     if backbone == "erfnet":
         return ErfNetEncoder(), ErfNetDecoder(pointing_channels), ErfNetDecoder(num_classes)
-    if backbone in get_args(BackboneName):
-        features = PyramidFeatures(backbone=backbone, stride=4)
-        width = features.channels
-        return features, PyramidDecoder(width, pointing_channels), PyramidDecoder(width, num_classes)
-    names = ", ".join(("erfnet", *get_args(BackboneName)))
-    raise ConfigError(f"backbone must be one of {names}, got '{backbone}'")
+    features = PyramidFeatures(backbone=backbone, stride=4)
+    width = features.channels
+    return features, PyramidDecoder(width, pointing_channels), PyramidDecoder(width, num_classes)
 
 
 def _start_at_own_pixel(output: nn.ConvTranspose2d) -> None:
