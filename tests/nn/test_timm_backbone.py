@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from irn_pipeline.segmenter_models import SegmenterParams, build_segmenter
+from irn_pipeline.models import SegmenterParams, build_segmenter
 from torch import Tensor, nn
 
 from irn_pipeline.errors import CheckpointError, ConfigError
