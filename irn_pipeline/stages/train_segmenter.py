@@ -119,8 +119,9 @@ def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segme
         names = job.data.images.class_names
         if found.kind != network.starts_from or found.class_names != names:
             raise CheckpointError(
-                f"{start}: holds a {found.kind} of the classes {', '.join(found.class_names)}; "
-                f"--start-from needs a {network.starts_from} of {', '.join(names)}"
+                f"{start}: holds a network of kind '{found.kind}' for the classes "
+                f"{', '.join(found.class_names) or '(none)'}; --start-from needs a {network.starts_from} for "
+                f"{', '.join(names)}"
             )
         network.load_trained(found.state)
         return network
