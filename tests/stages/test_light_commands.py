@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIGHT = ("mine_relations", "evaluate", "report", "export_labels", "sweep")
+LIGHT = (
+    *("mine_relations", "train_irn", "train_segmenter"),
+    *("evaluate", "report", "predict", "export_labels", "sweep"),
+)
 COMMAND = """
 import runpy, sys
 sys.argv = ["{0}", "{1}", "x"]
