@@ -161,7 +161,7 @@ def test_irnet_is_told_that_all_is_background(photos):
 class SeesCats:
     """A model that finds a cat in the first row of every picture."""
 
-    def predict_with_label(self, image: torch.Tensor) -> tuple[Instances, np.ndarray]:
+    def predict_with_label(self, image: torch.Tensor, min_score: float = 0.5) -> tuple[Instances, np.ndarray]:
         masks = np.zeros((1, 8, 8), np.bool_)
         masks[:, 0, :4] = True
         return Instances(np.ones(1, np.float32), masks, np.zeros(1, np.int64)), masks[0].astype(np.uint8)

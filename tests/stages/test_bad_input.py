@@ -372,7 +372,7 @@ def test_a_picture_that_breaks_during_a_training_stops_it_with_one_line(
 ) -> None:
     culprit = cut_jpeg(voc, "train_0001")
     # As if it had been whole when the stage looked at every picture.
-    monkeypatch.setattr(DataSet, "readable", lambda self, execution: self.images)
+    monkeypatch.setattr(DataSet, "readable", lambda self, job, negatives=False: self.images)
     flags = ["--config", str(whole_run.config), "--voc-root", str(voc), "--run-dir", str(tmp_path / "run")]
     assert stage_main("train_cam", flags) == 1
     # The lines before it warn of a class that none of the three pictures shows.
