@@ -16,12 +16,12 @@ LIBRARY, STAGES = "irn_pipeline", "stages"
 MAX_LINES = 300
 BASE = {"", "__version__", "errors", "files", "structures", "variants"}
 """What everything may import; "" and `__version__` are the bare package."""
-ROOMS = {"ops", "nn", "models", "datasets", "metrics", "export", "engine"}
+ROOMS = {"ops", "seeds", "refiners", "nn", "models", "datasets", "metrics", "export", "engine"}
 RECORDS = {"cam_files", "walked_scores", "artifacts", "older_runs"}
 """Modules that say what a run folder holds."""
 ASSEMBLY = {
     *("cam_source", "trained_networks", "weight_files", "evaluation", "gallery", "predictor"),
-    "configs",
+    *("configs", "cam_training"),
 }
 """Modules that put the rooms together, for the stages."""
 EVERYTHING_BELOW_STAGES = BASE | ROOMS | RECORDS | ASSEMBLY

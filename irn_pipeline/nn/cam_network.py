@@ -16,6 +16,8 @@ class CamNetwork(nn.Module):
         num_classes: foreground classes C.
         backbone: name of the backbone.
         frozen_stages: so many of the five stages do not learn (3 = conv1, layer1, layer2).
+        centred_if_one_map: take off what the maps are at the mean feature (`map_offset`) where the backbone has a
+            single map: a vision transformer's features have no common zero, and a linear probe leaves them so.
         frozen_batch_norm: keep the running statistics of every batch norm. As in the original, scale and shift of
             the learning stages learn all the same.
     """
@@ -27,11 +29,15 @@ class CamNetwork(nn.Module):
         backbone: str = "resnet50",
         frozen_stages: int = 3,
         frozen_batch_norm: bool = True,
+        centred_if_one_map: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = build_backbone(backbone)
         self.backbone.freeze_stages(frozen_stages)
         self.classifier = nn.Conv2d(self.backbone.channels[-1], num_classes, 1, bias=False)
+        centred = centred_if_one_map and len(self.backbone.channels) == 1
+        self.map_offset: Tensor | None
+        self.register_buffer("map_offset", torch.zeros(num_classes) if centred else None)
         self.frozen_stages = frozen_stages
         self.frozen_batch_norm = frozen_batch_norm
 
@@ -43,7 +49,12 @@ class CamNetwork(nn.Module):
 
     def activation_maps(self, images: Tensor) -> Tensor:
         """ReLU(classifier applied to every cell): (B, C, ceil(H / 16), ceil(W / 16))."""
-        return F.relu(self.classifier(self.backbone(images)[-1]))
+        return F.relu(self.logit_maps(self.backbone(images)[-1]))
+
+    def logit_maps(self, features: Tensor) -> Tensor:
+        """The classifier applied to every cell of the last map: (B, D, h, w) -> (B, C, h, w)."""
+        maps = self.classifier(features)
+        return maps if self.map_offset is None else maps - self.map_offset[:, None, None]
 
     def paired_activation_maps(self, image: Tensor) -> Tensor:
         """Sum of the maps of a picture and of its mirror flipped back.
@@ -71,3 +82,20 @@ class CamNetwork(nn.Module):
             {"params": self.backbone.stage_parameters(self.frozen_stages), "lr": lr},
             {"params": list(self.classifier.parameters()), "lr": lr * head_factor},
         ]
+
+
+class ReCamNetwork(nn.Module):
+    """A trained classifier and a second head on its features (`seeds.recam`).
+
+    Args:
+        network: the classifier; it learns on.
+    """
+
+    def __init__(self, network: CamNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.head = nn.Conv2d(network.classifier.in_channels, network.classifier.out_channels, 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D, h, w) of the last map of normalised pictures."""
+        return self.network.backbone(images)[-1]

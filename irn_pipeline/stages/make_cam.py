@@ -205,7 +205,12 @@ def _require_classes(job: Job[Params, DataSet], path: Path, checkpoint: Checkpoi
 def _classifier(job: Job[Params, DataSet]) -> CamNetwork:
     checkpoint = job.run.read(CAM_NETWORK)
     _require_classes(job, job.run.path(CAM_NETWORK), checkpoint)
-    build = partial(CamNetwork, num_classes=len(checkpoint.class_names), backbone=checkpoint.backbone)
+    build = partial(
+        CamNetwork,
+        num_classes=len(checkpoint.class_names),
+        backbone=checkpoint.backbone,
+        centred_if_one_map="map_offset" in checkpoint.state,
+    )
     network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
     return prepare_network(network, job.execution.torch_device())
 

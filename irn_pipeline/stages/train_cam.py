@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from irn_pipeline.artifacts import CAM_NETWORK, Checkpoint
-from irn_pipeline.datasets.samples import ClassificationSamples
+from irn_pipeline.cam_training import fit_linear_probe, train_classifier, train_recam
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import FitStage, Job
-from irn_pipeline.engine.training import train
 from irn_pipeline.nn.backbone import load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.original_names import load_original
-from irn_pipeline.structures import ImageSet
 from irn_pipeline.weight_files import (
     TrainingParams,
     is_trained,
@@ -41,6 +37,23 @@ class Params(TrainingParams):
     """Smallest and largest random length of a picture's long side, pixels."""
     head_lr_factor: float = 10.0
     """The classifier learns this many times faster."""
+    head: Literal["trained", "probe"] = field(default="trained", metadata={"fingerprint": "unless default"})
+    """trained: the backbone learns too, as published; probe: only a linear classifier, in seconds, for few pictures."""
+    recam: bool = field(default=False, metadata={"fingerprint": "unless default"})
+    """Learn on with a second classifier, of the region of each class (ReCAM, Chen et al., CVPR 2022)."""
+    recam_epochs: int = field(default=4, metadata={"fingerprint": "unless default"})
+    """Passes over the list for --recam."""
+    recam_lr: float = field(default=5e-4, metadata={"fingerprint": "unless default"})
+    """Learning rate of the second classifier; all else learns at a tenth of it."""
+    recam_weight: float = field(default=1.0, metadata={"fingerprint": "unless default"})
+    """Weight of the second classifier's loss; published are 1 for VOC and 0.1 for COCO."""
+
+
+_OF_TRAINING = (
+    *("frozen_stages", "frozen_batch_norm", "recam", "epochs", "batch_size", "crop", "lr", "head_lr_factor"),
+    *("optimizer", "momentum", "weight_decay", "max_gradient_norm"),
+)
+"""Parameters that a probe has no use for."""
 
 
 def fit(job: Job[Params, DataSet]) -> int:
@@ -53,49 +66,29 @@ def fit(job: Job[Params, DataSet]) -> int:
         backbone=name,
         frozen_stages=params.frozen_stages,
         frozen_batch_norm=params.frozen_batch_norm,
+        centred_if_one_map=params.head == "probe",
     )
     if params.original_checkpoint is not None:
         load_original(network, Path(params.original_checkpoint))
         seen = 0
     else:
-        seen = _train(job, network, images, weights)
+        load_backbone_weights(network.backbone, weights)
+        network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        seen = (fit_linear_probe if params.head == "probe" else train_classifier)(job, network, images)
+        if params.recam:
+            seen += train_recam(job, network, images)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
     job.write(CAM_NETWORK, Checkpoint("cam", name, images.class_names, state))
     return seen
 
 
-def _train(job: Job[Params, DataSet], network: CamNetwork, images: ImageSet, weights: str) -> int:
-    params, execution = job.params, job.execution
-    device = execution.torch_device()
-    load_backbone_weights(network.backbone, weights)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def losses_of(batch: Any, _progress: float) -> dict[str, Tensor]:
-        pictures, classes = (part.to(device, non_blocking=True) for part in batch)
-        with execution.autocast():
-            scores = network(pictures.to(memory_format=torch.channels_last))
-        return {"classification": F.multilabel_soft_margin_loss(scores.float(), classes)}
-
-    return train(
-        network=network,
-        param_groups=network.param_groups(params.lr, params.head_lr_factor),
-        dataset=ClassificationSamples(
-            images,
-            long_side=(params.long_side[0], params.long_side[-1]),
-            crop=params.crop,
-            seed=execution.seed,
-        ),
-        losses_of=losses_of,
-        schedule=params.schedule,
-        execution=execution,
-        ranks=job.ranks,
-        folder=job.run.stage_dir(STAGE.name),
-        name=STAGE.name,
-    )
-
-
 def _unused(params: Params) -> Mapping[str, str]:
-    return without_training(params, used=("backbone",))
+    found = dict(without_training(params, used=("backbone",)))
+    if params.head == "probe":
+        found |= dict.fromkeys(_OF_TRAINING, "--head probe fits the classifier alone, to features made once")
+    if not params.recam:
+        found |= dict.fromkeys(("recam_epochs", "recam_lr", "recam_weight"), "it is for --recam")
+    return found
 
 
 STAGE: FitStage[Params] = FitStage(
