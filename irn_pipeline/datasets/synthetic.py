@@ -180,7 +180,8 @@ def _find_room(
             return top, left
         hidden = np.bincount(object_label[mask], minlength=len(placed) + 1)[1:]
         enough = all(
-            left_over >= _MIN_VISIBLE * one.area for left_over, one in zip(before - hidden, placed, strict=True)
+            left_over >= _MIN_VISIBLE * one.area
+            for left_over, one in zip(before - hidden, placed, strict=True)
         )
         if touching and hidden.any() and enough:
             return top, left
@@ -191,7 +192,8 @@ def _on_canvas(pixels: Pixels, corner: tuple[int, int], size: tuple[int, int]) -
     """Lay (D, D, ...) pixels on an empty (H, W, ...) picture, cut off at its frame."""
     diameter = len(pixels)
     rows, columns = (
-        slice(max(start, 0), max(min(start + diameter, side), 0)) for start, side in zip(corner, size, strict=True)
+        slice(max(start, 0), max(min(start + diameter, side), 0))
+        for start, side in zip(corner, size, strict=True)
     )
     canvas = np.zeros((*size, *pixels.shape[2:]), pixels.dtype)
     canvas[rows, columns] = pixels[

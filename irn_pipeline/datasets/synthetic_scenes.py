@@ -8,49 +8,20 @@ import numpy.typing as npt
 
 from irn_pipeline.structures import FloatArray, LabelArray
 
-_FINEST_CELL = 1.6
-"""Pixels per noise cell of the finest octave."""
-
 
 def make_ground(rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
-    """A ground of one of six materials, without objects of any class.
-
-    Args:
-        rng: source of every choice.
-        size: (H, W) in pixels.
-
-    Returns:
-        (H, W, 3) float32 RGB, about 0..255.
-    """
+    """A ground of one of six materials: (H, W, 3) float32 RGB, about 0..255, without objects of any class."""
     materials = (_grass, _wood, _sand, _cloth, _pebbles, _slate)
     return materials[int(rng.integers(len(materials)))](rng, size)
 
 
 def cast_shadow(scene: FloatArray, cover: FloatArray, strength: float) -> FloatArray:
-    """Darken a scene under an object.
-
-    Args:
-        scene: (H, W, 3) float32 RGB.
-        cover: (H, W) float32 object cover in [0, 1], already moved to where the shadow falls.
-        strength: part of the light that is lost, in [0, 1].
-
-    Returns:
-        (H, W, 3) float32 RGB.
-    """
+    """Darken an (H, W, 3) scene by the part `strength` under a soft (H, W) cover, moved to where the shadow falls."""
     return np.asarray(scene * (1 - strength * cv2.GaussianBlur(cover, (0, 0), 2.5))[..., None], np.float32)
 
 
 def photograph(rng: np.random.Generator, scene: FloatArray, light: float) -> LabelArray:
-    """Light the scene from one side and take its picture with a slightly soft and noisy camera.
-
-    Args:
-        rng: source of every choice.
-        scene: (H, W, 3) float32 RGB.
-        light: direction that the light comes from, radians.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
+    """Light an (H, W, 3) float32 scene from one side and take its picture, (H, W, 3) uint8, a little soft and noisy."""
     down, across = np.mgrid[-1 : 1 : scene.shape[0] * 1j, -1 : 1 : scene.shape[1] * 1j]
     lit = 1 + rng.uniform(0.04, 0.16) * (np.cos(light) * across + np.sin(light) * down)
     lit *= rng.uniform(0.88, 1.1) * (1 - 0.09 * (across**2 + down**2))
@@ -120,20 +91,17 @@ def _slate(rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
 
 
 def _noise(
-    rng: np.random.Generator, size: tuple[int, int], roughness: float, *, coarsest: float, stretch: float = 1.0
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    roughness: float,
+    *,
+    coarsest: float,
+    stretch: float = 1.0,
 ) -> FloatArray:
-    """(H, W) float32 sum of octaves of smooth noise, mean 0 and standard deviation 1.
-
-    Args:
-        rng: source of the noise.
-        size: (H, W) in pixels.
-        roughness: weight of each octave relative to the next coarser one.
-        coarsest: width of the largest noise cells, pixels.
-        stretch: height of a noise cell relative to its width.
-    """
+    """(H, W) float32 sum of octaves of smooth noise, mean 0 and deviation 1; cells start `coarsest` pixels wide."""
     total = np.zeros(size, np.float32)
     cell, weight = coarsest, 1.0
-    while cell >= _FINEST_CELL:
+    while cell >= 1.6:
         rows, columns = max(2, round(size[0] / (cell * stretch)) + 1), max(2, round(size[1] / cell) + 1)
         grid = rng.standard_normal((rows, columns)).astype(np.float32)
         total += weight * cv2.resize(grid, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)

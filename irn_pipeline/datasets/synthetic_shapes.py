@@ -55,17 +55,12 @@ class _Relief:
     def add(
         self, points: Points, colour: Colour, rise: float = 0.0, within: LabelArray | None = None
     ) -> LabelArray:
-        """Fill a polygon and let it bulge; returns the shape that was filled.
-
-        Args:
-            points: (P, 2) corners, x and y.
-            colour: RGB in 0..255.
-            rise: height of the bulge relative to half the shape's width; 0 for paint on what is below.
-            within: shape to stay inside of.
-        """
+        """Fill a polygon, clipped to the shape `within`, and let it bulge by `rise` half widths; returns its shape."""
         pixels = points @ self._to_pixels.T + self._side / 2
         shape = np.zeros_like(self._cover)
-        cv2.fillPoly(shape, [np.round(pixels * 2**_SUBPIXEL_BITS).astype(np.int32)], 255, shift=_SUBPIXEL_BITS)
+        cv2.fillPoly(
+            shape, [np.round(pixels * 2**_SUBPIXEL_BITS).astype(np.int32)], 255, shift=_SUBPIXEL_BITS
+        )
         if within is not None:
             shape &= within
         left, top, width, height = cv2.boundingRect(shape)
@@ -74,7 +69,9 @@ class _Relief:
         self._cover[box] |= shape[box]
         self._colour[box][inside] = colour
         if rise and inside.any():
-            depth = cv2.distanceTransform(cv2.copyMakeBorder(shape[box], *4 * [1], 0), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            depth = cv2.distanceTransform(cv2.copyMakeBorder(shape[box], *4 * [1], 0), cv2.DIST_L2, 3)[
+                1:-1, 1:-1
+            ]
             bulge = rise * np.sqrt(np.maximum(depth * (2 * depth.max() - depth), 0))
             # A part of its own lies on top of what is below; one within another follows its surface.
             below = 0.0 if within is None else self._height[box][inside]
@@ -93,10 +90,11 @@ class _Relief:
         grain = rng.standard_normal((diameter, diameter)).astype(np.float32)
         shade = 0.30 + 0.72 * np.clip(facing / 0.62, 0, 1.6)
         shade *= 1 + 0.05 * cv2.resize(grain, shade.shape, interpolation=cv2.INTER_CUBIC)
-        lit = (np.clip(self._colour * shade[..., None] + shine[..., None], 0, 255)) * (self._cover > 0)[..., None]
+        lit = np.clip(self._colour * shade[..., None] + shine[..., None], 0, 255).astype(np.float32)
+        lit[self._cover == 0] = 0
         small = (diameter, diameter)
-        alpha = cv2.resize(self._cover, small, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        colour = cv2.resize(lit.astype(np.float32), small, interpolation=cv2.INTER_AREA)
+        cover = (self._cover > 0).astype(np.float32)
+        alpha, colour = (cv2.resize(part, small, interpolation=cv2.INTER_AREA) for part in (cover, lit))
         return Sprite(np.asarray(colour, np.float32), np.asarray(alpha, np.float32))
 
 
@@ -111,9 +109,13 @@ def draw_butterfly(rng: np.random.Generator, diameter: int, light: float) -> Spr
             place = np.array([side * centre[0], centre[1]])
             rim = relief.add(_oval(place, np.array(radii) * scale, side * tilt), _DARK, 0.12)
             for angle in rng.uniform(0, 2 * np.pi, 9):
-                dot = place + 0.88 * scale * _turned((radii[0] * np.cos(angle), radii[1] * np.sin(angle)), side * tilt)
+                dot = place + 0.88 * scale * _turned(
+                    (radii[0] * np.cos(angle), radii[1] * np.sin(angle)), side * tilt
+                )
                 relief.add(_oval(dot, (0.035, 0.035)), _PALE, within=rim)
-            inner = relief.add(_oval(place * 0.94, np.array(radii) * scale * 0.8, side * tilt), wing, within=rim)
+            inner = relief.add(
+                _oval(place * 0.94, np.array(radii) * scale * 0.8, side * tilt), wing, within=rim
+            )
             for spread in (-0.5, -0.15, 0.2, 0.55):
                 tip = place + scale * _turned((radii[0] * side, 1.2 * spread * radii[1]), side * tilt)
                 relief.add(_bar((0.05 * side, 0.0), tip, 0.014), _tone(wing, 0.42), within=inner)
@@ -129,8 +131,16 @@ def draw_fish(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
     skin = _pick(rng, [(238, 122, 36), (44, 128, 178), (60, 164, 150), (216, 84, 120)])
     band = _PALE if rng.random() < 0.7 else _DARK
     height = rng.uniform(0.42, 0.52)
-    relief.add(np.array([(0.42, -0.1), (0.97, -0.46), (0.82, 0.0), (0.97, 0.46), (0.42, 0.1)]), _tone(skin, 0.8), 0.25)
-    relief.add(np.array([(-0.35, -0.2), (-0.1, -height - 0.3), (0.35, -height - 0.12), (0.36, -0.1)]), _tone(skin, 0.8), 0.2)
+    relief.add(
+        np.array([(0.42, -0.1), (0.97, -0.46), (0.82, 0.0), (0.97, 0.46), (0.42, 0.1)]),
+        _tone(skin, 0.8),
+        0.25,
+    )
+    relief.add(
+        np.array([(-0.35, -0.2), (-0.1, -height - 0.3), (0.35, -height - 0.12), (0.36, -0.1)]),
+        _tone(skin, 0.8),
+        0.2,
+    )
     relief.add(np.array([(-0.1, 0.2), (0.2, height + 0.26), (0.34, 0.12)]), _tone(skin, 0.8), 0.2)
     body = relief.add(_oval((-0.18, 0.0), (0.78, height)), skin, 0.75)
     for row, x in enumerate(np.linspace(-0.3, 0.5, 7)):
@@ -140,7 +150,7 @@ def draw_fish(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
     for x in (-0.42, 0.06, 0.42):
         ys = np.linspace(-0.7, 0.7, 12)
         edge = np.stack([x + 0.25 * ys**2, ys], 1)
-        relief.add(np.concatenate([edge, edge[::-1] + [0.13, 0.0]]), band, within=body)
+        relief.add(np.concatenate([edge, edge[::-1] + np.array([0.13, 0.0])]), band, within=body)
     relief.add(_oval((-0.62, -0.1), (0.13, 0.13)), _PALE, 0.5)
     relief.add(_oval((-0.65, -0.1), (0.07, 0.07)), _DARK)
     return relief.finish(rng, light, 0.5)
@@ -161,7 +171,9 @@ def draw_flower(rng: np.random.Generator, diameter: int, light: float) -> Sprite
                 ends = (_turned((0.2, shift * width), angle), _turned((0.85, shift * width), angle))
                 relief.add(_bar(*ends, 0.012), _tone(tone, 0.78), within=shape)
     heart = relief.add(_oval((0, 0), (0.29, 0.29)), _tone((222, 156, 30), rng.uniform(0.85, 1.1)), 0.6)
-    for angle, distance in zip(rng.uniform(0, 2 * np.pi, 40), 0.29 * np.sqrt(rng.uniform(0, 1, 40)), strict=True):
+    for angle, distance in zip(
+        rng.uniform(0, 2 * np.pi, 40), 0.29 * np.sqrt(rng.uniform(0, 1, 40)), strict=True
+    ):
         relief.add(_oval(_turned((distance, 0.0), angle), (0.032, 0.032)), (126, 70, 22), within=heart)
     return relief.finish(rng, light, 0.0)
 
@@ -169,7 +181,7 @@ def draw_flower(rng: np.random.Generator, diameter: int, light: float) -> Sprite
 def draw_ladybird(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
     """A glossy dome with dark spots, parted in the middle, and a dark head with pale cheeks."""
     relief = _Relief(rng, diameter, 180)
-    shell = _pick(rng, [(206, 32, 26), (226, 84, 20), (190, 24, 40)])
+    shell = _pick(rng, [(206, 32, 26), (226, 84, 20), (222, 164, 30)])
     for side in (-1, 1):
         for y, reach in ((-0.32, 0.92), (0.12, 0.98), (0.52, 0.88)):
             relief.add(_bar((0.0, y), (side * reach, y * 1.3), 0.05), _DARK, 0.5)
@@ -211,9 +223,7 @@ def draw_mushroom(rng: np.random.Generator, diameter: int, light: float) -> Spri
     return relief.finish(rng, light, 0.25)
 
 
-Painter: TypeAlias = Callable[[np.random.Generator, int, float], Sprite]
-
-PAINTERS: Mapping[str, Painter] = MappingProxyType(
+PAINTERS: Mapping[str, Callable[[np.random.Generator, int, float], Sprite]] = MappingProxyType(
     {
         "butterfly": draw_butterfly,
         "fish": draw_fish,
@@ -222,7 +232,7 @@ PAINTERS: Mapping[str, Painter] = MappingProxyType(
         "mushroom": draw_mushroom,
     }
 )
-"""Drawing function of every class, in the order of the class ids."""
+"""Class -> function of randomness, diameter in pixels and direction of the light, in the order of the class ids."""
 
 
 def _pick(rng: np.random.Generator, colours: Sequence[Colour]) -> Colour:
@@ -236,15 +246,15 @@ def _tone(colour: Colour, factor: float) -> Colour:
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
-def _turned(point: tuple[float, float], angle: float) -> Points:
-    x, y = point
+def _turned(point: npt.ArrayLike, angle: float) -> Points:
+    x, y = np.asarray(point, np.float64)
     return np.array([x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)])
 
 
 def _oval(centre: npt.ArrayLike, radii: npt.ArrayLike, tilt: float = 0.0) -> Points:
     turns = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     across, along = np.asarray(radii, np.float64)
-    return np.stack(_turned((across * np.cos(turns), along * np.sin(turns)), tilt), 1) + np.asarray(centre)
+    return _turned((across * np.cos(turns), along * np.sin(turns)), tilt).T + np.asarray(centre)
 
 
 def _bar(start: npt.ArrayLike, end: npt.ArrayLike, half_width: float) -> Points:
