@@ -69,9 +69,7 @@ class _Relief:
         self._cover[box] |= shape[box]
         self._colour[box][inside] = colour
         if rise and inside.any():
-            depth = cv2.distanceTransform(cv2.copyMakeBorder(shape[box], *4 * [1], 0), cv2.DIST_L2, 3)[
-                1:-1, 1:-1
-            ]
+            depth = cv2.distanceTransform(np.pad(shape[box], 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
             bulge = rise * np.sqrt(np.maximum(depth * (2 * depth.max() - depth), 0))
             # A part of its own lies on top of what is below; one within another follows its surface.
             below = 0.0 if within is None else self._height[box][inside]
