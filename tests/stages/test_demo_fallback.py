@@ -32,7 +32,7 @@ def test_nothing_named_means_the_demo() -> None:
     assert record.data == str(DEMO_ROOT)
     # The demo's configuration counts, but for the flags.
     assert (record.params["backbone"], record.params["optimizer"], record.params["crop"]) == (
-        "resnet18",
+        "efficientnet_lite0",
         "adamw",
         64,
     )
