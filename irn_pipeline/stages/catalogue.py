@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from irn_pipeline.configs import config_folder
-from irn_pipeline.datasets.synthetic import generate_demo
+from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.datasets.voc import read_class_names
 from irn_pipeline.engine.command import flag_value, run_command
 from irn_pipeline.engine.execution import set_up_logging
 from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.errors import DataError
 from irn_pipeline.stages import (
     evaluate,
     export_labels,
@@ -120,6 +122,11 @@ def _make_demo_set() -> None:
     if not (DEMO_ROOT / "ImageSets" / "Segmentation" / "val.txt").is_file():
         logger.info("drawing the demo set in %s", DEMO_ROOT)
         generate_demo(DEMO_ROOT)
+    elif read_class_names(DEMO_ROOT / "class_names.txt") != DEMO_CLASSES:
+        raise DataError(
+            f"{DEMO_ROOT}: is the demo set of an earlier version, with other pictures; remove it and the results made "
+            f"from it ({DEMO_RUN}), then give the same command again"
+        )
 
 
 def _is_range(words: Sequence[str]) -> bool:
