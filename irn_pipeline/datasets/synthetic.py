@@ -1,6 +1,6 @@
 """A generated demo set in VOC layout, so that every stage can be tried without a download.
 
-Its pictures imitate photographs of toy objects: uneven ground, clutter, light, shadow, noise and overlap.
+Its pictures imitate photographs of small things on a table or on the ground, which lie apart, touch or overlap.
 True masks are written for every picture, for evaluation only.
 """
 
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from irn_pipeline.datasets.synthetic_scenes import cast_shadow, make_scene, photograph
+from irn_pipeline.datasets.synthetic_scenes import cast_shadow, make_ground, photograph
 from irn_pipeline.datasets.synthetic_shapes import PAINTERS, Sprite
 from irn_pipeline.errors import DataError
 from irn_pipeline.ops.palette import voc_palette
@@ -26,15 +26,19 @@ Pixels = TypeVar("Pixels", BoolArray, FloatArray)
 DEMO_CLASSES: tuple[str, ...] = tuple(PAINTERS)
 """Names of the demo set's classes, in the order of their class ids."""
 
-_COUNT_WEIGHTS = (0.14, 0.22, 0.22, 0.18, 0.14, 0.10)
-"""How often a picture is meant to hold 1, 2 ... 6 objects."""
-_MIN_VISIBLE = 0.5
-"""Part of an object that must stay visible when later ones cover it and the frame cuts it off."""
-_MIN_INSIDE = 0.75
+_DIAMETERS = ((0.50, 0.66), (0.42, 0.54), (0.38, 0.47), (0.34, 0.42))
+"""Smallest and largest object of pictures with 1, 2, 3 and 4 objects, as parts of the picture's short side."""
+_COUNT_RATES = (0.2, 0.35, 0.3, 0.15)
+"""How often a picture is meant to hold 1, 2, 3 or 4 objects."""
+_TWO_CLASSES_RATE = 0.4
+"""How often a picture is meant to hold two classes."""
+_TOUCH_RATE = 0.5
+"""How often an object is meant to touch an earlier one of its class; the others keep a gap of 3 pixels."""
+_MIN_INSIDE = 0.85
 """Part of an object that must lie inside the picture's frame."""
-_TOUCH_RATE = 0.25
-"""How often an object may touch or cover earlier ones; the others keep a gap of 3 pixels."""
-_MAX_TRIES = 30
+_MIN_VISIBLE = 0.75
+"""Part of an object that must stay visible when later ones cover it."""
+_MAX_TRIES = 40
 _JPEG_QUALITY = 90
 
 
@@ -62,11 +66,11 @@ class DemoPicture:
 def generate_demo(
     root: Path,
     *,
-    num_images: int = 240,
-    num_heldout: int = 60,
+    num_images: int = 80,
+    num_heldout: int = 30,
     seed: int = 0,
-    min_size: tuple[int, int] = (144, 176),
-    max_size: tuple[int, int] = (192, 240),
+    min_size: tuple[int, int] = (152, 176),
+    max_size: tuple[int, int] = (168, 208),
 ) -> None:
     """Write the demo set: pictures, XML tags, class and object masks, image lists and class names.
 
@@ -111,65 +115,75 @@ def generate_demo(
 
 
 def make_picture(rng: np.random.Generator, size: tuple[int, int]) -> DemoPicture:
-    """Generate one picture with 1 to 6 objects of 1 or 2 classes.
+    """Generate one picture with 1 to 4 objects of 1 or 2 classes.
 
     Args:
         rng: source of every choice.
         size: (H, W) in pixels.
     """
-    scene = make_scene(rng, size)
-    kinds = rng.permutation(len(DEMO_CLASSES))[: 1 + int(rng.random() < 0.45)]
-    count = max(len(kinds), 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS)))
-    wanted = [*kinds, *rng.choice(kinds, count - len(kinds))]
-    # Crowded pictures hold smaller objects, or most of them would find no room.
-    largest = min(112.0 if count < 3 else 88.0 if count < 5 else 70.0, 0.65 * min(size))
-    smallest = min(44.0, 0.6 * largest)
-    typical = rng.uniform(smallest + 6, largest)
-    light = rng.uniform(-4, 4, 2)
+    scene = make_ground(rng, size)
+    light = rng.uniform(0, 2 * np.pi)
+    count = 1 + int(rng.choice(len(_COUNT_RATES), p=_COUNT_RATES))
+    kinds = rng.permutation(len(DEMO_CLASSES))[: 2 if count > 1 and rng.random() < _TWO_CLASSES_RATE else 1]
     object_label = np.zeros(size, np.uint8)
-    class_ids: list[int] = []
-    areas: list[int] = []
-    for class_id in wanted:
-        diameter = round(float(np.clip(typical * rng.uniform(0.7, 1.35), smallest, largest)))
-        sprite = PAINTERS[DEMO_CLASSES[class_id]](rng, diameter)
-        corner = _find_room(rng, object_label, sprite, areas)
+    placed: list[_Placed] = []
+    for class_id in map(int, [*kinds, *rng.choice(kinds, count - len(kinds))]):
+        diameter = round(min(size) * rng.uniform(*_DIAMETERS[count - 1]))
+        sprite = PAINTERS[DEMO_CLASSES[class_id]](rng, diameter, light)
+        corner = _find_room(rng, object_label, sprite, class_id, placed)
         if corner is None:
             continue
-        cover = _on_canvas(sprite.alpha, corner, size)
-        fallen = (corner[0] + 2 + round(light[0]), corner[1] + round(light[1]))
-        scene = cast_shadow(scene, _on_canvas(sprite.alpha, fallen, size), 0.45)
-        scene = scene * (1 - cover[..., None]) + _on_canvas(sprite.colour, corner, size)
-        class_ids.append(int(class_id))
-        areas.append(int(sprite.mask.sum()))
-        object_label[_on_canvas(sprite.mask, corner, size)] = len(class_ids)
-    return DemoPicture(photograph(rng, scene), object_label, tuple(class_ids))
+        shift = [round(-0.05 * diameter * toward) for toward in (np.sin(light), np.cos(light))]
+        fallen = (corner[0] + shift[0], corner[1] + shift[1])
+        scene = cast_shadow(scene, _on_canvas(sprite.alpha, fallen, size), 0.55)
+        scene = scene * (1 - _on_canvas(sprite.alpha, corner, size)[..., None]) + _on_canvas(
+            sprite.colour, corner, size
+        )
+        placed.append(_Placed(class_id, corner, diameter, int(sprite.mask.sum())))
+        object_label[_on_canvas(sprite.mask, corner, size)] = len(placed)
+    class_ids = tuple(one.class_id for one in placed)
+    return DemoPicture(photograph(rng, scene, light), object_label, class_ids)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    class_id: int
+    corner: tuple[int, int]
+    diameter: int
+    area: int
 
 
 def _find_room(
-    rng: np.random.Generator, object_label: LabelArray, sprite: Sprite, areas: list[int]
+    rng: np.random.Generator, object_label: LabelArray, sprite: Sprite, class_id: int, placed: list[_Placed]
 ) -> tuple[int, int] | None:
     """Top and left of a place where the object and all earlier ones stay visible enough, or None."""
-    height, width = object_label.shape
+    size = (object_label.shape[0], object_label.shape[1])
     diameter = len(sprite.alpha)
-    reach = round(0.15 * diameter)
-    may_touch = rng.random() < _TOUCH_RATE
-    taken = object_label
-    if not may_touch:
-        taken = np.asarray(cv2.dilate(object_label, np.ones((7, 7), np.uint8)), np.uint8)
-    before = np.bincount(object_label.ravel(), minlength=len(areas) + 1)
+    reach = round(0.1 * diameter)
+    likes = [one for one in placed if one.class_id == class_id]
+    touching = bool(likes) and rng.random() < _TOUCH_RATE
+    near = np.asarray(cv2.dilate(object_label, np.ones((7, 7), np.uint8)), np.uint8)
+    before = np.bincount(object_label.ravel(), minlength=len(placed) + 1)[1:]
     for _ in range(_MAX_TRIES):
-        top = int(rng.integers(-reach, height - diameter + reach + 1))
-        left = int(rng.integers(-reach, width - diameter + reach + 1))
-        mask = _on_canvas(sprite.mask, (top, left), (height, width))
+        if touching:
+            other = likes[int(rng.integers(len(likes)))]
+            angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.36, 0.48) * (diameter + other.diameter)
+            middle = (other.diameter - diameter) / 2
+            top = other.corner[0] + round(middle + distance * np.sin(angle))
+            left = other.corner[1] + round(middle + distance * np.cos(angle))
+        else:
+            top, left = (int(rng.integers(-reach, side - diameter + reach + 1)) for side in size)
+        mask = _on_canvas(sprite.mask, (top, left), size)
         if mask.sum() < _MIN_INSIDE * sprite.mask.sum():
             continue
-        if not may_touch:
-            if not taken[mask].any():
-                return top, left
-            continue
-        hidden = np.bincount(object_label[mask], minlength=len(areas) + 1)
-        visible = (before - hidden)[1:]
-        if all(left_over >= _MIN_VISIBLE * area for left_over, area in zip(visible, areas, strict=True)):
+        if not touching and not near[mask].any():
+            return top, left
+        hidden = np.bincount(object_label[mask], minlength=len(placed) + 1)[1:]
+        enough = all(
+            left_over >= _MIN_VISIBLE * one.area
+            for left_over, one in zip(before - hidden, placed, strict=True)
+        )
+        if touching and hidden.any() and enough:
             return top, left
     return None
 
@@ -177,8 +191,10 @@ def _find_room(
 def _on_canvas(pixels: Pixels, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
     """Lay (D, D, ...) pixels on an empty (H, W, ...) picture, cut off at its frame."""
     diameter = len(pixels)
-    rows = slice(max(corner[0], 0), min(corner[0] + diameter, size[0]))
-    columns = slice(max(corner[1], 0), min(corner[1] + diameter, size[1]))
+    rows, columns = (
+        slice(max(start, 0), max(min(start + diameter, side), 0))
+        for start, side in zip(corner, size, strict=True)
+    )
     canvas = np.zeros((*size, *pixels.shape[2:]), pixels.dtype)
     canvas[rows, columns] = pixels[
         rows.start - corner[0] : rows.stop - corner[0], columns.start - corner[1] : columns.stop - corner[1]

@@ -1,9 +1,4 @@
-"""The five kinds of object of the demo set, drawn anti-aliased.
-
-Each has one telling part (a bird's head, a car's wheels, a fish's stripes, a flower's heart, a mushroom's
-spotted cap) and a larger body whose colours other classes share, so that class activation maps find the part
-and the borders must be found by colour and texture: the situation that the pipeline is made for.
-"""
+"""The five kinds of object of the demo set, modelled in low relief and lit from one side."""
 
 from __future__ import annotations
 
@@ -23,23 +18,8 @@ Points: TypeAlias = npt.NDArray[np.float64]
 
 _SUPERSAMPLING = 3
 _SUBPIXEL_BITS = 4
-
-_COLOURS: Mapping[str, Colour] = MappingProxyType(
-    {
-        "red": (186, 48, 42),
-        "orange": (214, 122, 44),
-        "yellow": (216, 184, 66),
-        "green": (84, 132, 66),
-        "teal": (56, 132, 132),
-        "blue": (58, 92, 168),
-        "violet": (130, 78, 158),
-        "pink": (216, 126, 164),
-        "white": (222, 217, 208),
-        "grey": (134, 134, 138),
-        "brown": (128, 88, 58),
-        "dark": (42, 40, 46),
-    }
-)
+_DARK: Colour = (34, 30, 34)
+_PALE: Colour = (238, 232, 216)
 
 
 @dataclass(frozen=True)
@@ -60,183 +40,203 @@ class Sprite:
         return np.asarray(self.alpha >= 0.5, np.bool_)
 
 
-class _Canvas:
-    """Drawing surface in units of half the object's diameter: x to the right, y down, both in -1..1."""
+class _Relief:
+    """A square surface in units of half the object's diameter: x to the right, y down, both in -1..1."""
 
     def __init__(self, rng: np.random.Generator, diameter: int, max_turn: float) -> None:
         self._side = diameter * _SUPERSAMPLING
         angle = np.deg2rad(rng.uniform(-max_turn, max_turn))
-        mirror = rng.choice([-1.0, 1.0])
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        self._to_pixels = turn * [mirror, 1.0] * (self._side / 2)
-        self._colour = np.zeros((self._side, self._side, 3), np.uint8)
+        self._to_pixels = turn * [rng.choice([-1.0, 1.0]), 1.0] * (self._side / 2)
+        self._colour = np.zeros((self._side, self._side, 3), np.float32)
         self._cover = np.zeros((self._side, self._side), np.uint8)
+        self._height = np.zeros((self._side, self._side), np.float32)
 
-    def paint(self, points: Points, colour: Colour, within: LabelArray | None = None) -> LabelArray:
-        """Fill a polygon, clipped to the shape `within` where given; returns the shape that was filled."""
+    def add(
+        self, points: Points, colour: Colour, rise: float = 0.0, within: LabelArray | None = None
+    ) -> LabelArray:
+        """Fill a polygon, clipped to the shape `within`, and let it bulge by `rise` half widths; returns its shape."""
         pixels = points @ self._to_pixels.T + self._side / 2
-        corners = [np.round(pixels * 2**_SUBPIXEL_BITS).astype(np.int32)]
         shape = np.zeros_like(self._cover)
-        cv2.fillPoly(shape, corners, 255, shift=_SUBPIXEL_BITS)
+        cv2.fillPoly(
+            shape, [np.round(pixels * 2**_SUBPIXEL_BITS).astype(np.int32)], 255, shift=_SUBPIXEL_BITS
+        )
         if within is not None:
             shape &= within
-        self._cover |= shape
         left, top, width, height = cv2.boundingRect(shape)
         box = (slice(top, top + height), slice(left, left + width))
-        self._colour[box][shape[box] > 0] = np.clip(colour, 0, 255)
+        inside = shape[box] > 0
+        self._cover[box] |= shape[box]
+        self._colour[box][inside] = colour
+        if rise and inside.any():
+            depth = cv2.distanceTransform(np.pad(shape[box], 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            bulge = rise * np.sqrt(np.maximum(depth * (2 * depth.max() - depth), 0))
+            # A part of its own lies on top of what is below; one within another follows its surface.
+            below = 0.0 if within is None else self._height[box][inside]
+            self._height[box][inside] = below + bulge[inside]
         return shape
 
-    def finish(self, rng: np.random.Generator) -> Sprite:
-        """Shrink to the final size, then add roundness, light from one side and a rough surface."""
+    def finish(self, rng: np.random.Generator, light: float, gloss: float) -> Sprite:
+        """Light the surface from the direction `light`, in radians, and shrink it to its size."""
         diameter = self._side // _SUPERSAMPLING
-        size = (diameter, diameter)
-        alpha = cv2.resize(self._cover, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        colour = cv2.resize(self._colour, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        axis = np.linspace(-1, 1, diameter, dtype=np.float32)
-        light = rng.uniform(0, 2 * np.pi)
-        shade = 1 + 0.18 * (np.cos(light) * axis[None] + np.sin(light) * axis[:, None])
-        shade *= rng.uniform(0.54, 0.66) + 0.40 * cv2.GaussianBlur(alpha, (0, 0), diameter / 14)
-        for cells, strength in ((diameter // 8 + 2, 0.07), (diameter // 3 + 2, 0.06)):
-            grain = rng.standard_normal((cells, cells)).astype(np.float32)
-            shade *= 1 + strength * cv2.resize(grain, size, interpolation=cv2.INTER_CUBIC)
-        faded = rng.uniform(0, 0.35)
-        colour = (1 - faded) * colour + faded * colour.mean(2, keepdims=True)
-        lit = np.clip(colour * shade[..., None], 0, 255 * alpha[..., None])
-        return Sprite(np.asarray(lit, np.float32), np.asarray(alpha, np.float32))
+        height = cv2.GaussianBlur(self._height, (0, 0), self._side / 90)
+        down, across = np.gradient(height)
+        steep = np.sqrt(down**2 + across**2 + 1)
+        facing = (0.62 - 0.78 * (np.cos(light) * across + np.sin(light) * down)) / steep
+        halfway = (0.90 - 0.43 * (np.cos(light) * across + np.sin(light) * down)) / steep
+        shine = gloss * 235 * np.clip(halfway, 0, 1) ** 24
+        grain = rng.standard_normal((diameter, diameter)).astype(np.float32)
+        shade = 0.30 + 0.72 * np.clip(facing / 0.62, 0, 1.6)
+        shade *= 1 + 0.05 * cv2.resize(grain, shade.shape, interpolation=cv2.INTER_CUBIC)
+        lit = np.clip(self._colour * shade[..., None] + shine[..., None], 0, 255).astype(np.float32)
+        lit[self._cover == 0] = 0
+        small = (diameter, diameter)
+        cover = (self._cover > 0).astype(np.float32)
+        alpha, colour = (cv2.resize(part, small, interpolation=cv2.INTER_AREA) for part in (cover, lit))
+        return Sprite(np.asarray(colour, np.float32), np.asarray(alpha, np.float32))
 
 
-def draw_bird(rng: np.random.Generator, diameter: int) -> Sprite:
-    """A plump body with tail, wing and legs; its head has a bright beak."""
-    canvas = _Canvas(rng, diameter, 30)
-    plumage = _pick(rng, ("brown", "grey", "blue", "red", "white"))
-    leg = _pick(rng, ("orange", "brown"))
-    for x in (-0.05, 0.14):
-        canvas.paint(_bar((x, 0.3), (x + 0.04, 0.92), 0.035), leg)
-        canvas.paint(_bar((x + 0.04, 0.90), (x - 0.12, 0.93), 0.03), leg)
-    canvas.paint(np.array([(0.3, -0.1), (0.98, 0.12), (0.94, 0.34), (0.3, 0.3)]), _tone(plumage, 0.7))
-    body = canvas.paint(_oval((0.02, 0.12), (0.56, rng.uniform(0.36, 0.44)), 0.25), plumage)
-    canvas.paint(_oval((-0.22, 0.34), (0.42, 0.26), 0.3), _tone(plumage, 1.35), body)
-    canvas.paint(_oval((0.2, 0.06), (0.40, 0.2), 0.35), _tone(plumage, 0.62), body)
-    for shift in (0.0, 0.1):
-        canvas.paint(_bar((0.05, 0.1 + shift), (0.52, 0.22 + shift), 0.02), _tone(plumage, 0.45), body)
-    head = _tone(_pick(rng, ("yellow",)), 1.1)
-    beak = _pick(rng, ("orange",))
-    canvas.paint(np.array([(-0.62, -0.52), (-0.99, -0.34), (-0.62, -0.26)]), beak)
-    canvas.paint(_oval((-0.44, -0.38), (0.32, 0.31)), head)
-    _eye(canvas, (-0.52, -0.44), 0.085)
-    return canvas.finish(rng)
+def draw_butterfly(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
+    """Four veined wings with dark rims and pale dots, and a thin dark body."""
+    relief = _Relief(rng, diameter, 180)
+    wing = _pick(rng, [(232, 128, 32), (62, 118, 206), (240, 200, 60)])
+    low = rng.uniform(0.5, 0.62)
+    for side in (-1, 1):
+        for centre, radii, tilt in (((0.40, 0.34), (0.42, 0.33), 0.9), ((0.47, -0.28), (0.52, 0.36), -0.6)):
+            scale = low / 0.56 if centre[1] > 0 else 1.0
+            place = np.array([side * centre[0], centre[1]])
+            rim = relief.add(_oval(place, np.array(radii) * scale, side * tilt), _DARK, 0.12)
+            for angle in rng.uniform(0, 2 * np.pi, 9):
+                dot = place + 0.88 * scale * _turned(
+                    (radii[0] * np.cos(angle), radii[1] * np.sin(angle)), side * tilt
+                )
+                relief.add(_oval(dot, (0.035, 0.035)), _PALE, within=rim)
+            inner = relief.add(
+                _oval(place * 0.94, np.array(radii) * scale * 0.8, side * tilt), wing, within=rim
+            )
+            for spread in (-0.5, -0.15, 0.2, 0.55):
+                tip = place + scale * _turned((radii[0] * side, 1.2 * spread * radii[1]), side * tilt)
+                relief.add(_bar((0.05 * side, 0.0), tip, 0.014), _tone(wing, 0.42), within=inner)
+            relief.add(_oval(place * 1.05, (0.1 * scale, 0.1 * scale)), _tone(wing, 1.35), within=inner)
+    relief.add(_oval((0, 0.02), (0.07, 0.5)), _DARK, 0.9)
+    relief.add(_oval((0, -0.5), (0.09, 0.09)), _DARK, 0.9)
+    return relief.finish(rng, light, 0.1)
 
 
-def draw_car(rng: np.random.Generator, diameter: int) -> Sprite:
-    """A painted body with a cabin and windows, on dark wheels with bright hubs."""
-    canvas = _Canvas(rng, diameter, 20)
-    paint = _pick(rng, ("red", "blue", "white", "green", "yellow", "grey"))
-    roof = rng.uniform(-0.55, -0.45)
-    cabin = np.array([(-0.52, -0.06), (-0.3, roof), (0.38, roof), (0.66, -0.06)])
-    canvas.paint(cabin, _tone(paint, 0.95))
-    glass = _tone((96, 118, 134), rng.uniform(0.7, 1.3))
-    canvas.paint(np.array([(-0.40, -0.08), (-0.25, roof + 0.08), (0.0, roof + 0.08), (0.0, -0.08)]), glass)
-    canvas.paint(np.array([(0.08, -0.08), (0.08, roof + 0.08), (0.34, roof + 0.08), (0.52, -0.08)]), glass)
-    hood = rng.uniform(-0.04, 0.06)
-    sides = [
-        (-0.96, 0.10),
-        (-0.90, hood),
-        (-0.5, -0.1),
-        (0.66, -0.1),
-        (0.95, 0.0),
-        (0.97, 0.36),
-        (-0.97, 0.36),
-    ]
-    body = canvas.paint(np.array(sides), paint)
-    canvas.paint(_bar((-1, 0.33), (1, 0.33), 0.06), _tone(paint, 0.55), body)
-    canvas.paint(_oval((-0.90, 0.12), (0.09, 0.06)), (240, 228, 170), body)
-    for x in (-0.52, 0.54):
-        canvas.paint(_oval((x, 0.36), (0.27, 0.27)), _pick(rng, ("dark",)))
-        canvas.paint(_oval((x, 0.36), (0.13, 0.13)), (196, 196, 200))
-        canvas.paint(_oval((x, 0.36), (0.05, 0.05)), (60, 60, 64))
-    return canvas.finish(rng)
+def draw_fish(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
+    """A banded oval body with rows of scales, a forked tail, fins and a round eye."""
+    relief = _Relief(rng, diameter, 180)
+    skin = _pick(rng, [(238, 122, 36), (44, 128, 178), (60, 164, 150), (216, 84, 120)])
+    band = _PALE if rng.random() < 0.7 else _DARK
+    height = rng.uniform(0.42, 0.52)
+    relief.add(
+        np.array([(0.42, -0.1), (0.97, -0.46), (0.82, 0.0), (0.97, 0.46), (0.42, 0.1)]),
+        _tone(skin, 0.8),
+        0.25,
+    )
+    relief.add(
+        np.array([(-0.35, -0.2), (-0.1, -height - 0.3), (0.35, -height - 0.12), (0.36, -0.1)]),
+        _tone(skin, 0.8),
+        0.2,
+    )
+    relief.add(np.array([(-0.1, 0.2), (0.2, height + 0.26), (0.34, 0.12)]), _tone(skin, 0.8), 0.2)
+    body = relief.add(_oval((-0.18, 0.0), (0.78, height)), skin, 0.75)
+    for row, x in enumerate(np.linspace(-0.3, 0.5, 7)):
+        for y in np.arange(-height, height, 0.17) + 0.085 * (row % 2):
+            relief.add(_oval((x, y), (0.085, 0.1)), _tone(skin, 0.72), within=body)
+            relief.add(_oval((x + 0.02, y), (0.075, 0.09)), _tone(skin, rng.uniform(0.95, 1.12)), within=body)
+    for x in (-0.42, 0.06, 0.42):
+        ys = np.linspace(-0.7, 0.7, 12)
+        edge = np.stack([x + 0.25 * ys**2, ys], 1)
+        relief.add(np.concatenate([edge, edge[::-1] + np.array([0.13, 0.0])]), band, within=body)
+    relief.add(_oval((-0.62, -0.1), (0.13, 0.13)), _PALE, 0.5)
+    relief.add(_oval((-0.65, -0.1), (0.07, 0.07)), _DARK)
+    return relief.finish(rng, light, 0.5)
 
 
-def draw_fish(rng: np.random.Generator, diameter: int) -> Sprite:
-    """An oval body with tail and fins; the front half carries stripes and an eye."""
-    canvas = _Canvas(rng, diameter, 40)
-    scales = _pick(rng, ("blue", "teal", "orange", "grey"))
-    fin = _tone(scales, rng.uniform(0.6, 0.8))
-    height = rng.uniform(0.36, 0.48)
-    tail = [(0.4, -0.06), (0.98, -0.40), (0.84, 0.0), (0.98, 0.40), (0.4, 0.06)]
-    canvas.paint(np.array(tail), fin)
-    canvas.paint(np.array([(-0.4, -0.25), (0.0, -height - 0.25), (0.35, -height - 0.1), (0.3, -0.1)]), fin)
-    canvas.paint(np.array([(-0.1, 0.2), (0.18, height + 0.2), (0.3, 0.1)]), fin)
-    body = canvas.paint(_oval((-0.18, 0.0), (0.76, height)), scales)
-    canvas.paint(_oval((-0.18, height), (0.7, height * 0.7)), _tone(scales, 1.3), body)
-    dark, pale = _tone(_COLOURS["dark"], 1.0), _tone(_COLOURS["white"], 1.05)
-    for x in np.linspace(-0.48, 0.06, 3):
-        canvas.paint(_bar((x, -0.6), (x - 0.06, 0.6), 0.09), dark, body)
-        canvas.paint(_bar((x, -0.6), (x - 0.06, 0.6), 0.05), pale, body)
-    _eye(canvas, (-0.72, -0.08), 0.09)
-    return canvas.finish(rng)
+def draw_flower(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
+    """Two rings of furrowed petals around a speckled heart."""
+    relief = _Relief(rng, diameter, 180)
+    petal = _pick(rng, [(246, 242, 236), (240, 130, 176), (172, 120, 216), (248, 214, 70)])
+    count = int(rng.integers(7, 12))
+    for ring, reach in ((0.5, 0.44), (0.0, 0.40)):
+        for index in range(count):
+            angle = 2 * np.pi * (index + ring) / count
+            tone = _tone(petal, rng.uniform(0.86, 1.0) - 0.14 * ring)
+            width = 1.9 / count
+            shape = relief.add(_oval(_turned((0.55, 0.0), angle), (reach, width), angle), tone, 0.45)
+            for shift in (-0.35, 0.35):
+                ends = (_turned((0.2, shift * width), angle), _turned((0.85, shift * width), angle))
+                relief.add(_bar(*ends, 0.012), _tone(tone, 0.78), within=shape)
+    heart = relief.add(_oval((0, 0), (0.29, 0.29)), _tone((222, 156, 30), rng.uniform(0.85, 1.1)), 0.6)
+    for angle, distance in zip(
+        rng.uniform(0, 2 * np.pi, 40), 0.29 * np.sqrt(rng.uniform(0, 1, 40)), strict=True
+    ):
+        relief.add(_oval(_turned((distance, 0.0), angle), (0.032, 0.032)), (126, 70, 22), within=heart)
+    return relief.finish(rng, light, 0.0)
 
 
-def draw_flower(rng: np.random.Generator, diameter: int) -> Sprite:
-    """A ring of petals around a speckled heart."""
-    canvas = _Canvas(rng, diameter, 180)
-    petal = _pick(rng, ("pink", "violet", "white", "yellow"))
-    count = int(rng.integers(5, 10))
-    width = rng.uniform(1.05, 1.25) * np.pi * 0.55 / count
-    for index in rng.permutation(count):
-        angle = 2 * np.pi * index / count
-        centre = (0.56 * np.cos(angle), 0.56 * np.sin(angle))
-        shape = canvas.paint(_oval(centre, (0.42, width), angle), _tone(petal, rng.uniform(0.85, 1.1)))
-        tip = (0.9 * np.cos(angle), 0.9 * np.sin(angle))
-        canvas.paint(_bar((0.0, 0.0), tip, 0.025), _tone(petal, 0.72), shape)
-    radius = rng.uniform(0.34, 0.42)
-    heart = canvas.paint(_oval((0.0, 0.0), (radius, radius)), _tone((206, 156, 38), rng.uniform(0.9, 1.1)))
-    for angle, distance in zip(rng.uniform(0, 2 * np.pi, 22), np.sqrt(rng.uniform(0, 1, 22)), strict=True):
-        spot = (radius * distance * np.cos(angle), radius * distance * np.sin(angle))
-        canvas.paint(_oval(spot, (0.045, 0.045)), (92, 52, 24), heart)
-    return canvas.finish(rng)
+def draw_ladybird(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
+    """A glossy dome with dark spots, parted in the middle, and a dark head with pale cheeks."""
+    relief = _Relief(rng, diameter, 180)
+    shell = _pick(rng, [(206, 32, 26), (226, 84, 20), (222, 164, 30)])
+    for side in (-1, 1):
+        for y, reach in ((-0.32, 0.92), (0.12, 0.98), (0.52, 0.88)):
+            relief.add(_bar((0.0, y), (side * reach, y * 1.3), 0.05), _DARK, 0.5)
+        relief.add(_bar((side * 0.1, -0.7), (side * 0.34, -0.98), 0.03), _DARK, 0.5)
+    relief.add(_oval((0, -0.64), (0.36, 0.26)), _DARK, 0.7)
+    for side in (-1, 1):
+        relief.add(_oval((side * 0.22, -0.68), (0.1, 0.08)), _PALE)
+    dome = relief.add(_oval((0, 0.14), (0.72, 0.76)), shell, 0.85)
+    relief.add(_oval((0, -0.62), (0.36, 0.22)), _DARK, within=dome)
+    size = rng.uniform(0.10, 0.15)
+    for x, y in ((0.3, -0.22), (0.44, 0.16), (0.2, 0.3), (0.34, 0.58)):
+        for side in (-1, 1):
+            relief.add(_oval((side * x, y), (size, size * 1.1)), _DARK, within=dome)
+    relief.add(_bar((0.0, -0.6), (0.0, 0.9), 0.022), _DARK, within=dome)
+    return relief.finish(rng, light, 0.9)
 
 
-def draw_mushroom(rng: np.random.Generator, diameter: int) -> Sprite:
-    """A pale stem under a cap with pale spots."""
-    canvas = _Canvas(rng, diameter, 35)
-    cap_colour = _pick(rng, ("red", "brown", "orange"))
-    thin = rng.uniform(0.15, 0.24)
-    stem_points = [(-thin, -0.1), (thin, -0.1), (thin * 1.5, 0.85), (0.0, 0.95), (-thin * 1.5, 0.85)]
-    stem = canvas.paint(np.array(stem_points), _tone((208, 196, 170), rng.uniform(0.85, 1.1)))
-    for x in (-0.4, 0.1, 0.5):
-        canvas.paint(_bar((x * thin, 0.0), (x * thin * 1.4, 0.9), 0.02), (164, 148, 122), stem)
-    canvas.paint(_oval((0.0, -0.06), (0.78, 0.17)), _tone((176, 156, 128), 0.9))
-    top = rng.uniform(0.70, 0.92)
-    turns = np.linspace(np.pi, 2 * np.pi, 24)
-    dome = np.stack([0.9 * np.cos(turns), top * np.sin(turns)], 1)
-    brim = np.array([(0.6, 0.08), (0.0, -0.03), (-0.6, 0.08)])
-    cap = canvas.paint(np.concatenate([dome, brim]), cap_colour)
-    for _ in range(int(rng.integers(7, 12))):
-        centre = (float(rng.uniform(-0.75, 0.75)), float(-top * rng.uniform(0.05, 0.9)))
-        radius = float(rng.uniform(0.06, 0.13))
-        canvas.paint(_oval(centre, (radius, radius * 0.8)), (232, 226, 210), cap)
-    return canvas.finish(rng)
+def draw_mushroom(rng: np.random.Generator, diameter: int, light: float) -> Sprite:
+    """A wide cap with pale warts over gills and a pale stem with a ring."""
+    relief = _Relief(rng, diameter, 180)
+    cap_colour = _pick(rng, [(150, 84, 44), (120, 66, 92), (176, 112, 40)])
+    stem = _tone((226, 214, 188), rng.uniform(0.9, 1.05))
+    thick = rng.uniform(0.2, 0.27)
+    foot = thick * rng.uniform(1.2, 1.5)
+    relief.add(np.array([(-thick, -0.1), (thick, -0.1), (foot, 0.86), (0.0, 0.97), (-foot, 0.86)]), stem, 0.7)
+    gills = relief.add(_oval((0, -0.02), (0.8, 0.2)), (206, 178, 140), 0.2)
+    for x in np.linspace(-0.75, 0.75, 15):
+        relief.add(_bar((x * 0.3, -0.2), (x, 0.2), 0.014), (140, 106, 74), within=gills)
+    relief.add(_oval((0, 0.24), (thick * 1.5, 0.08)), _tone(stem, 0.95), 0.5)
+    top = rng.uniform(0.74, 0.9)
+    turns = np.linspace(np.pi, 2 * np.pi, 32)
+    dome = np.stack([0.95 * np.cos(turns), top * np.sin(turns) - 0.02], 1)
+    brim = np.array([(0.7, 0.1), (0.35, 0.02), (0.0, 0.0), (-0.35, 0.02), (-0.7, 0.1)])
+    cap = relief.add(np.concatenate([dome, brim]), cap_colour, 0.8)
+    for _ in range(14):
+        centre = (float(rng.uniform(-0.8, 0.8)), float(-top * rng.uniform(0.0, 0.95)))
+        radius = float(rng.uniform(0.04, 0.1))
+        relief.add(_oval(centre, (radius, radius * 0.8)), _PALE, 0.25, within=cap)
+    return relief.finish(rng, light, 0.25)
 
 
-Painter: TypeAlias = Callable[[np.random.Generator, int], Sprite]
-
-PAINTERS: Mapping[str, Painter] = MappingProxyType(
+PAINTERS: Mapping[str, Callable[[np.random.Generator, int, float], Sprite]] = MappingProxyType(
     {
-        "bird": draw_bird,
-        "car": draw_car,
+        "butterfly": draw_butterfly,
         "fish": draw_fish,
         "flower": draw_flower,
+        "ladybird": draw_ladybird,
         "mushroom": draw_mushroom,
     }
 )
-"""Drawing function of every class, in the order of the class ids."""
+"""Class -> function of randomness, diameter in pixels and direction of the light, in the order of the class ids."""
 
 
-def _pick(rng: np.random.Generator, names: Sequence[str]) -> Colour:
-    """One of the named colours, a little off in hue and brightness."""
-    base = np.array(_COLOURS[names[int(rng.integers(len(names)))]])
-    red, green, blue = base * rng.uniform(0.8, 1.12) + rng.normal(0, 9, 3)
+def _pick(rng: np.random.Generator, colours: Sequence[Colour]) -> Colour:
+    """One of the colours, a little off in hue and brightness."""
+    base = np.array(colours[int(rng.integers(len(colours)))])
+    red, green, blue = np.clip(base * rng.uniform(0.88, 1.08) + rng.normal(0, 7, 3), 0, 255)
     return float(red), float(green), float(blue)
 
 
@@ -244,20 +244,19 @@ def _tone(colour: Colour, factor: float) -> Colour:
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
-def _oval(centre: tuple[float, float], radii: tuple[float, float], tilt: float = 0.0) -> Points:
-    turns = np.linspace(0, 2 * np.pi, 36, endpoint=False)
-    x, y = radii[0] * np.cos(turns), radii[1] * np.sin(turns)
-    turned = [x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)]
-    return np.stack(turned, 1) + np.asarray(centre)
+def _turned(point: npt.ArrayLike, angle: float) -> Points:
+    x, y = np.asarray(point, np.float64)
+    return np.array([x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)])
 
 
-def _bar(start: tuple[float, float], end: tuple[float, float], half_width: float) -> Points:
+def _oval(centre: npt.ArrayLike, radii: npt.ArrayLike, tilt: float = 0.0) -> Points:
+    turns = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    across, along = np.asarray(radii, np.float64)
+    return _turned((across * np.cos(turns), along * np.sin(turns)), tilt).T + np.asarray(centre)
+
+
+def _bar(start: npt.ArrayLike, end: npt.ArrayLike, half_width: float) -> Points:
     ends = np.array([start, end], np.float64)
     along = ends[1] - ends[0]
     side = half_width * np.array([-along[1], along[0]]) / np.hypot(along[0], along[1])
     return np.stack([ends[0] + side, ends[1] + side, ends[1] - side, ends[0] - side])
-
-
-def _eye(canvas: _Canvas, centre: tuple[float, float], radius: float) -> None:
-    canvas.paint(_oval(centre, (radius, radius)), (236, 234, 226))
-    canvas.paint(_oval(centre, (radius * 0.55, radius * 0.55)), (16, 14, 18))

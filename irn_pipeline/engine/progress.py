@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 LOG_INTERVAL = 30.0
-"""Least seconds between two lines of one loop."""
+"""Seconds before the first line of a loop; every further wait is about twice as long as the one before."""
+LONGEST_INTERVAL = 900.0
+"""Most seconds between two lines of one loop."""
 
 if TYPE_CHECKING:
     _Bar = tqdm[Any]
@@ -43,6 +45,7 @@ def progress_bar(
 class _LogLines(_Bar):
     """Whole lines, the first one after `LOG_INTERVAL`; whoever runs a loop reports its end."""
 
+    _due = 0.0
     monitor_interval = 0  # of the thread that quickens bars whose rate has dropped; here time alone decides
 
     def __init__(self, items: Iterable[Any] | None = None, **options: Any) -> None:
@@ -58,7 +61,9 @@ class _LogLines(_Bar):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Called when a line is due, and with an empty text to wipe the bar, of which there is none."""
-        if msg is None:
+        elapsed = self._time() - self.start_t
+        if msg is None and elapsed >= self._due:
+            self._due = elapsed + min(elapsed + LOG_INTERVAL, LONGEST_INTERVAL)
             self.fp.write(f"{' '.join(str(self).split())}\n")
             self.fp.flush()
 

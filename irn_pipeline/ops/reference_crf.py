@@ -22,7 +22,7 @@ def require_reference() -> None:
     except ImportError as error:
         raise ConfigError(
             "the reference CRF needs the package pydensecrf2, which is not installed; use --crf-backend lattice, "
-            "or Python 3.12 or older, where it can be compiled: pip install pydensecrf2"
+            "or Python 3.12 or older, where it can be compiled: pip install 'irn_pipeline[reference]'"
         ) from error
 
 

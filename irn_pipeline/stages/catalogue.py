@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from irn_pipeline.configs import config_folder
-from irn_pipeline.datasets.synthetic import generate_demo
+from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
+from irn_pipeline.datasets.voc import read_class_names
 from irn_pipeline.engine.command import flag_value, run_command
+from irn_pipeline.engine.execution import set_up_logging
 from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.errors import DataError
 from irn_pipeline.stages import (
     evaluate,
     export_labels,
@@ -29,6 +32,7 @@ from irn_pipeline.stages import (
 )
 from irn_pipeline.stages.command import pipeline_of
 
+logger = logging.getLogger(__name__)
 _NUMBERED = (
     train_cam.STAGE,
     make_cam.STAGE,
@@ -47,6 +51,10 @@ DEMO_ROOT = Path("data/demo")
 DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--config", "--help")
 """Beginnings of the flags that say that another data set is meant."""
 DEMO_RUN = Path("runs/demo")
+DEMO_PLAN = (
+    "demo: draw 110 pictures into %s, train and apply every stage on them, and write a report. On our two cores it "
+    "took about 2 minutes (docs/RESULTS.md); what is there already is kept. Results: %s"
+)
 DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", str(DEMO_RUN))
 
 
@@ -81,16 +89,21 @@ def _run_range(words: list[str]) -> None:
     while _is_range(words[:1]):
         chosen.append(words.pop(0))
     needs_data = any(stage.needs_data for stage in PIPELINE.select(chosen))
-    if needs_data and not any(word.startswith(DATA_FLAGS) for word in words) and _is_demo_run(words):
+    demo = needs_data and not any(word.startswith(DATA_FLAGS) for word in words) and _is_demo_run(words)
+    if demo:
+        set_up_logging(quiet="--quiet" in words)
+        if not chosen:
+            logger.info(DEMO_PLAN, DEMO_ROOT, _run_dir(words))
         _make_demo_set()
         words = ["--config", str(config_folder() / "demo.yaml"), *DEMO_FLAGS, *words]
     PIPELINE.run_range(chosen, words)
+    if demo and not chosen:
+        logger.info("the demo is finished; open %s", _run_dir(words) / report.STAGE.name / "report.html")
 
 
 def _is_demo_run(words: Sequence[str]) -> bool:
     """Whether the run folder is the demo's: none is named, or its own, or one that holds results of the demo set."""
-    named = [flag_value(words, flag, "the path of a run folder") for flag in ("--run-dir", "--run_dir")]
-    folder = next((Path(name) for name in named if name is not None), DEMO_RUN)
+    folder = _run_dir(words)
     if folder.resolve() == DEMO_RUN.resolve():
         return True
     run = RunFolder(folder)
@@ -99,11 +112,21 @@ def _is_demo_run(words: Sequence[str]) -> bool:
     return origins - {""} == {str(DEMO_ROOT)}
 
 
+def _run_dir(words: Sequence[str]) -> Path:
+    named = [flag_value(words, flag, "the path of a run folder") for flag in ("--run-dir", "--run_dir")]
+    return next((Path(name) for name in named if name is not None), DEMO_RUN)
+
+
 def _make_demo_set() -> None:
     # The lists are written last: where they are, the set is whole.
     if not (DEMO_ROOT / "ImageSets" / "Segmentation" / "val.txt").is_file():
-        logging.info("making the demo set in %s", DEMO_ROOT)
+        logger.info("drawing the demo set in %s", DEMO_ROOT)
         generate_demo(DEMO_ROOT)
+    elif read_class_names(DEMO_ROOT / "class_names.txt") != DEMO_CLASSES:
+        raise DataError(
+            f"{DEMO_ROOT}: is the demo set of an earlier version, with other pictures; remove it and the results made "
+            f"from it ({DEMO_RUN}), then give the same command again"
+        )
 
 
 def _is_range(words: Sequence[str]) -> bool:

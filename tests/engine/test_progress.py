@@ -53,15 +53,21 @@ def slowly(count: int, clock: Clock, seconds: float) -> Iterator[int]:
         yield number
 
 
-def test_a_file_gets_a_line_every_thirty_seconds(clock: Clock, shown: Shown) -> None:
+def test_a_file_gets_lines_at_longer_and_longer_intervals(clock: Clock, shown: Shown) -> None:
     log = shown(io.StringIO())
     assert list(progress(slowly(100, clock, 1.0), "walk", total=100)) == list(range(100))
     assert log.getvalue().splitlines() == [
         "walk: 30/100 (30 %), 1.00image/s, 01:10 left",
-        "walk: 60/100 (60 %), 1.00image/s, 00:40 left",
         "walk: 90/100 (90 %), 1.00image/s, 00:10 left",
     ]
     assert log.getvalue().endswith("left\n")
+
+
+def test_the_intervals_grow_up_to_a_quarter_of_an_hour(clock: Clock, shown: Shown) -> None:
+    log = shown(io.StringIO())
+    list(progress(slowly(500, clock, 10.0), "walk", total=500))
+    seconds = [10 * int(line.split()[1].split("/")[0]) for line in log.getvalue().splitlines()]
+    assert seconds == [30, 90, 210, 450, 930, 1830, 2730, 3630, 4530]
 
 
 def test_a_file_gets_no_more_lines_from_fast_or_slow_steps(clock: Clock, shown: Shown) -> None:
@@ -69,11 +75,10 @@ def test_a_file_gets_no_more_lines_from_fast_or_slow_steps(clock: Clock, shown: 
     list(progress(slowly(29_000, clock, 0.001), "walk", total=29_000))
     assert log.getvalue() == ""
     list(progress(slowly(6100, clock, 0.01), "walk", total=6100))
-    assert log.getvalue().count("\n") == 2
+    assert log.getvalue().count("\n") == 1
     list(progress(slowly(3, clock, 45.0), "walk", total=3))
-    assert log.getvalue().splitlines()[2:] == [
+    assert log.getvalue().splitlines()[1:] == [
         "walk: 1/3 (33 %), 45.00s/image, 01:30 left",
-        "walk: 2/3 (67 %), 45.00s/image, 00:45 left",
         "walk: 3/3 (100 %), 45.00s/image, 00:00 left",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_nothing_named_means_the_demo() -> None:
     assert record.data == str(DEMO_ROOT)
     # The demo's configuration counts, but for the flags.
     assert (record.params["backbone"], record.params["optimizer"], record.params["crop"]) == (
-        "resnet18",
+        "efficientnet_lite0",
         "adamw",
         64,
     )
@@ -67,3 +68,26 @@ def test_in_another_run_folder_a_forgotten_data_set_is_an_error(
     assert main(["run", "1", *words, *QUICK]) == 1
     assert "no data set: give --voc-root DIR" in capsys.readouterr().err
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_demo_says_what_it_will_do_and_which_file_to_open(capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[Sequence[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(catalogue.PIPELINE), "run_range", lambda self, chosen, words: done.append(words))
+        assert main(["run", "--run-dir", "runs/demo"]) == 0
+        plan, drawing, end = capsys.readouterr().err.splitlines()
+        assert main(["run", "2", "--run-dir", "runs/demo"]) == 0
+        assert main(["run", "--quiet"]) == 0
+        assert capsys.readouterr().err == "", "a part of the demo, and a quiet run, announce nothing"
+    assert plan.startswith("demo: draw 110 pictures into data/demo") and plan.endswith("Results: runs/demo")
+    assert drawing == "drawing the demo set in data/demo"
+    assert end == "the demo is finished; open runs/demo/report/report.html"
+    assert len(done) == 3
+
+
+def test_the_demo_set_of_an_earlier_version_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue._make_demo_set()
+    (DEMO_ROOT / "class_names.txt").write_text("bird\ncar\n")
+    assert main(["run", "1", *QUICK]) == 1
+    assert "is the demo set of an earlier version" in capsys.readouterr().err
+    assert not DEMO_RUN.exists()
