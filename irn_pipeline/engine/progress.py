@@ -61,7 +61,7 @@ class _LogLines(_Bar):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Called when a line is due, and with an empty text to wipe the bar, of which there is none."""
-        elapsed = self._time() - self.start_t
+        elapsed = self.format_dict["elapsed"]
         if msg is None and elapsed >= self._due:
             self._due = elapsed + min(elapsed + LOG_INTERVAL, LONGEST_INTERVAL)
             self.fp.write(f"{' '.join(str(self).split())}\n")

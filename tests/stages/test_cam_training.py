@@ -23,7 +23,8 @@ from irn_pipeline.stages.catalogue import stage_main
 
 CPU = Execution(device="cpu", precision="float32", workers=1, quiet=True)
 TINY = train_cam.Params(
-    backbone="resnet18", backbone_weights="none", frozen_stages=0, epochs=1, batch_size=4, crop=64, long_side=(64, 96), lr=1e-3,
+    backbone="resnet18", backbone_weights="none", frozen_stages=0, epochs=1, batch_size=4, crop=64,
+    long_side=(64, 96), lr=1e-3,
 )  # fmt: skip
 
 
