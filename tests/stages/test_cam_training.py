@@ -111,7 +111,7 @@ def test_a_class_that_every_picture_has_is_refused_in_one_line(
             *(
                 "--image-dir",
                 str(root / "JPEGImages"),
-                "--labels-csv",
+                "--label-csv",
                 str(table),
                 "--run-dir",
                 str(tmp_path / "run"),
