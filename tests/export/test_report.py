@@ -659,12 +659,12 @@ def test_in_a_browser(tmp_path: Path) -> None:
     page.write_text(
         text.replace("<title>", PROBE + "<title>", 1).replace("</body>", DRIVE + "</body>"), encoding="utf-8"
     )
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=600000", "--dump-dom")
     path = browser()
     assert path is not None
     done = subprocess.run(
         [path, *flags, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found is not None, done.stdout[-2000:]
