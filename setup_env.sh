@@ -107,11 +107,9 @@ if [[ ! -x $venv/bin/python ]]; then
     echo "setup: making $venv with ${uv:-$base -m venv and pip}; this downloads torch and its libraries, several GB, once"
     mkdir -p "$venv"
     echo unfinished >"$stamp"
-    if [[ -n $uv ]]; then
-        uv venv --quiet --allow-existing --python "$base" "$venv"
-    else
-        "$base" -m venv "$venv"
-    fi
+    make=("$base" -m venv)
+    [[ -z $uv ]] || make=(uv venv --quiet --allow-existing --python "$base")
+    log=$("${make[@]}" "$venv" 2>&1) || die "$venv cannot be made: ${log##*$'\n'}"
 fi
 
 install() {
@@ -122,9 +120,9 @@ install() {
         "$venv/bin/python" -m pip install --quiet --no-input --no-compile --disable-pip-version-check "$@"
     fi
 }
-[[ -n $uv ]] || "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
-install --editable "$root${extra:+[$extra]}" ||
-    die "installing failed, see above; the same command goes on once the cause (network, disk space) is removed"
+[[ -n $uv ]] || "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null 2>&1
+log=$(install --editable "$root${extra:+[$extra]}" 2>&1) ||
+    die "installing failed (${log##*$'\n'}); the same command goes on once the cause (network, disk space ...) is removed"
 if [[ $extra == dev ]] && ! log=$(install --editable "$root[reference]" 2>&1); then
     echo "setup: pydensecrf2 cannot be built here (it takes a C++ compiler and Python's headers: apt install g++" \
         "python3-dev); going on without it, and without the tests against it: ${log##*$'\n'}"
