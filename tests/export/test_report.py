@@ -662,7 +662,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=600000", "--dump-dom")
     path = browser()
     assert path is not None
-    # Images are decoded in real time, beside the virtual clock, which may run out before: then the page is not finished.
+    # Images are decoded in real time, and the virtual clock may run out before: then the page is not finished.
     for attempt in range(6):
         profile = f"--user-data-dir={tmp_path / f'profile{attempt}'}"
         done = subprocess.run(
