@@ -52,7 +52,7 @@ DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--con
 """Beginnings of the flags that say that another data set is meant."""
 DEMO_RUN = Path("runs/demo")
 DEMO_PLAN = (
-    "demo: draw 110 pictures into %s, train and apply every stage on them, and write a report. On our machine this took "
+    "demo: draw 110 pictures into %s, train and apply every stage on them, and write a report. On our machine it took "
     "170 s of CPU time (docs/RESULTS.md); what is there already is kept. Results: %s"
 )
 DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", str(DEMO_RUN))
