@@ -15,7 +15,9 @@ from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_siz
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_scales
-from irn_pipeline.stages.make_cam import Params, class_maps, prepare_network
+from irn_pipeline.seeding import cam
+from irn_pipeline.seeding.base import NoParams, Picture
+from irn_pipeline.stages.make_cam import Params, prepare_network
 
 NUM_CLASSES, CLASS_IDS = 20, (3, 11)
 _TOLERANCE = 2e-2
@@ -43,12 +45,22 @@ def pictures(case: Case) -> list[list[Tensor]]:
 def ours(case: Case) -> Prepared:
     execution = Execution()
     device = execution.torch_device()
-    scaled, class_ids = pictures(case), np.array(CLASS_IDS)
+    scaled = pictures(case)
     ready = prepare_network(network(case), device)
 
+    @torch.inference_mode()
     def work() -> Arrays:
         with execution.autocast():
-            maps = [class_maps(ready, one, class_ids, device) for one in scaled]
+            maps = [
+                cam.maps(
+                    Picture(
+                        ready, tuple(normalise(x.to(device)) for x in one), (), list(CLASS_IDS), case.size
+                    ),
+                    NoParams(),
+                    None,
+                )
+                for one in scaled
+            ]
         return [merged.cpu().numpy() for one in maps for merged in merge_scales(one, case.size)]
 
     return Prepared(work, None, *_needs(case, scaled))

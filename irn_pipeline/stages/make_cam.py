@@ -18,6 +18,7 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
 from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Files, Job, MapStage, Produced
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
@@ -26,16 +27,22 @@ from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.cam import merge_cams, merge_scales
 from irn_pipeline.ops.feature_affinity import spread_maps
-from irn_pipeline.structures import Cam, ImageRecord, IntArray
+from irn_pipeline.seeding import SEEDS, SeedName
+from irn_pipeline.seeding.base import Picture
+from irn_pipeline.structures import Cam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
+from irn_pipeline.variants import bases_of, unused_by
 
 _COMPARED = 3
 """Last maps of the backbone, whose features tell how like two cells are: of a ResNet layer2, layer3 and layer4."""
 
 
 @dataclass(frozen=True)
-class Params:
-    """Parameters of the activation maps."""
+class CommonParams:
+    """Parameters of all kinds of seeds."""
+
+    seeds: SeedName = field(default="cam", metadata={"fingerprint": "unless default"})
+    """How the classifier's maps are made: cam as published, layercam, lpcam (clusters over the list), or advcam."""
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     """Relative picture sizes whose maps are summed; each with its mirror."""
@@ -53,6 +60,16 @@ class Params:
             )
         if self.from_cams and self.from_model is not None:
             raise ValueError("from_cams and from_model both name where maps come from; give one of them")
+        if self.seeds != "cam" and (self.from_cams or self.from_model is not None):
+            raise ValueError(
+                f"seeds {self.seeds} are made with the classifier of train_cam, and there is none with from_cams or "
+                "from_model; leave one of them out"
+            )
+
+
+@dataclass(frozen=True)
+class Params(*bases_of([seed.params for seed in SEEDS.values()]), CommonParams):  # type: ignore[misc]
+    """Parameters of the activation maps."""
 
 
 class MapNetwork(Protocol):
@@ -81,6 +98,11 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
     require_current(job.run, STAGE.name, pending, job.data.leading_names)
     sources = tuple(CamSource.of_folder(job, folder) for folder in job.params.from_cams)
     network = None if _needs_no_network(job.params) else _network(job)
+    prepare = SEEDS[job.params.seeds].prepare
+    prepared = None
+    if prepare is not None and network is not None and pending:
+        with torch.inference_mode(), job.execution.autocast():
+            prepared = prepare(_pictures(job, network), job.data.images.num_classes, job.params)
     there = list(pending)
     for source in sources:
         there, absent = source.split(there)
@@ -91,11 +113,26 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
             yield Produced(item.record.image_id, problem=item.problem)
             continue
         with job.clock.section("network"):
-            value = _cam(job, network, item)
+            value = _cam(job, network, item, prepared)
         yield Produced(item.record.image_id, (value,), file_format=item.file_format)
 
 
-def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input) -> Cam:
+def _pictures(job: Job[Params, DataSet], network: MapNetwork) -> Iterator[Picture]:
+    """All pictures of the list, for what is learned of them before the first map is made."""
+    records = job.data.readable(job).records
+    read = prefetch(_reader(job.params, ()), records, job.execution.worker_count)
+    for item in progress(read, "survey", total=len(records), quiet=job.execution.quiet):
+        if item.problem is None:
+            yield _picture(job, network, item)
+
+
+def _picture(job: Job[Params, DataSet], network: MapNetwork, item: _Input) -> Picture:
+    device = job.execution.torch_device()
+    scaled = tuple(normalise(one.to(device)) for one in item.scaled)
+    return Picture(network, scaled, job.params.scales, list(item.record.class_ids), item.size)
+
+
+def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input, prepared: Any) -> Cam:
     if network is None:
         assert item.given is not None
         return item.given
@@ -104,8 +141,8 @@ def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input) ->
         class_ids, maps = item.given.class_ids, [torch.from_numpy(item.given.cam).to(device)]
     else:
         class_ids = np.array(item.record.class_ids, np.int64)
-        with job.execution.autocast():
-            maps = class_maps(network, item.scaled, class_ids, device)
+        with job.execution.autocast(), torch.inference_mode():
+            maps = SEEDS[job.params.seeds].maps(_picture(job, network, item), job.params, prepared)
     if item.bounded is not None:
         with torch.inference_mode(), job.execution.autocast():
             features = network.backbone(normalise(item.bounded.to(device))[None])
@@ -115,28 +152,9 @@ def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input) ->
     return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
 
 
-@torch.inference_mode()
-def class_maps(
-    network: MapNetwork, scaled: Sequence[Tensor], class_ids: IntArray, device: torch.device | str = "cpu"
-) -> list[Tensor]:
-    """A network's maps of one picture, scale by scale.
-
-    Args:
-        network: in evaluation mode; a classifier made ready by `prepare_network` is faster.
-        scaled: the picture at every scale, (3, H_s, W_s) uint8.
-        class_ids: (K,) foreground class ids.
-        device: where the network is.
-
-    Returns:
-        One (K, ceil(H_s / 16), ceil(W_s / 16)) float32 tensor of values >= 0 per scale, on the device.
-    """
-    chosen = torch.from_numpy(class_ids).to(device)
-    return [network.paired_activation_maps(normalise(s.to(device)))[chosen].float() for s in scaled]
-
-
 def prepare_network(network: CamNetwork, device: torch.device) -> CamNetwork:
     """Put a network, in place, into the form in which it infers fastest; for inference only."""
-    network.eval()
+    network.eval().requires_grad_(False)
     fold_batch_norms(network.backbone)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -241,7 +259,10 @@ def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
 
 
 def _unused(params: Params) -> Mapping[str, str]:
-    return {"scales": "--from-cams gives the maps, and no network makes any"} if params.from_cams else {}
+    found = unused_by([params.seeds], {name: seed.params for name, seed in SEEDS.items()})
+    if params.from_cams:
+        found["scales"] = "--from-cams gives the maps, and no network makes any"
+    return found
 
 
 STAGE: MapStage[Params] = MapStage(

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from irn_pipeline.artifacts import CAM, IR_LABEL, SEMANTIC_LABEL
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, IR_LABEL, SEMANTIC_LABEL, Checkpoint
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
@@ -24,7 +25,9 @@ from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.evaluation import model_figures
+from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.stages.command import run_stage_command
+from irn_pipeline.structures import FloatArray
 from tests.stages.conftest import CONFIG, TinyRun
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +40,14 @@ def block(file: str) -> str:
     """The code block that begins with the file's name."""
     (found,) = re.findall(rf"```python\n# {re.escape(file)}\n(.*?)```", EXTENDING, flags=re.DOTALL)
     return str(found)
+
+
+def diff_of(module: str) -> str:
+    """The diff of a file of the package."""
+    found = re.findall(
+        rf"`irn_pipeline/{module}\.py` adds it:\n\n```diff\n(.*?)```", EXTENDING, flags=re.DOTALL
+    )
+    return str(*found)
 
 
 Load = Callable[[str, str], ModuleType]
@@ -140,7 +151,7 @@ def test_stage(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Captur
 def test_model(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("irn_pipeline/nn/segmenters/pixel_net.py", "irn_pipeline/models/pixel_net.py"):
         load(path.removesuffix(".py").replace("/", "."), block(path))
-    (diff,) = re.findall(r"```diff\n(.*?)```", EXTENDING, flags=re.DOTALL)
+    diff = diff_of("models/__init__")
     models = load("irn_pipeline.models", apply_diff(source_of("models/__init__"), diff))
     trained = load("irn_pipeline.trained_networks", source_of("trained_networks"))
     trainer = load("irn_pipeline.stages.train_segmenter", source_of("stages/train_segmenter"))
@@ -173,6 +184,32 @@ def test_model(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Captur
         assert (label[mask] == class_id + 1).all()
     # What the stages evaluate and predict ask of a model, this one can be asked as well.
     assert model_figures(model, data, EXECUTION)["pictures"] == 4
+
+
+def test_seed(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    load("irn_pipeline.seeding.shifted", block("irn_pipeline/seeding/shifted.py"))
+    load("irn_pipeline.seeding", apply_diff(source_of("seeding/__init__"), diff_of("seeding/__init__")))
+    maker = load("irn_pipeline.stages.make_cam", source_of("stages/make_cam"))
+    words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
+    assert run_stage_command(maker.STAGE, ["--shifted-by", "4", *words]) == 1
+    assert "--shifted-by: of no effect on cam; it is for shifted" in capsys.readouterr().err
+    data = load_source(Source(voc_root=str(voc_root)))
+    torch.manual_seed(0)
+    state = CamNetwork(num_classes=len(data.identity), backbone="resnet18").state_dict()
+
+    def made(name: str, params: Any) -> list[FloatArray]:
+        run = RunFolder(tmp_path / name)
+        run.write(CAM_NETWORK, Checkpoint("cam", "resnet18", data.identity, state))
+        run.write_record(StageRecord("train_cam", "0", {}, {}, True, {}, 0.0, {}))
+        run_stage(maker.STAGE, Job(run, params, data, EXECUTION))
+        return [run.read(CAM, record.image_id).cam for record in data.items]
+
+    plain, unmoved, moved = (
+        made(str(number), maker.Params(scales=(1.0,), **options))
+        for number, options in enumerate(({}, {"seeds": "shifted", "shifted_by": 0}, {"seeds": "shifted"}))
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(plain, unmoved, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(plain, moved, strict=True))
 
 
 def test_a_diff_that_no_longer_fits_is_seen() -> None:

@@ -1,0 +1,51 @@
+"""What a kind of seed is: how a classifier's maps of one picture are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """A kind of seed without parameters."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, and the classifier that looks at it.
+
+    Attributes:
+        network: in evaluation mode, on its device; its parameters need no gradient. For `cam` alone it may be any that
+            has `paired_activation_maps`.
+        scaled: the picture at every scale, (3, H_s, W_s) float32, normalised, on the network's device.
+        scales: size of each relative to the picture's own.
+        class_ids: the K classes that the picture is tagged with.
+        size: (H, W) of the picture in pixels.
+    """
+
+    network: Any
+    scaled: tuple[Tensor, ...]
+    scales: tuple[float, ...]
+    class_ids: list[int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A kind of seed.
+
+    Attributes:
+        maps: picture, parameters, and what `prepare` has found -> one (K, h_s, w_s) float32 tensor of values >= 0 per
+            scale. Of any grid: they are resized and summed. It runs with gradients off, and may switch them on.
+        params: a frozen dataclass of its parameters; the string below a field is its help.
+        prepare: all pictures of the list, number of classes, and parameters -> what `maps` needs to know of them.
+    """
+
+    maps: Callable[[Picture, Any, Any], list[Tensor]]
+    params: type[Any] = NoParams
+    prepare: Callable[[Iterable[Picture], int, Any], Any] | None = None
