@@ -78,13 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_range(words: list[str]) -> None:
     chosen: list[str] = []
+    plan_only = words[:1] == ["plan"]
+    if plan_only:
+        del words[0]
     while _is_range(words[:1]):
         chosen.append(words.pop(0))
     needs_data = any(stage.needs_data for stage in PIPELINE.select(chosen))
     if needs_data and not any(word.startswith(DATA_FLAGS) for word in words) and _is_demo_run(words):
         _make_demo_set()
         words = ["--config", str(config_folder() / "demo.yaml"), *DEMO_FLAGS, *words]
-    PIPELINE.run_range(chosen, words)
+    if plan_only:
+        PIPELINE.show_plan(words)
+    else:
+        PIPELINE.run_range(chosen, words)
 
 
 def _is_demo_run(words: Sequence[str]) -> bool:
