@@ -118,7 +118,8 @@ def notes(facts: Facts) -> list[str]:
     found = []
     if facts.all_pictures < _FEW:
         found.append(
-            f"{facts.all_pictures} pictures are too few to tell what makes a class; add some dozens of each"
+            f"{facts.all_pictures} picture{' is' if facts.all_pictures == 1 else 's are'} too few to tell what makes a "
+            "class; add some dozens of each"
         )
     rare = [name for name, count in facts.per_class.items() if 1 < count < min(_FEW, facts.pictures)]
     if rare and facts.all_pictures >= _FEW:

@@ -13,8 +13,9 @@ import pytest
 
 import irn_pipeline.stages.catalogue as command_line
 from irn_pipeline.engine import command
-from irn_pipeline.engine.command import Pipeline, RunOptions
+from irn_pipeline.engine.command import RunOptions
 from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.invocation import Invocation
 from irn_pipeline.engine.store import StageRecord
 from irn_pipeline.files.yaml_text import read_yaml
 from irn_pipeline.stages.catalogue import PIPELINE, main, stage_main
@@ -96,7 +97,7 @@ def read_yaml_if_ours(path: Path) -> dict[str, Any]:
 @pytest.fixture
 def parsed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands stop after all their words were understood."""
-    monkeypatch.setattr(Pipeline, "_run", lambda self, work, values: None)
+    monkeypatch.setattr(Invocation, "run", lambda self: None)
     monkeypatch.setattr(command, "read_yaml", read_yaml_if_ours)
     monkeypatch.setattr(command_line, "_make_demo_set", lambda: None)
     monkeypatch.chdir(ROOT)

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from irn_pipeline.engine.dask_backend import require_dask
 from irn_pipeline.engine.execution import Execution, set_up_logging
 from irn_pipeline.engine.options import OptionParser, from_namespace, parse
-from irn_pipeline.engine.planner import PLAN_NAME, Planner, is_new, plan_text, write_plan
+from irn_pipeline.engine.planner import PLAN_NAME, Planner, drop_plan, has_no_results, plan_text, write_plan
 from irn_pipeline.engine.ranks import join_ranks
 from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.stage import Data, Job, ReduceStage, Stage
@@ -130,11 +130,18 @@ class Invocation:
         planner = self.pipeline.planner
         if planner is not None and not self.stages:
             self._show(planner, data, execution)
-        elif planner is not None and ranks.from_first(partial(self._plan, planner, data, execution)):
-            self.settle()
-        for stage in self.stages:
-            params = self.params[stage.name]
-            run_stage(stage, Job(run, params, data, execution, ranks=ranks, reported=reported))
+            return
+        made = planner is not None and ranks.from_first(partial(self._plan, planner, data, execution))
+        try:
+            if made:
+                self.settle()
+            for stage in self.stages:
+                params = self.params[stage.name]
+                run_stage(stage, Job(run, params, data, execution, ranks=ranks, reported=reported))
+        finally:
+            # What is mended after a failure may change the plan, as other weights do.
+            if made and ranks.is_first and has_no_results(run, self._planned_stages):
+                drop_plan(run)
 
     @property
     def run_folder(self) -> RunFolder:
@@ -142,14 +149,27 @@ class Invocation:
         return RunFolder(Path(self.values["run_dir"]))
 
     @property
+    def _planned_stages(self) -> list[Stage[Any]]:
+        planner = self.pipeline.planner
+        return [
+            stage for stage in self.pipeline.stages if planner is not None and stage.name in planner.stages
+        ]
+
+    @property
     def _planned(self) -> bool:
         return bool(self.values["plan"] == "auto")
+
+    @property
+    def _is_new(self) -> bool:
+        """Whether the run folder has neither a plan nor results: those without a plan go on with the defaults."""
+        run = self.run_folder
+        return not (run.root / PLAN_NAME).is_file() and has_no_results(run, self._planned_stages)
 
     def _plan(self, planner: Planner, data: Data, execution: Execution) -> bool:
         """Whether a plan was made and written: before the first results of a run folder, if these stages have one."""
         run = self.run_folder
         ahead = [stage.name for stage in self.stages if stage.name in planner.stages]
-        if not ahead or not self._planned or not is_new(run):
+        if not ahead or not self._planned or not self._is_new:
             return False
         text = plan_text(planner.choose(data, execution, self.given()))
         path = write_plan(run, text)
@@ -162,7 +182,7 @@ class Invocation:
     def _show(self, planner: Planner, data: Data, execution: Execution) -> None:
         """Tell what a run would do, at a level that --quiet does not hide."""
         path = self.run_folder.root / PLAN_NAME
-        if self._planned and is_new(self.run_folder):
+        if self._planned and self._is_new:
             choices = planner.choose(data, execution, self.given())
             logger.warning("plan of %s:\n%s", self.run_folder.root, plan_text(choices))
             self._parse({one.key: one.value for one in choices})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.provenance import has_results
+from irn_pipeline.engine.stage import Stage
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.files.atomic import atomic_path, require_own_folder
 
@@ -82,6 +85,15 @@ def write_plan(run: RunFolder, text: str) -> Path:
     return path
 
 
-def is_new(run: RunFolder) -> bool:
-    """Whether a run folder has neither a plan nor results: those without a plan go on with the defaults."""
-    return not (run.root / PLAN_NAME).is_file() and not run.folders()
+def drop_plan(run: RunFolder) -> None:
+    """Remove a plan that nothing was made with, and the run folder if there is nothing else in it."""
+    (run.root / PLAN_NAME).unlink(missing_ok=True)
+    with suppress(OSError):
+        run.root.rmdir()
+
+
+def has_no_results(run: RunFolder, planned: Sequence[Stage[Any]]) -> bool:
+    """Whether a run folder holds nothing that was made: records of planned stages without results do not count."""
+    names = {stage.name for stage in planned}
+    others = any(name not in names for name in run.folders())
+    return not others and not any(has_results(stage, run.stage_dir(stage.name)) for stage in planned)

@@ -64,6 +64,11 @@ def run_main(arguments: Sequence[str]) -> int:
     return run_command(partial(_run_range, list(arguments)))
 
 
+def plan_main() -> int:
+    """The command that shows the plan of a run; returns the exit code."""
+    return run_main(["plan", *sys.argv[1:]])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console command: a stage's name and its flags, or a range and flags."""
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from irn_pipeline.models import SegmenterParams, build_segmenter
 from torch import Tensor, nn
 
 from irn_pipeline.errors import CheckpointError, ConfigError
+from irn_pipeline.models import SegmenterParams, build_segmenter
 from irn_pipeline.nn import imagenet, timm_backbone
 from irn_pipeline.nn.backbone import (
     Backbone,
