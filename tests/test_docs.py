@@ -84,6 +84,8 @@ def flags_told(text: str) -> set[str]:
 
 
 def run(words: list[str]) -> int:
+    if words[0] == "stages.plan":
+        return main(["plan", *words[1:]])
     if words[0].startswith("stages."):
         return stage_main(words[0].removeprefix("stages."), words[1:])
     return main(["run", *words[1:]] if words[0] == "./run_all.sh" else words[1:])
