@@ -108,7 +108,7 @@ def measure(plan: Plan, folder: Path, device: str, minutes: float) -> Figures:
     figures = Figures(device_name(device), torch.__version__, plan.images, tflops(device))
     data = folder / "voc"
     generate_demo(data, num_images=plan.images, num_heldout=1, min_size=plan.size, max_size=plan.size)
-    common: dict[str, object] = {"voc_root": data, "quiet": True, **plan.sections}
+    common: dict[str, object] = {"voc_root": data, "quiet": True, "plan": "published", **plan.sections}
     with Utilisation(device) as utilisation:
         run = run_stages("1-5", run_dir=folder / "device", device=device, **common)
     figures.mean_utilisation_percent = utilisation.mean()

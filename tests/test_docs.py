@@ -13,8 +13,9 @@ import pytest
 
 import irn_pipeline.stages.catalogue as command_line
 from irn_pipeline.engine import command
-from irn_pipeline.engine.command import Pipeline, RunOptions
+from irn_pipeline.engine.command import RunOptions
 from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.invocation import Invocation
 from irn_pipeline.engine.store import StageRecord
 from irn_pipeline.files.yaml_text import read_yaml
 from irn_pipeline.stages.catalogue import PIPELINE, main, stage_main
@@ -83,6 +84,8 @@ def flags_told(text: str) -> set[str]:
 
 
 def run(words: list[str]) -> int:
+    if words[0] == "stages.plan":
+        return main(["plan", *words[1:]])
     if words[0].startswith("stages."):
         return stage_main(words[0].removeprefix("stages."), words[1:])
     return main(["run", *words[1:]] if words[0] == "./run_all.sh" else words[1:])
@@ -96,7 +99,7 @@ def read_yaml_if_ours(path: Path) -> dict[str, Any]:
 @pytest.fixture
 def parsed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands stop after all their words were understood."""
-    monkeypatch.setattr(Pipeline, "_run", lambda self, work, values: None)
+    monkeypatch.setattr(Invocation, "run", lambda self: None)
     monkeypatch.setattr(command, "read_yaml", read_yaml_if_ours)
     monkeypatch.setattr(command_line, "_make_demo_set", lambda: None)
     monkeypatch.chdir(ROOT)

@@ -6,43 +6,28 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from irn_pipeline.engine.dask_backend import require_dask
-from irn_pipeline.engine.execution import Execution, set_up_logging
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.invocation import Invocation, RunOptions
 from irn_pipeline.engine.options import (
     Options,
     add_options,
     flat_config,
-    from_namespace,
     nearest,
     new_parser,
-    parse,
 )
-from irn_pipeline.engine.ranks import OtherProcessFailed, join_ranks
-from irn_pipeline.engine.runner import run_stage
-from irn_pipeline.engine.stage import Data, Job, ReduceStage, Stage
-from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.engine.planner import Planner
+from irn_pipeline.engine.ranks import OtherProcessFailed
+from irn_pipeline.engine.stage import Data, Stage
 from irn_pipeline.errors import ConfigError, IrnError
 from irn_pipeline.files.text import plain_line
 from irn_pipeline.files.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where results go and where values come from."""
-
-    run_dir: str = "runs/default"
-    """Run folder: every stage reads and writes below it."""
-    config: str | None = None
-    """YAML file with the same keys as the flags, one section a stage; flags win."""
-    preset: str | None = None
-    """Values that another project publishes (advcam, rib_voc ...: configs/presets); --config and flags win."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,7 @@ class Pipeline(Generic[S]):
         tools: stages that run by name only.
         presets: folder of the YAML files that --preset names.
         names: stages that a YAML file may have sections for; those of stages that are not here are passed over.
+        planner: how values are chosen that nobody gives.
     """
 
     numbered: tuple[Stage[Any], ...]
@@ -68,6 +54,7 @@ class Pipeline(Generic[S]):
     tools: tuple[Stage[Any], ...] = ()
     presets: Path | None = None
     names: tuple[str, ...] = ()
+    planner: Planner | None = None
 
     @property
     def stages(self) -> tuple[Stage[Any], ...]:
@@ -94,11 +81,8 @@ class Pipeline(Generic[S]):
     def run_one(self, name: str, arguments: Sequence[str]) -> None:
         """One stage's own command: its flags have no prefix."""
         stage = self.stage_named(name)
-        config = self._config(arguments)
-        own = {key.removeprefix(f"{name}."): value for key, value in config.items()}
-        own = {key: value for key, value in own.items() if "." not in key}
         about = (f"python -m stages.{name}", stage.summary)
-        self._command(about, [stage], {name: ""}, arguments, own)
+        self._command(about, [stage], {name: ""}, arguments, self._config(arguments))
 
     def run_range(
         self, chosen: Sequence[str], arguments: Sequence[str] = (), config: Mapping[str, Any] | None = None
@@ -113,8 +97,19 @@ class Pipeline(Generic[S]):
         stages = self.select(chosen)
         values = self._config(arguments) if config is None else self._with_preset(config, None)
         about = ("run_all.sh [RANGE]", "Run stages in order: 2-5, 3, 4-, -5, names, or all.")
-        prefixes = {stage.name: f"{stage.name}." for stage in self.stages + self.tools}
-        self._command(about, stages, prefixes, arguments, values)
+        self._command(about, stages, self._prefixes, arguments, values)
+
+    def show_plan(self, arguments: Sequence[str]) -> None:
+        """The command that shows the plan of a run and how long its stages will take, and writes nothing."""
+        about = (
+            "python -m stages.plan",
+            "Show the values that follow from the data set, and how long stages take.",
+        )
+        self._command(about, [], self._prefixes, arguments, self._config(arguments))
+
+    @property
+    def _prefixes(self) -> dict[str, str]:
+        return {stage.name: f"{stage.name}." for stage in self.stages + self.tools}
 
     def select(self, chosen: Sequence[str]) -> list[Stage[Any]]:
         """The stages that words such as "2-5", "4-", "-5", "3" or names stand for, in pipeline order.
@@ -177,10 +172,10 @@ class Pipeline(Generic[S]):
 
         Args:
             about: name of the command and what it does.
-            stages: what is run.
+            stages: what is run; without any, the plan is shown.
             prefixes: names of the stages whose options there are -> what their flags begin with.
             arguments: flags; they win over `config`.
-            config: destination -> value.
+            config: "key" or "stage.key" -> value.
         """
         parser = new_parser(*about)
         explain = not {"-h", "--help"}.isdisjoint(arguments)
@@ -192,61 +187,10 @@ class Pipeline(Generic[S]):
             stage = self.stage_named(name)
             title = f"{name}: {stage.summary}" if prefix else "Parameters of the result"
             add_options(parser, stage.params, prefix=prefix, title=title, explain=explain)
-        values = parse(parser, arguments, config)
-        # Those of the numbered stages are checked even if only a few are run.
-        checked = [stage for stage in self.stages if stage.name in prefixes]
-        params = {
-            stage.name: from_namespace(stage.params, values, prefix=prefixes[stage.name])
-            for stage in [*checked, *stages]
-        }
-        for stage in stages:
-            require_effect(stage, params[stage.name], arguments, config, prefixes[stage.name])
-        self._run([(stage, params[stage.name]) for stage in stages], values)
-
-    def _run(self, work: Sequence[tuple[Stage[Any], Any]], values: Any) -> None:
-        execution = from_namespace(Execution, values)
-        options = from_namespace(RunOptions, values)
-        source = from_namespace(self.source, values)
-        set_up_logging(quiet=execution.quiet)
-        if execution.backend == "dask":
-            require_dask()
-        if not all(isinstance(stage, ReduceStage) and stage.only_looks for stage, _ in work):
-            execution.torch_device()
-        ranks, execution = join_ranks(execution)
-        if not ranks.is_first:
-            set_up_logging(quiet=True)
-        needs_data = any(stage.needs_data for stage, _ in work)
-        data = self.load(source) if needs_data or source != self.source() else self.no_data
-        run, reported = RunFolder(Path(options.run_dir)), set[tuple[str, str]]()
-        for stage, params in work:
-            run_stage(stage, Job(run, params, data, execution, ranks=ranks, reported=reported))
-
-
-def require_effect(
-    stage: Stage[Any], params: Any, arguments: Sequence[str], config: Mapping[str, Any], prefix: str
-) -> None:
-    """Refuse flags that have no effect beside the others, and warn of such values of a configuration.
-
-    A section of a configuration may serve several models, so there they are no error.
-
-    Raises:
-        ConfigError: a flag has no effect; the message says why.
-    """
-    unused = stage.unused(params) if stage.unused is not None else {}
-    given = {
-        word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")
-    }
-    for name, why in unused.items():
-        if f"{prefix}{name}" in given:
-            raise ConfigError(f"--{prefix}{name if prefix else name.replace('_', '-')}: {why}")
-    defaults = {entry.name: entry.default for entry in fields(stage.params)}
-    # A configuration has lists for tuples.
-    values = {name: config.get(f"{prefix}{name}", defaults[name]) for name in unused}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    idle = sorted(name for name, value in values.items() if value != defaults[name])
-    if idle:
-        set_up_logging(quiet=False)
-        logger.warning("%s: set in the configuration, but of no effect here: %s", stage.name, ", ".join(idle))
+        invocation = Invocation(self, parser, stages, prefixes, arguments, config)
+        invocation.settle()
+        invocation.require_effect()
+        invocation.run()
 
 
 def flag_value(arguments: Sequence[str], flag: str, meaning: str) -> str | None:

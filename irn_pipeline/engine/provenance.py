@@ -52,7 +52,7 @@ def origin_of(stage: Stage[Any], job: Job[Any, Any]) -> Origin:
         _require_sources_elsewhere(place, job.params)
         clear_folder(place, keep=LOCK_NAME)
         previous = None
-    if not isinstance(stage, ReduceStage) and not _has_results(stage, place):
+    if not isinstance(stage, ReduceStage) and not has_results(stage, place):
         previous = None
     made = None if previous is None else partial(_is_made, stage, job)
     inputs, changed = take_stock(named, known, made, job.execution)
@@ -276,7 +276,7 @@ def _require_sources_elsewhere(place: Path, params: Any) -> None:
                 )
 
 
-def _has_results(stage: Stage[Any], place: Path) -> bool:
+def has_results(stage: Stage[Any], place: Path) -> bool:
     """Whether a stage's folder holds what would be lost; the losses of an unfinished first epoch would not."""
     if isinstance(stage, FitStage):
         names = (RESUME_NAME, *(f"{artifact.name}{artifact.suffix}" for artifact in stage.writes))

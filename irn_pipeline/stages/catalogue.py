@@ -72,6 +72,11 @@ def run_main(arguments: Sequence[str]) -> int:
     return run_command(partial(_run_range, list(arguments)))
 
 
+def plan_main() -> int:
+    """The command that shows the plan of a run; returns the exit code."""
+    return run_main(["plan", *sys.argv[1:]])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console command: a stage's name and its flags, or a range and flags."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -86,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_range(words: list[str]) -> None:
     chosen: list[str] = []
+    plan_only = words[:1] == ["plan"]
+    if plan_only:
+        del words[0]
     while _is_range(words[:1]):
         chosen.append(words.pop(0))
     needs_data = any(stage.needs_data for stage in PIPELINE.select(chosen))
@@ -96,6 +104,9 @@ def _run_range(words: list[str]) -> None:
             logger.info(DEMO_PLAN, DEMO_ROOT, _run_dir(words))
         _make_demo_set()
         words = ["--config", str(config_folder() / "demo.yaml"), *DEMO_FLAGS, *words]
+    if plan_only:
+        PIPELINE.show_plan(words)
+        return
     PIPELINE.run_range(chosen, words)
     if demo and not chosen:
         logger.info("the demo is finished; open %s", _run_dir(words) / report.STAGE.name / "report.html")

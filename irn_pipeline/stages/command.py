@@ -9,7 +9,10 @@ from typing import Any
 from irn_pipeline.configs import config_folder
 from irn_pipeline.datasets.source import Source, load_source, no_data_set
 from irn_pipeline.engine.command import Pipeline, run_command
+from irn_pipeline.engine.planner import Planner
 from irn_pipeline.engine.stage import Stage
+from irn_pipeline.forecast import forecast
+from irn_pipeline.plan import PLANNED, choose
 from irn_pipeline.stages import NAMES
 
 
@@ -49,4 +52,5 @@ def pipeline_of(
         tools=tools,
         presets=config_folder() / "presets",
         names=NAMES,
+        planner=Planner(PLANNED, choose, forecast),
     )

@@ -14,6 +14,7 @@ from irn_pipeline.datasets.synthetic import generate_demo
 from irn_pipeline.stages.catalogue import main
 
 CONFIG = """\
+plan: published
 precision: float32
 device: cpu
 workers: 1

@@ -15,7 +15,7 @@ from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL, 
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.datasets.voc import load_voc
-from irn_pipeline.engine.command import Pipeline
+from irn_pipeline.engine.invocation import Invocation
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError, IrnError, ShapeError
 from irn_pipeline.structures import Instances
@@ -92,11 +92,11 @@ class Seen:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     made = Seen()
 
-    def note(self: object, work: object, values: object) -> None:
-        made.params = {stage.name: params for stage, params in work}  # type: ignore[attr-defined]
-        made.names, made.values = list(made.params), values
+    def note(self: Invocation) -> None:
+        made.params = {stage.name: self.params[stage.name] for stage in self.stages}
+        made.names, made.values = list(made.params), self.values
 
-    monkeypatch.setattr(Pipeline, "_run", note)
+    monkeypatch.setattr(Invocation, "run", note)
     return made
 
 

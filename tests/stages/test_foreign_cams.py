@@ -27,6 +27,7 @@ from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.invocation import Invocation
 from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
@@ -370,9 +371,9 @@ def test_a_preset_sets_the_published_values_and_nothing_else(
 ) -> None:
     taken: dict[str, Any] = {}
     monkeypatch.setattr(
-        type(PIPELINE),
-        "_run",
-        lambda self, work, values: taken.update({s.name: params for s, params in work}),
+        Invocation,
+        "run",
+        lambda self: taken.update({s.name: self.params[s.name] for s in self.stages}),
     )
     for stage in LABELLING:
         PIPELINE.run_one(stage, ["--preset", name])
@@ -387,7 +388,7 @@ def test_a_preset_sets_the_published_values_and_nothing_else(
     rest = [f.name for f in fields(synthesis) if f.name not in ("semantic_bg_threshold", "cam_power")]
     assert all(getattr(synthesis, field) == getattr(usual, field) for field in rest)
     assert PIPELINE.presets is not None
-    assert read_yaml(PIPELINE.presets / f"{name}.yaml").keys() <= set(LABELLING)
+    assert read_yaml(PIPELINE.presets / f"{name}.yaml").keys() <= {"plan", *LABELLING}
 
 
 def test_a_preset_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:

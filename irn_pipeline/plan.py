@@ -1,0 +1,262 @@
+"""The plan of a run: values that follow from the data set and the machine, each with its reason in one line.
+
+A rule is a function from the facts and the values that the user gave to a few choices; `RULES` lists them in order.
+What the user gave is never chosen, and rules read it, so that the rest fits it. To add a rule, write such a function
+and put it into the list.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from irn_pipeline.datasets.data_set import DataSet
+from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.planner import Choice
+from irn_pipeline.facts import Facts, notes, to_multiple
+
+logger = logging.getLogger(__name__)
+PLANNED = ("train_cam", "make_cam", "mine_relations", "train_irn", "synthesize_labels")
+"""Stages that a plan is made for."""
+_VOC_GRID = 94 * 125
+"""Cells of the grid of VOC's pictures, which the published walk suits."""
+_LITE0 = "efficientnet_lite0"
+_MOST_PASSES = 60
+Given = Mapping[str, Any]
+"""Values of the user, and those that the rules before have chosen, by "stage.parameter"."""
+Rule = Callable[[Facts, Given], Sequence[Choice]]
+
+
+def choose(data: DataSet, execution: Execution, given: Given) -> list[Choice]:
+    """The choices for a data set on this machine, those of a stage together; what is odd is logged, one line each.
+
+    Raises:
+        DataError: not one picture can be read.
+        CheckpointError: the user's file of weights cannot be read.
+    """
+    facts = Facts.of(data, execution)
+    for note in notes(facts):
+        logger.warning("warning: %s", note)
+    logger.info("%s", facts)
+    return choices_for(facts, given)
+
+
+def choices_for(facts: Facts, given: Given, rules: Sequence[Rule] | None = None) -> list[Choice]:
+    """What the rules choose beside what the user gave, ordered by stage."""
+    known, chosen = dict(given), list[Choice]()
+    for rule in RULES if rules is None else rules:
+        new = [choice for choice in rule(facts, known) if choice.key not in known]
+        chosen += new
+        known |= {choice.key: choice.value for choice in new}
+    return sorted(
+        chosen, key=lambda choice: PLANNED.index(choice.stage) if choice.stage in PLANNED else len(PLANNED)
+    )
+
+
+def _network(facts: Facts, given: Given) -> Sequence[Choice]:
+    """The classifier's network, and what it starts from."""
+    stage, weights = "train_cam", given.get("train_cam.backbone_weights")
+    if given.get("train_cam.original_checkpoint") is not None:
+        return ()
+    if weights is not None and weights not in ("imagenet", "installed", "none"):
+        found = _network_of(Path(weights))
+        return (
+            [Choice(stage, "backbone", found, f"the network that {Path(weights).name} is of")]
+            if found
+            else ()
+        )
+    if "train_cam.backbone" in given:
+        return ()
+    if weights == "none":
+        return [Choice(stage, "backbone", "resnet18", "small enough to learn from nothing")]
+    if facts.gpu:
+        return [Choice(stage, "backbone", "resnet50", "the published network; there is a GPU")]
+    if facts.lite0:
+        return [
+            Choice(stage, "backbone", _LITE0, "no GPU: a tenth of the work of ResNet-50"),
+            Choice(
+                stage, "backbone_weights", "installed", "ImageNet, from the installed package: no download"
+            ),
+        ]
+    return [Choice(stage, "backbone", "resnet18", "no GPU: less than half the work of ResNet-50")]
+
+
+def _training(facts: Facts, given: Given) -> Sequence[Choice]:
+    """How the classifier learns: its head alone on a CPU, half the network on a GPU, everything from nothing."""
+    stage = "train_cam"
+    if given.get("train_cam.original_checkpoint") is not None:
+        return ()
+    scratch = given.get("train_cam.backbone_weights") == "none"
+    side, frozen = facts.working_side, given.get("train_cam.frozen_stages")
+    if frozen is None:
+        frozen = 0 if scratch else 3 if facts.gpu else 5
+    probe, sgd = frozen >= 5, given.get("train_cam.optimizer") == "sgd"
+    batch = _batch(facts, given, stage)
+    steps = 1000 if scratch or (facts.gpu and not probe) else 300
+    rate, factor = (0.02, 1.0) if probe else (0.001, 1.0) if scratch else (0.0001, 10.0)
+    why = (
+        "no GPU: a classifier on fixed ImageNet features"
+        if probe
+        else "half of the ImageNet features are kept"
+    )
+    choices = [
+        Choice(stage, "frozen_stages", frozen, "from nothing: everything learns" if scratch else why),
+        *([Choice(stage, "frozen_batch_norm", False, "from nothing: statistics of these pictures")] if scratch else []),
+        _epochs(stage, steps, batch, facts.all_pictures),
+        Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
+        Choice(stage, "crop", side, f"a whole picture: the median long side is {facts.long_side}"),
+        Choice(
+            stage, "long_side", [to_multiple(side * 2 / 3), to_multiple(side * 4 / 3)],
+            f"around {side}, by as much as published around 480",
+        ),
+    ]  # fmt: skip
+    if sgd:  # rates of AdamW would not suit it
+        return choices
+    return [
+        *choices,
+        Choice(stage, "optimizer", "adamw", "its steps suit all layers, so that hundreds are enough"),
+        Choice(stage, "lr", rate, f"AdamW, {'one layer' if probe else 'many layers'}"),
+        Choice(
+            stage,
+            "head_lr_factor",
+            factor,
+            "one rate" if factor == 1 else "the new layer starts from nothing",
+        ),
+        Choice(stage, "weight_decay", 0.01, "AdamW's is relative to its rate"),
+    ]
+
+
+def _scales(facts: Facts, given: Given) -> Sequence[Choice]:
+    """Picture sizes that maps are made at: around the size that the classifier has learned from."""
+    if given.get("make_cam.from_cams"):
+        return ()
+    base = facts.working_side / facts.long_side
+    base = 1.0 if abs(base - 1) < 0.1 else base  # not resized for nothing
+    wanted, why = ((1.0, 0.5, 1.5, 2.0), "the published four") if facts.gpu else ((1.0, 1.5), "two on a CPU")
+    scales = [max(round(base * scale, 2), 0.01) for scale in wanted]
+    return [
+        Choice("make_cam", "scales", scales, f"{why}, around the {facts.working_side} pixels of the training")
+    ]
+
+
+def _relations(facts: Facts, given: Given) -> Sequence[Choice]:
+    """IRNet: the classifier's network, crops at the scale of the pictures themselves."""
+    stage = "train_irn"
+    if given.get("train_irn.original_checkpoint") is not None:
+        return ()
+    choices = _same_network(stage, given)
+    longest = 512 if facts.gpu else 384
+    crop = given.get("train_irn.crop", max(to_multiple(min(facts.long_side, longest)), 96))
+    radius = max(min(10, crop // 24), 5)
+    batch = _batch(facts, given, stage)
+    small = facts.long_side < 256
+    choices += [
+        _epochs(stage, 300, batch, facts.pictures),
+        Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
+        Choice(stage, "crop", crop, f"a whole picture of {facts.long_side}, {longest} at most"),
+        Choice(
+            stage, "rescale", [0.75, 1.5] if small else [0.5, 1.5],
+            "small pictures: halved, objects are a few cells" if small else "as published",
+        ),
+        Choice(stage, "radius", radius, f"pairs across at most a sixth of the crop's {crop // 4} cells, 5 to 10"),
+    ]  # fmt: skip
+    if given.get("train_irn.optimizer") == "sgd":
+        return choices
+    return [
+        *choices,
+        Choice(stage, "optimizer", "adamw", "as for train_cam"),
+        Choice(stage, "lr", 0.003, "AdamW, new layers on fixed features"),
+        Choice(stage, "displacement_lr_factor", 1.0, "AdamW needs no second rate"),
+        Choice(stage, "weight_decay", 0.01, "AdamW's is relative to its rate"),
+    ]
+
+
+def _walk(facts: Facts, given: Given) -> Sequence[Choice]:
+    """The walk is measured in cells of the grid: fewer steps and smaller centres on smaller grids."""
+    share = facts.cells / _VOC_GRID
+    times = min(max(8 + round(math.log2(share)), 3), 9)
+    center = min(max(round(2.5 * math.sqrt(share), 1), 1.0), 2.5)
+    where = f"the grid has {facts.cells} cells, {share:.2f} of VOC's"
+    return [
+        Choice("synthesize_labels", "exp_times", times, f"{2**times} steps: {where}"),
+        Choice("synthesize_labels", "center_threshold", center, f"by the grid's side: {where}"),
+    ]
+
+
+def _thresholds(facts: Facts, given: Given) -> Sequence[Choice]:
+    """Scores and sizes of labels."""
+    stage, height, width = "synthesize_labels", *facts.size
+    choices = [
+        Choice(stage, "instance_score", "mean", "all cells decide the order, not one; masks stay the same")
+    ]
+    if facts.negatives >= 0.2 * facts.all_pictures:
+        share = round(min(64 / (height * width), 0.01), 5)
+        choices.append(
+            Choice(stage, "min_area", share, "many negatives: objects may be small; four cells count")
+        )
+    own = ("semantic_bg_threshold", "instance_bg_threshold")
+    foreign = any(given.get(f"{name}.cam_dir") is not None for name in ("mine_relations", stage))
+    followed = foreign or any(f"{stage}.{name}" in given for name in own)
+    if not followed and given.get("train_cam.backbone_weights") != "none":
+        why = "each picture's own background score, by ImageNet features; needs no masks"
+        choices.append(Choice(stage, "bg_search", [0.2, 0.55], why))
+    return choices
+
+
+def _segmenter(facts: Facts, given: Given) -> Sequence[Choice]:
+    """The model of stage 6 starts where the classifier did."""
+    return _same_network("train_segmenter", given)
+
+
+RULES: tuple[Rule, ...] = (_network, _training, _scales, _relations, _walk, _thresholds, _segmenter)
+
+
+def _same_network(stage: str, given: Given) -> list[Choice]:
+    """The classifier's network and weights, where the user names none for this stage."""
+    named = [f"{stage}.{name}" for name in ("backbone", "backbone_weights", "original_checkpoint")]
+    if any(name in given for name in named) or given.get("train_cam.original_checkpoint") is not None:
+        return []
+    weights = given.get("train_cam.backbone_weights", "imagenet")
+    learned = "what train_cam has learned: there is nothing else to start from"
+    return [
+        Choice(stage, "backbone", given.get("train_cam.backbone", "resnet50"), "that of train_cam"),
+        Choice(
+            stage,
+            "backbone_weights",
+            "cam" if weights == "none" else weights,
+            learned if weights == "none" else "those of train_cam",
+        ),
+    ]
+
+
+def _epochs(stage: str, steps: int, batch: int, pictures: int) -> Choice:
+    """Passes that make about so many steps, up to a number of passes."""
+    a_pass = max(pictures // batch, 1)
+    epochs = min(max(round(steps / a_pass), 1), _MOST_PASSES)
+    made = f"{epochs * a_pass} steps of {batch} pictures"
+    if epochs * a_pass < 0.9 * steps:
+        return Choice(stage, "epochs", epochs, f"{made}: more passes over so few pictures add little")
+    return Choice(stage, "epochs", epochs, f"{made}: about {steps} are enough")
+
+
+def _batch(facts: Facts, given: Given, stage: str) -> int:
+    chosen: int = given.get(f"{stage}.batch_size", 16 if facts.gpu else 4 if 0 < facts.memory < 6 else 8)
+    return chosen
+
+
+def _network_of(path: Path) -> str | None:
+    """Which of torchvision's ResNets a file of weights is of; None for another network.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    # Not above: with it comes torch.
+    from irn_pipeline.nn.backbone import read_state_dict
+
+    names = {name.removeprefix("backbone.") for name in read_state_dict(path)}
+    blocks = sum(f"layer3.{index}.conv1.weight" in names for index in range(30))
+    kinds = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
+    return kinds.get((blocks, "layer1.0.conv3.weight" in names))
