@@ -43,6 +43,7 @@ class Checkpoint:
         class_names: foreground classes it knows, in order; empty where it knows none.
         state: its state dict.
         category_ids: COCO category id of each class; empty where the file does not say.
+        made_from: fingerprint of the stage that it is a half-way result of; empty for others.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Checkpoint:
     class_names: tuple[str, ...]
     state: dict[str, Tensor]
     category_ids: tuple[int, ...] = ()
+    made_from: str = ""
 
 
 def _as_array(value: object) -> np.ndarray[Any, Any]:
@@ -161,7 +163,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             and all(type(value) is int and value >= 0 for value in category_ids)
         ):
             raise TypeError("its category ids do not fit its classes")
-        return Checkpoint(kind, backbone, names, state, category_ids)
+        return Checkpoint(kind, backbone, names, state, category_ids, str(content.get("made_from", "")))
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
@@ -181,6 +183,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }  # fmt: skip
     if checkpoint.category_ids:
         content["category_ids"] = list(checkpoint.category_ids)
+    if checkpoint.made_from:
+        content["made_from"] = checkpoint.made_from
     # Given a path, torch writes the file's name into the archive: equal networks would differ in bytes.
     with path.open("wb") as stream:
         torch.save(content, stream)
@@ -243,6 +247,7 @@ _network = partial(
 
 CAM_NETWORK = _network(stage="train_cam", summary="Classifier that the CAMs come from")
 CAM: Artifact[Cam] = Artifact("cam", "make_cam", ".npy", read_cam, write_cam, summary="Class activation maps")
+SEED_CLASSIFIER = _network(stage="make_cam", summary="Classifier of cells, of --seeds pixels and centre")
 IR_LABEL: Artifact[LabelArray] = Artifact(
     "ir_label", "mine_relations", ".png", read_label, write_label, summary="Confident labels, 255 unsure"
 )

@@ -238,11 +238,13 @@ class FitStage(Stage[P]):
 class MapStage(Stage[P]):
     """One image -> its artifacts. `run` yields one `Produced` for each item it is given, in any order.
 
-    Of several processes, each is given its share of the items.
+    Of several processes, each is given its share of the items. `fits` says whether such parameters first fit something
+    to all pictures, so that results depend on their list and on the seed; None for never.
     """
 
     run: Callable[[Job[P, Any], Sequence[Any]], Iterator[Produced]] = field(kw_only=True)
     remake: Remake[P] | None = field(default=None, kw_only=True)
+    fits: Callable[[P], bool] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
