@@ -93,13 +93,16 @@ def fit_seeds(job: Job[Any, DataSet], network: CamNetwork) -> CellClassifier:
     record = job.run.record(SEED_CLASSIFIER.stage)
     made_from = "" if record is None else record.fingerprint
     if job.run.has(SEED_CLASSIFIER):
-        kept = job.run.read(SEED_CLASSIFIER)
-        if made_from and kept.made_from == made_from:
-            try:
+        try:
+            kept = job.run.read(SEED_CLASSIFIER)
+            # Parameters that made no map before they were given up may have left theirs.
+            if kept.made_from == made_from:
                 return CellClassifier.from_state(kept.state)
-            except ShapeError as error:
-                path = job.run.path(SEED_CLASSIFIER)
-                raise CheckpointError(f"{path}: {error}; delete it to fit the seeds again") from error
+        except (CheckpointError, ShapeError) as error:
+            path = job.run.path(SEED_CLASSIFIER)
+            raise CheckpointError(
+                f"{path}: holds no classifier of cells; delete it to fit the seeds again"
+            ) from error
     classifier = _fit(job, network)
     names = job.data.images.class_names
     job.run.write(
@@ -131,11 +134,10 @@ def _fit(job: Job[Any, DataSet], network: CamNetwork) -> CellClassifier:
     if params.seeds == "centre":
         return centre.fit_centre(sample)
     classifier = pixels.fit_pixels(sample, images.num_classes, seed=seed)
-    lacking = [
-        name for name, bias in zip(images.class_names, classifier.bias[1:], strict=True) if bias.isinf()
-    ]
+    tagged = {class_id for record in records for class_id in record.class_ids}
+    lacking = [images.class_names[k] for k in sorted(tagged) if classifier.bias[k + 1].isinf()]
     if lacking:
-        logger.warning("seeds pixels: no sure cell of %s: these keep their maps", ", ".join(lacking))
+        logger.warning("seeds pixels: no sure cell of %s: their maps stay as they are", ", ".join(lacking))
     return classifier
 
 
@@ -235,7 +237,7 @@ def _tag_maps(network: CamNetwork, features: Sequence[Tensor], class_ids: Sequen
     import torch
 
     with torch.no_grad():
-        return network.classifier(features[-1][None])[0, list(class_ids)].relu()
+        return network.logit_maps(features[-1][None])[0, list(class_ids)].relu()
 
 
 def _grid(stage: Tensor) -> tuple[int, int]:
