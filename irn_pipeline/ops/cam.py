@@ -44,6 +44,20 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor,
     return _normalised(sum_over_scales(maps, strided_size(size))), _normalised(high_res)
 
 
+def merge_whole(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Sum of maps that end where the picture does, at stride 4 and at full size; each class relative to its maximum.
+
+    Args:
+        maps: one (K, h_s, w_s) float tensor of non-negative values per scale.
+        size: (H, W) of the picture in pixels.
+
+    Returns:
+        cam (K, h, w) at stride 4 and high_res_cam (K, H, W), both in [0, 1].
+    """
+    at_stride, full = (sum_over_scales(maps, to) for to in (strided_size(size), size))
+    return _normalised(at_stride), _normalised(full)
+
+
 def sum_over_scales(maps: Sequence[Tensor], size: tuple[int, int], *, antialias: bool = False) -> Tensor:
     """One picture's maps, each resized to one size (bilinear), added up.
 

@@ -7,6 +7,6 @@ from typing import Literal, get_args
 from irn_pipeline.seeding.base import Seed
 from irn_pipeline.variants import load_variants
 
-SeedName = Literal["cam", "layercam", "lpcam", "advcam"]
+SeedName = Literal["cam", "layercam", "lpcam", "advcam", "pixels", "centre"]
 """All kinds; each is declared by the module of its name in this package."""
 SEEDS = load_variants("irn_pipeline.seeding", Seed, get_args(SeedName))

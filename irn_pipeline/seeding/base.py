@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ class Picture:
     Attributes:
         network: in evaluation mode, on its device; its parameters need no gradient. For `cam` alone it may be any that
             has `paired_activation_maps`.
-        scaled: the picture at every scale, (3, H_s, W_s) float32, normalised, on the network's device.
+        scaled: the picture at every scale, or at the seed's own size, (3, H_s, W_s) float32, normalised, on the
+            network's device.
         scales: size of each relative to the picture's own.
         class_ids: the K classes that the picture is tagged with.
         size: (H, W) of the picture in pixels.
@@ -44,8 +45,15 @@ class Seed:
             scale. Of any grid: they are resized and summed. It runs with gradients off, and may switch them on.
         params: a frozen dataclass of its parameters; the string below a field is its help.
         prepare: all pictures of the list, number of classes, and parameters -> what `maps` needs to know of them.
+        restore: tensors by name -> what `prepare` has found, whose `state()` they are. What was found is then kept as
+            a file for an interrupted stage to go on with. It counts as a fit: pictures without a tag are shown too, all
+            in random order, and maps made from another list or with another seed are refused.
+        size: parameters, (H, W) of a picture -> the one size that it is seen at, instead of `scales`. Both sides are
+            multiples of 16: the maps end where the picture does.
     """
 
     maps: Callable[[Picture, Any, Any], list[Tensor]]
     params: type[Any] = NoParams
     prepare: Callable[[Iterable[Picture], int, Any], Any] | None = None
+    restore: Callable[[Mapping[str, Tensor]], Any] | None = None
+    size: Callable[[Any, tuple[int, int]], tuple[int, int]] | None = None

@@ -129,11 +129,13 @@ class CellSample:
     Args:
         dims: axes to keep of each stage; of fewer stages, the last ones.
         per_picture: cells of a picture at most, chosen at random.
+        limit: cells in all; where there are more, half of them is kept, and of later pictures half as many. With 512
+            axes 2^18 cells take 256 MB.
         seed: of the choice.
     """
 
-    def __init__(self, *, dims: Sequence[int], per_picture: int, seed: int = 0) -> None:
-        self.dims, self.per_picture = tuple(dims), per_picture
+    def __init__(self, *, dims: Sequence[int], per_picture: int, limit: int = 2**18, seed: int = 0) -> None:
+        self.dims, self.per_picture, self.limit = tuple(dims), per_picture, limit
         self._random = torch.Generator().manual_seed(seed)
         self._waiting: list[list[Tensor]] = []
         self._axes: CellAxes | None = None
@@ -161,6 +163,8 @@ class CellSample:
                 self._find_axes()
         else:
             self._cells.append(self._axes(cells).half())
+            if sum(map(len, self._targets)) > self.limit:
+                self._halve()
 
     def finish(self) -> tuple[Tensor, Tensor, CellAxes]:
         """Cells (n, R) float32, their targets (n,) int64, and the axes.
@@ -174,6 +178,12 @@ class CellSample:
             self._find_axes()
         assert self._axes is not None
         return torch.cat(self._cells).float(), torch.cat(self._targets), self._axes
+
+    def _halve(self) -> None:
+        cells, targets = torch.cat(self._cells), torch.cat(self._targets)
+        kept = torch.randperm(len(targets), generator=self._random)[: len(targets) // 2]
+        self._cells, self._targets = [cells[kept]], [targets[kept]]
+        self.per_picture //= 2
 
     def _find_axes(self) -> None:
         stages = [torch.cat(parts) for parts in zip(*self._waiting, strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEGMENTER, Checkpoint, restore_network
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEGMENTER, Checkpoint, restore_network
 from irn_pipeline.cam_source import CamSource, cam_files, require_cam_files
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
@@ -25,7 +25,7 @@ from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeErr
 from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.older_runs import require_current
-from irn_pipeline.ops.cam import merge_cams, merge_scales
+from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
 from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.seeding import SEEDS, SeedName
 from irn_pipeline.seeding.base import Picture
@@ -42,7 +42,8 @@ class CommonParams:
     """Parameters of all kinds of seeds."""
 
     seeds: SeedName = field(default="cam", metadata={"fingerprint": "unless default"})
-    """How the classifier's maps are made: cam as published, layercam, lpcam (clusters over the list), or advcam."""
+    """How maps are made: cam as published, layercam, lpcam (clusters over the list), advcam, pixels (a classifier of
+    cells that knows background), or centre (for pictures of one object in the middle)."""
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     """Relative picture sizes whose maps are summed; each with its mirror."""
@@ -98,11 +99,9 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
     require_current(job.run, STAGE.name, pending, job.data.leading_names)
     sources = tuple(CamSource.of_folder(job, folder) for folder in job.params.from_cams)
     network = None if _needs_no_network(job.params) else _network(job)
-    prepare = SEEDS[job.params.seeds].prepare
     prepared = None
-    if prepare is not None and network is not None and pending:
-        with torch.inference_mode(), job.execution.autocast():
-            prepared = prepare(_pictures(job, network), job.data.images.num_classes, job.params)
+    if network is not None and job.ranks.total({"pending": len(pending)})["pending"]:
+        prepared = _kept(job, network) if _fits(job.params) else _prepared(job, network)
     there = list(pending)
     for source in sources:
         there, absent = source.split(there)
@@ -117,9 +116,48 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
         yield Produced(item.record.image_id, (value,), file_format=item.file_format)
 
 
+def _kept(job: Job[Params, DataSet], network: MapNetwork) -> Any:
+    """What the first process prepares, or finds in the stage's folder."""
+    restore = SEEDS[job.params.seeds].restore
+    record = job.run.record(STAGE.name)
+    assert restore is not None and record is not None
+    damaged = f"{job.run.path(SEED_CLASSIFIER)}: holds no classifier of cells; delete it to fit it again"
+
+    def state() -> dict[str, Tensor]:
+        try:
+            kept = job.run.read(SEED_CLASSIFIER) if job.run.has(SEED_CLASSIFIER) else None
+        except CheckpointError as error:
+            raise CheckpointError(damaged) from error
+        # A run of other parameters that made no map may have left one.
+        if kept is not None and kept.made_from == record.fingerprint:
+            return kept.state
+        found: dict[str, Tensor] = _prepared(job, network).state()
+        names, made_from = job.data.images.class_names, record.fingerprint
+        checkpoint = Checkpoint(job.params.seeds, network.backbone.name, names, found, made_from=made_from)
+        job.run.write(SEED_CLASSIFIER, checkpoint)
+        return found
+
+    found = job.ranks.from_first(state)
+    try:
+        return restore(found)
+    except ShapeError as error:
+        raise CheckpointError(damaged) from error
+
+
+def _prepared(job: Job[Params, DataSet], network: MapNetwork) -> Any:
+    prepare = SEEDS[job.params.seeds].prepare
+    if prepare is None:
+        return None
+    with torch.inference_mode(), job.execution.autocast():
+        return prepare(_pictures(job, network), job.data.images.num_classes, job.params)
+
+
 def _pictures(job: Job[Params, DataSet], network: MapNetwork) -> Iterator[Picture]:
     """All pictures of the list, for what is learned of them before the first map is made."""
-    records = job.data.readable(job).records
+    records = job.data.readable(job, negatives=_fits(job.params)).records
+    if _fits(job.params):
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(job.execution.seed))
+        records = tuple(records[place] for place in order.tolist())
     read = prefetch(_reader(job.params, ()), records, job.execution.worker_count)
     for item in progress(read, "survey", total=len(records), quiet=job.execution.quiet):
         if item.problem is None:
@@ -148,7 +186,8 @@ def _cam(job: Job[Params, DataSet], network: MapNetwork | None, item: _Input, pr
             features = network.backbone(normalise(item.bounded.to(device))[None])
         compared = [stage[0] for stage in features[-_COMPARED:]]
         maps = [spread_maps(maps, compared, job.params.feature_affinity)]
-    cam, high_res = merge_scales(maps, item.size)
+    merge = merge_scales if SEEDS[job.params.seeds].size is None else merge_whole
+    cam, high_res = merge(maps, item.size)
     return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
 
 
@@ -177,15 +216,18 @@ class _reader:
         except ShapeError as error:
             paths = " and ".join(str(source.path(record.image_id)) for source in self.sources)
             return _Input(record, problem=f"{paths}: {error}")
-        scales = self.params.scales if given is None else ()
+        sizes = [scaled_size(size, scale) for scale in self.params.scales] if given is None else []
+        if (size_of := SEEDS[self.params.seeds].size) is not None:
+            sizes = [size_of(self.params, size)]
+        spreads = self.params.feature_affinity and size_of is None
         # The affinity has a weight for each two cells: a large picture's features come from a smaller copy.
         share = min(1.0, (LARGE_PICTURE / (size[0] * size[1])) ** 0.5)
         return _Input(
             record,
             size,
             given,
-            tuple(resize_image(image, scaled_size(size, scale)) for scale in scales),
-            resize_image(image, scaled_size(size, share)) if self.params.feature_affinity else None,
+            tuple(resize_image(image, one) for one in sizes),
+            resize_image(image, scaled_size(size, share)) if spreads else None,
             found[0][1] if found else None,
         )
 
@@ -262,7 +304,16 @@ def _unused(params: Params) -> Mapping[str, str]:
     found = unused_by([params.seeds], {name: seed.params for name, seed in SEEDS.items()})
     if params.from_cams:
         found["scales"] = "--from-cams gives the maps, and no network makes any"
+    if SEEDS[params.seeds].size is not None:
+        found |= {
+            "scales": f"seeds {params.seeds} see pictures at one size, which they have a flag for",
+            "feature_affinity": f"seeds {params.seeds} tell cells apart by these features already",
+        }
     return found
+
+
+def _fits(params: Params) -> bool:
+    return SEEDS[params.seeds].restore is not None
 
 
 STAGE: MapStage[Params] = MapStage(
@@ -276,4 +327,5 @@ STAGE: MapStage[Params] = MapStage(
     files=_files,
     runs_network=_runs_network,
     unused=_unused,
+    fits=_fits,
 )

@@ -171,6 +171,19 @@ def test_a_sample_holds_so_many_cells_a_picture_and_only_sure_ones(monkeypatch: 
     assert found.shape == (32, 2)
 
 
+def test_of_too_many_cells_half_are_kept_and_later_pictures_give_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cells, "_AXES_FROM", 2)
+    sample = CellSample(dims=(2,), per_picture=16, limit=100)
+    for number in range(60):
+        sample.add([torch.randn(6, 4, 4)], torch.full((4, 4), number))
+        assert sum(map(len, sample._targets)) <= 100
+    found, targets, _ = sample.finish()
+    assert len(found) == len(targets) > 40
+    assert 10 < targets.float().mean() < 50  # of the first pictures and of the last
+
+
 def test_axes_are_white_and_a_classifier_on_them_is_one_on_raw_features() -> None:
     generator = torch.Generator().manual_seed(5)
     mix = torch.randn(6, 6, generator=generator)

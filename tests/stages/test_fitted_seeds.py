@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from irn_pipeline import fitted_seeds
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, Checkpoint
 from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.seeds import cells
 from irn_pipeline.seeds.cells import CellClassifier
+from irn_pipeline.stages import make_cam
 from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Cam
 from tests.stages.conftest import TinyRun
@@ -79,7 +81,7 @@ def test_an_interrupted_stage_goes_on_without_fitting_again(
     made = cams_of(run)
     for path in sorted((run.run_dir / "make_cam" / "cam").iterdir())[3:]:
         path.unlink()
-    monkeypatch.setattr(fitted_seeds, "_fit", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(make_cam, "_prepared", lambda *_: pytest.fail("fitted again"))
     assert make(run, "pixels") == 0
     assert same(made, cams_of(run))
 
@@ -128,17 +130,20 @@ def test_results_of_other_seeds_parameters_and_pictures_are_not_mixed(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--seeds", "pixels", "--scales", "1.0"], "--scales: of no effect on pixels; it is for cam"),
-        (["--seeds", "centre", "--feature-affinity", "2"], "--feature-affinity: of no effect on centre"),
+        (["--seeds", "pixels", "--scales", "1.0"], "--scales: seeds pixels see pictures at one size"),
+        (
+            ["--seeds", "centre", "--feature-affinity", "2"],
+            "--feature-affinity: seeds centre tell cells apart",
+        ),
         (
             ["--seeds", "centre", "--pixel-side", "96"],
             "--pixel-side: of no effect on centre; it is for pixels",
         ),
         (["--centre-radius", "0.5"], "--centre-radius: of no effect on cam; it is for centre"),
-        (["--seeds", "pixels", "--from-cams", "a"], "seeds pixels come from the CAM network"),
+        (["--seeds", "pixels", "--from-cams", "a"], "seeds pixels are made with the classifier of train_cam"),
         (["--seeds", "pixels", "--pixel-side", "10"], "pixel_side is 10; it must be 64 pixels at least"),
-        (["--seeds", "pixels", "--pixel-low", "0.6"], "pixel_low is 0.6, pixel_high 0.5"),
-        (["--seeds", "centre", "--centre-border", "0.5"], "centre_border is 0.5, centre_radius 0.4"),
+        (["--seeds", "pixels", "--pixel-low", "0.6"], "pixel_low is 0.6 and pixel_high 0.5"),
+        (["--seeds", "centre", "--centre-border", "0.5"], "centre_border is 0.5 and centre_radius 0.4"),
         (["--seeds", "middle"], "invalid choice: 'middle'"),
     ],
 )
@@ -165,7 +170,7 @@ def test_a_damaged_classifier_is_named(run_copy: RunCopy, capsys: pytest.Capture
         damage()
         assert make(run, "centre") == 1
         error = capsys.readouterr().err
-        assert "make_cam/network.pt: holds no classifier of cells; delete it to fit the seeds again" in error
+        assert "make_cam/network.pt: holds no classifier of cells; delete it to fit it again" in error
         assert "Traceback" not in error
     folder.path(SEED_CLASSIFIER).unlink()
     assert make(run, "centre") == 0
@@ -188,16 +193,14 @@ def test_negatives_are_ground_everywhere(
     ]
     table = tmp_path / "tags.csv"
     table.write_text("\n".join(",".join(map(str, row)) for row in [["image", *DEMO_CLASSES], *rows]) + "\n")
-    seen: list[bool] = []
-    targets = fitted_seeds._targets
+    seen: list[Tensor] = []
+    add = cells.CellSample.add
 
-    def recorded(params, network, features, class_ids):
-        found = targets(params, network, features, class_ids)
-        if not class_ids:
-            seen.append(bool((found == 0).all()))
-        return found
+    def recorded(sample: cells.CellSample, features: list[Tensor], targets: Tensor) -> None:
+        seen.append(targets)
+        add(sample, features, targets)
 
-    monkeypatch.setattr(fitted_seeds, "_targets", recorded)
+    monkeypatch.setattr(cells.CellSample, "add", recorded)
     words = [
         "--image-dir",
         str(run.voc_root / "JPEGImages"),
@@ -208,7 +211,8 @@ def test_negatives_are_ground_everywhere(
     ]
     flags = ["--config", str(run.config), "--run-dir", str(run.run_dir), *words]
     assert stage_main("make_cam", [*flags, "--seeds", seeds, *SMALL[seeds]]) == 0
-    assert seen == [True]
+    assert len(seen) == len(rows)
+    assert sum(bool((targets == 0).all()) for targets in seen) == 1
     assert len(cams_of(run)) == len(rows) - 1
 
 
