@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.files.npy import load_pickled_npy
-from irn_pipeline.structures import Cam, FloatArray, IntArray, strided_size
+from irn_pipeline.structures import BACKGROUND, IGNORE, Cam, FloatArray, IntArray, LabelArray, strided_size
 
 _EXPECTED = (
     "expected 'keys' with 'high_res' and 'cam' (irn, AdvCAM, RIB, ReCAM, AMN) or with 'attn_highres' (CLIP-ES), or "
@@ -68,6 +68,18 @@ def read_cam_file(path: Path, size: tuple[int, int] | None = None) -> tuple[Cam,
         return _with_maps(path, content, class_ids)
     except (ShapeError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: {error}; {_REMEDY}") from error
+
+
+def cam_of_label(label: LabelArray) -> Cam:
+    """A semantic label as maps: 1 inside each class, 0 outside; unknown pixels (255) count as background.
+
+    Args:
+        label: (H, W) uint8, 0 background, class_id + 1, 255 unknown.
+    """
+    values = np.unique(label[(label != BACKGROUND) & (label != IGNORE)]).astype(np.int64)
+    high_res = (label == values[:, None, None]).astype(np.float32)
+    cam = _at_stride(high_res) if len(values) else np.zeros((0, *strided_size(label.shape)), np.float32)
+    return Cam(values - 1, cam, high_res)
 
 
 def _with_maps(path: Path, content: Mapping[str, Any], class_ids: IntArray) -> tuple[Cam, str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from irn_pipeline.artifacts import CAM
-from irn_pipeline.cam_files import read_cam_file
+from irn_pipeline.artifacts import CAM, SEMANTIC_LABEL, read_label
+from irn_pipeline.cam_files import cam_of_label, read_cam_file
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Files, Job, Produced
 from irn_pipeline.engine.store import Artifact, RunFolder
@@ -35,16 +35,21 @@ class CamSource:
         folder: another project's CAM files.
         class_names: the data set's foreground classes.
         leading_names: of the data set, for maps of older versions.
+        semantic: the folder holds class masks, ID.png, instead of maps.
     """
 
     run: RunFolder
     folder: Path | None
     class_names: tuple[str, ...]
     leading_names: int = 0
+    semantic: bool = False
 
     @staticmethod
     def of(job: Job[Any, DataSet]) -> CamSource:
-        """Those that a job's `cam_dir` names."""
+        """Those that a job's `cam_dir` or `semantic_dir` names."""
+        masks = getattr(job.params, "semantic_dir", None)
+        if masks is not None:
+            return replace(CamSource.of_folder(job, masks), semantic=True)
         return CamSource.of_folder(job, job.params.cam_dir)
 
     @staticmethod
@@ -62,7 +67,7 @@ class CamSource:
         """Where the maps of a picture lie."""
         if self.folder is None:
             return self.run.path(CAM, image_id)
-        return self.folder / f"{image_id}{CAM.suffix}"
+        return self.folder / f"{image_id}{SEMANTIC_LABEL.suffix if self.semantic else CAM.suffix}"
 
     def has(self, image_id: str) -> bool:
         """Whether there are maps of a picture."""
@@ -78,6 +83,8 @@ class CamSource:
         path = self.path(record.image_id)
         if self.folder is None:
             cam, name = read_converted(self.run, CAM, record, self.leading_names), None
+        elif self.semantic:
+            cam, name = cam_of_label(read_label(path)), "class mask"
         else:
             cam, name = read_cam_file(path, size)
         if cam.size != size:
@@ -116,9 +123,13 @@ def cams_not_read(params: WithCamDir) -> tuple[Artifact[Any], ...]:
     Raises:
         DataError: the folder they name holds no CAM file.
     """
-    if params.cam_dir is None:
+    masks = getattr(params, "semantic_dir", None)
+    if masks is not None:
+        require_files("--semantic-dir", masks, SEMANTIC_LABEL.suffix)
+    elif params.cam_dir is not None:
+        require_files("--cam-dir", params.cam_dir)
+    else:
         return ()
-    require_cam_files("--cam-dir", params.cam_dir)
     return (CAM,)
 
 
@@ -132,20 +143,26 @@ def cam_files(job: Job[Any, DataSet], *folders: str) -> tuple[Files, ...]:
 
 
 def cam_dir_files(job: Job[Any, DataSet]) -> Mapping[str, tuple[Files, ...]]:
-    """Those that a job's `cam_dir` names."""
-    return {} if job.params.cam_dir is None else {"cam_dir": cam_files(job, job.params.cam_dir)}
+    """Those that a job's `cam_dir` or `semantic_dir` names."""
+    source = CamSource.of(job)
+    if source.folder is None:
+        return {}
+    found = Files(source.folder, {item.image_id: source.path(item.image_id) for item in job.data.items})
+    return {"semantic_dir" if source.semantic else "cam_dir": (found,)}
 
 
-def require_cam_files(flag: str, name: str) -> None:
-    """Refuse a folder that holds no CAM file.
+def require_files(flag: str, name: str, suffix: str = CAM.suffix) -> None:
+    """Refuse a folder that holds no file ID.npy, or of another suffix.
 
     Raises:
         DataError: it holds none; `flag` is how it was named.
     """
     folder = Path(name)
     if not folder.is_dir():
-        raise DataError(f"{flag} {folder}: no such folder; give the one that holds a file ID.npy per picture")
-    if next(folder.rglob(f"*{CAM.suffix}"), None) is None:
         raise DataError(
-            f"{flag} {folder}: holds no .npy file; give the one that holds a file ID.npy per picture"
+            f"{flag} {folder}: no such folder; give the one that holds a file ID{suffix} per picture"
+        )
+    if next(folder.rglob(f"*{suffix}"), None) is None:
+        raise DataError(
+            f"{flag} {folder}: holds no {suffix} file; give the one that holds a file ID{suffix} per picture"
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEGMENTER, Checkpoint, restore_network
-from irn_pipeline.cam_source import CamSource, cam_files, require_cam_files
+from irn_pipeline.cam_source import CamSource, cam_files, require_files
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
@@ -281,7 +281,7 @@ def _needs_no_network(params: Params) -> bool:
 
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:
     for folder in params.from_cams:
-        require_cam_files("--from-cams", folder)
+        require_files("--from-cams", folder)
     return () if params.from_model is None and not _needs_no_network(params) else (CAM_NETWORK,)
 
 

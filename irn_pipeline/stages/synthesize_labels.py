@@ -1,13 +1,16 @@
 """Stage 5: instance and semantic labels from one network pass and one random walk a picture (paper, section 5).
 
+Other refiners can stand in the walk's place, and class masks of other projects in that of the activation maps.
+
 With `keep_scores` the walked scores stay too, and `from_scores` makes labels from them again in the same folder, with
 other thresholds and without network, pictures or walk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,22 +22,30 @@ from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.engine.parallel import prefetch
-from irn_pipeline.engine.stage import Job, MapStage, Produced, Remake
+from irn_pipeline.engine.stage import Files, Job, MapStage, Produced, Remake
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, IrnError
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
-from irn_pipeline.ops.labels import class_maps, labels_from_scores, walk_scores
+from irn_pipeline.ops.labels import class_maps, labels_from_scores
+from irn_pipeline.ops.parting import parted_label
+from irn_pipeline.refining import REFINERS, RefinerName
+from irn_pipeline.refining.base import Picture
 from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
 from irn_pipeline.trained_networks import load_irn, padding
+from irn_pipeline.variants import bases_of, unused_by
 from irn_pipeline.walked_scores import WalkedScores
 
 
 @dataclass(frozen=True)
-class Params(SynthesisParams):
-    """Parameters of label synthesis, and the maps it starts from."""
+class CommonParams(SynthesisParams):
+    """Parameters of all refiners, and the maps that labels start from."""
 
+    refiner: RefinerName = field(default="walk", metadata={"fingerprint": "unless default"})
+    """How maps become regions: walk as published, none, pamr, features, crf, or sam (the walk's, snapped to masks)."""
+    semantic_dir: str | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Folder of another project's class masks, ID.png (0 background, 1 the first class), to be parted into objects."""
     pad_to: int | None = field(default=None, metadata={"fingerprint": "unless default", "before": 0})
     """Pad smaller images with zeros to this side for IRNet (the original: 512); 0 for never. By default the share of
     zeros is that of the training crops."""
@@ -44,6 +55,20 @@ class Params(SynthesisParams):
     """Keep the walked scores for --from-scores and the tool sweep; in float16, which changes under 0.1 % of pixels."""
     from_scores: bool = field(default=False, metadata={"fingerprint": False})
     """Make the labels anew from kept scores, with other thresholds; replaces the labels, keeps the scores."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.semantic_dir is not None and self.cam_dir is not None:
+            raise ValueError("semantic_dir and cam_dir both name what labels start from; give one of them")
+        if (self.keep_scores or self.from_scores) and REFINERS[self.refiner].scores is None:
+            raise ValueError(
+                f"refiner {self.refiner} makes labels without scores; leave out keep_scores and from_scores"
+            )
+
+
+@dataclass(frozen=True)
+class Params(*bases_of([refiner.params for refiner in REFINERS.values()]), CommonParams):  # type: ignore[misc]
+    """Parameters of label synthesis."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,8 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
     network = load_irn(job.run, job.execution)
     side_of = padding(job.run, job.params.pad_to)
     device, clock = job.execution.torch_device(), job.clock
+    refiner = REFINERS[job.params.refiner]
+    prepared = None if refiner.prepare is None else refiner.prepare(job.params, device)
     evidence_wanted = bool(job.params.bg_search) or job.params.keep_scores
     cams = CamSource.of(job)
     there, absent = cams.split(pending)
@@ -91,10 +118,17 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
                 )
             arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
-            with clock.section("walk"):
-                walked, owners = walk_scores(
-                    item.cam.cam, item.cam.class_ids, *arrays, size, job.params, device=device
-                )
+            image = item.image.permute(1, 2, 0).numpy()
+            picture = Picture(image, item.cam, *arrays, features, device)
+            if refiner.label is not None:
+                with clock.section(job.params.refiner):
+                    label = refiner.label(picture, job.params, prepared)
+                    instances = parted_label(label, item.cam, arrays[1], job.params)
+                yield Produced(image_id, (instances, label), file_format=item.file_format)
+                continue
+            assert refiner.scores is not None
+            with clock.section(job.params.refiner):
+                walked, owners = refiner.scores(picture, job.params, prepared)
             with clock.section("labels"):
                 evidence = None
                 if evidence_wanted:
@@ -169,6 +203,26 @@ def _unwritten(params: Params) -> tuple[Artifact[Any], ...]:
     return () if params.keep_scores and not params.from_scores else (WALKED_SCORES,)
 
 
+def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    found = dict(cam_dir_files(job))
+    if job.params.sam_checkpoint is not None:
+        folder = Path(job.params.sam_checkpoint)
+        found["sam_checkpoint"] = (Files(folder, {"": folder / "model.safetensors"}),)
+    return found
+
+
+def _unused(params: Params) -> Mapping[str, str]:
+    refiner = REFINERS[params.refiner]
+    found = unused_by([params.refiner], {name: one.params for name, one in REFINERS.items()})
+    if not refiner.walks:
+        found |= dict.fromkeys(
+            ("beta", "exp_times", "radius"), f"--refiner {params.refiner} takes no random walk"
+        )
+    if refiner.label is not None:
+        found["bg_search"] = f"--refiner {params.refiner} makes labels without scores"
+    return found
+
+
 def _runs_network(params: Params) -> bool:
     return not params.from_scores
 
@@ -182,7 +236,8 @@ STAGE: MapStage[Params] = MapStage(
     run=run,
     unread=_unread,
     unwritten=_unwritten,
-    files=cam_dir_files,
+    files=_files,
+    unused=_unused,
     runs_network=_runs_network,
     remake=Remake(
         source=WALKED_SCORES,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from irn_pipeline.artifacts import CAM, CAM_NETWORK, IR_LABEL, SEMANTIC_LABEL, Checkpoint
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, IR_LABEL, IRN_NETWORK, SEMANTIC_LABEL, Checkpoint
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
@@ -26,8 +26,9 @@ from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.evaluation import model_figures
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.stages.command import run_stage_command
-from irn_pipeline.structures import FloatArray
+from irn_pipeline.structures import Cam, FloatArray, LabelArray
 from tests.stages.conftest import CONFIG, TinyRun
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +211,36 @@ def test_seed(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Capture
     )
     assert all(np.array_equal(a, b) for a, b in zip(plain, unmoved, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(plain, moved, strict=True))
+
+
+def test_refiner(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    load("irn_pipeline.refining.blur", block("irn_pipeline/refining/blur.py"))
+    load("irn_pipeline.refining", apply_diff(source_of("refining/__init__"), diff_of("refining/__init__")))
+    stage = load("irn_pipeline.stages.synthesize_labels", source_of("stages/synthesize_labels"))
+    words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
+    assert run_stage_command(stage.STAGE, ["--blur-side", "5", *words]) == 1
+    assert "--blur-side: of no effect on walk; it is for blur" in capsys.readouterr().err
+    data = load_source(Source(voc_root=str(voc_root)))
+    torch.manual_seed(0)
+    state = IrnNetwork(backbone="resnet18").state_dict()
+
+    def made(name: str, params: Any) -> list[LabelArray]:
+        run = RunFolder(tmp_path / name)
+        run.write(IRN_NETWORK, Checkpoint("irn", "resnet18", (), state))
+        for record in data.items:
+            height, width = read_image(record.path).shape[:2]
+            high_res = np.zeros((1, height, width), np.float32)
+            high_res[0, 20:44, 20:44] = 1
+            cam = Cam(np.array(record.class_ids[:1]), high_res[:, ::4, ::4].copy(), high_res)
+            run.write(CAM, cam, record.image_id)
+        for done in ("make_cam", "train_irn"):
+            run.write_record(StageRecord(done, "0", {}, {}, True, {}, 0.0, {}))
+        run_stage(stage.STAGE, Job(run, params, data, EXECUTION))
+        return [run.read(SEMANTIC_LABEL, record.image_id) for record in data.items]
+
+    narrow, wide = (made(str(side), stage.Params(refiner="blur", blur_side=side)) for side in (1, 5))
+    for small, large in zip(narrow, wide, strict=True):
+        assert ((small > 0) <= (large > 0)).all() and 0 < (small > 0).sum() < (large > 0).sum()
 
 
 def test_a_diff_that_no_longer_fits_is_seen() -> None:
