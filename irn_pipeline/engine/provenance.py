@@ -124,19 +124,12 @@ def facts_of(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
     run, their precision.
     """
     found = {"version": str(stage.version), "classes": fingerprint_of(list(job.data.identity))}
-    if _fits(stage, job):
+    if stage.is_fitted(job.params):
         found["seed"] = str(job.execution.seed)
         found["images"] = fingerprint_of(_trained_on(job))
     if stage.runs_network is not None and stage.runs_network(job.params):
         found["precision"] = job.execution.effective_precision
     return found
-
-
-def _fits(stage: Stage[Any], job: Job[Any, Any]) -> bool:
-    """Whether results depend on the list of pictures as a whole, and on the seed."""
-    return isinstance(stage, FitStage) or (
-        isinstance(stage, MapStage) and stage.fits is not None and stage.fits(job.params)
-    )
 
 
 def _trained_on(job: Job[Any, Any]) -> list[str]:
@@ -162,7 +155,7 @@ def stage_fingerprint(
         "stage": stage.name, "version": stage.version, "params": params,
         "reads": dict(reads), "data": list(job.data.identity),
     }  # fmt: skip
-    if _fits(stage, job):
+    if stage.is_fitted(job.params):
         parts["seed"] = job.execution.seed
         parts["images"] = _trained_on(job)
     if inputs:

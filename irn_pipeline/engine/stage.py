@@ -191,6 +191,10 @@ class Stage(Generic[P]):
     runs_network: Callable[[P], bool] | None = None
     unused: Callable[[P], Mapping[str, str]] | None = None
 
+    def is_fitted(self, params: P) -> bool:
+        """Whether results depend on the list of pictures as a whole, and on the seed."""
+        return False
+
     def folder(self, params: P) -> str:
         """Name of the folder, below the run folder, that holds what these parameters make."""
         return self.name if self.variant is None else f"{self.name}/{self.variant(params)}"
@@ -233,6 +237,10 @@ class FitStage(Stage[P]):
 
     fit: Callable[[Job[P, Any]], int] = field(kw_only=True)
 
+    def is_fitted(self, params: P) -> bool:
+        """Always."""
+        return True
+
 
 @dataclass(frozen=True)
 class MapStage(Stage[P]):
@@ -245,6 +253,10 @@ class MapStage(Stage[P]):
     run: Callable[[Job[P, Any], Sequence[Any]], Iterator[Produced]] = field(kw_only=True)
     remake: Remake[P] | None = field(default=None, kw_only=True)
     fits: Callable[[P], bool] | None = field(default=None, kw_only=True)
+
+    def is_fitted(self, params: P) -> bool:
+        """Where these parameters first fit something."""
+        return self.fits is not None and self.fits(params)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,50 +27,15 @@ from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
 from irn_pipeline.ops.feature_affinity import spread_maps
-from irn_pipeline.seeding import SEEDS, SeedName
+from irn_pipeline.seeding import SEEDS
 from irn_pipeline.seeding.base import Picture
+from irn_pipeline.seeding.params import Params as Params
 from irn_pipeline.structures import Cam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
-from irn_pipeline.variants import bases_of, unused_by
+from irn_pipeline.variants import unused_by
 
 _COMPARED = 3
 """Last maps of the backbone, whose features tell how like two cells are: of a ResNet layer2, layer3 and layer4."""
-
-
-@dataclass(frozen=True)
-class CommonParams:
-    """Parameters of all kinds of seeds."""
-
-    seeds: SeedName = field(default="cam", metadata={"fingerprint": "unless default"})
-    """How maps are made: cam as published, layercam, lpcam (clusters over the list), advcam, pixels (a classifier of
-    cells that knows background), or centre (for pictures of one object in the middle)."""
-
-    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
-    """Relative picture sizes whose maps are summed; each with its mirror."""
-    from_model: str | None = field(default=None, metadata={"fingerprint": "unless default"})
-    """Folder RUN/train_segmenter/deeplabv3: maps are that model's probabilities, for a second round."""
-    from_cams: tuple[str, ...] = field(default=(), metadata={"fingerprint": "unless default"})
-    """Folders of CAM files, ID.npy, whose geometric mean the maps are, instead of a network's."""
-    feature_affinity: float = field(default=0.0, metadata={"fingerprint": "unless default"})
-    """Spread the maps over cells of like features, to this power (2 does well); 0 is off, as published."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.feature_affinity < float("inf"):
-            raise ValueError(
-                f"feature_affinity is {self.feature_affinity}; it must be a number from 0 on (2 does well, 0 is off)"
-            )
-        if self.from_cams and self.from_model is not None:
-            raise ValueError("from_cams and from_model both name where maps come from; give one of them")
-        if self.seeds != "cam" and (self.from_cams or self.from_model is not None):
-            raise ValueError(
-                f"seeds {self.seeds} are made with the classifier of train_cam, and there is none with from_cams or "
-                "from_model; leave one of them out"
-            )
-
-
-@dataclass(frozen=True)
-class Params(*bases_of([seed.params for seed in SEEDS.values()]), CommonParams):  # type: ignore[misc]
-    """Parameters of the activation maps."""
 
 
 class MapNetwork(Protocol):

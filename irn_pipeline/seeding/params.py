@@ -1,0 +1,44 @@
+"""Parameters of stage make_cam: those of all kinds of seeds, and each kind's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from irn_pipeline.seeding import SEEDS, SeedName
+from irn_pipeline.variants import bases_of
+
+
+@dataclass(frozen=True)
+class CommonParams:
+    """Parameters of all kinds of seeds."""
+
+    seeds: SeedName = field(default="cam", metadata={"fingerprint": "unless default"})
+    """How maps are made: cam as published, layercam, lpcam (clusters over the list), advcam, pixels (a classifier of
+    cells that knows background), or centre (for pictures of one object in the middle)."""
+
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """Relative picture sizes whose maps are summed; each with its mirror."""
+    from_model: str | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Folder RUN/train_segmenter/deeplabv3: maps are that model's probabilities, for a second round."""
+    from_cams: tuple[str, ...] = field(default=(), metadata={"fingerprint": "unless default"})
+    """Folders of CAM files, ID.npy, whose geometric mean the maps are, instead of a network's."""
+    feature_affinity: float = field(default=0.0, metadata={"fingerprint": "unless default"})
+    """Spread the maps over cells of like features, to this power (2 does well); 0 is off, as published."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.feature_affinity < float("inf"):
+            raise ValueError(
+                f"feature_affinity is {self.feature_affinity}; it must be a number from 0 on (2 does well, 0 is off)"
+            )
+        if self.from_cams and self.from_model is not None:
+            raise ValueError("from_cams and from_model both name where maps come from; give one of them")
+        if self.seeds != "cam" and (self.from_cams or self.from_model is not None):
+            raise ValueError(
+                f"seeds {self.seeds} are made with the classifier of train_cam, and there is none with from_cams or "
+                "from_model; leave one of them out"
+            )
+
+
+@dataclass(frozen=True)
+class Params(*bases_of([seed.params for seed in SEEDS.values()]), CommonParams):  # type: ignore[misc]
+    """Parameters of the activation maps."""
