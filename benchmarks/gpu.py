@@ -163,7 +163,15 @@ def compare(
 
 def under_torchrun(folder: Path, common: dict[str, object], figures: Figures) -> None:
     """Stages 1 to 5 by one process a GPU."""
-    words = ["--voc-root", str(common["voc_root"]), "--run-dir", str(folder / "torchrun"), "--quiet"]
+    words = [
+        "--voc-root",
+        str(common["voc_root"]),
+        "--run-dir",
+        str(folder / "torchrun"),
+        "--quiet",
+        "--plan",
+        "published",
+    ]
     for stage in ("train_cam", "train_irn"):
         words += [f"--{stage}.backbone_weights", "none"]
     count = str(torch.cuda.device_count())

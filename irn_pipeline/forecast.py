@@ -135,7 +135,8 @@ class _Bench:
             frozen_batch_norm=params.frozen_batch_norm,
         )
         seconds = self._step(network, params, lambda output: output.float().square().mean())
-        return _training("train_cam", params, len(self.data.items) + len(self.data.negatives), seconds)
+        pictures = round((len(self.data.items) + len(self.data.negatives)) * (1 - params.held_out))
+        return _training("train_cam", params, pictures, seconds)
 
     def train_irn(self) -> Work | None:
         import torch

@@ -89,6 +89,8 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     stage = "train_cam"
     if given.get("train_cam.original_checkpoint") is not None:
         return ()
+    held_out = given.get("train_cam.held_out", 0.2 if facts.all_pictures >= 50 else 0.0)
+    learned = round(facts.all_pictures * (1 - held_out))
     scratch = given.get("train_cam.backbone_weights") == "none"
     side, frozen = facts.working_side, given.get("train_cam.frozen_stages")
     if frozen is None:
@@ -105,7 +107,7 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     choices = [
         Choice(stage, "frozen_stages", frozen, "from nothing: everything learns" if scratch else why),
         *([Choice(stage, "frozen_batch_norm", False, "from nothing: statistics of these pictures")] if scratch else []),
-        _epochs(stage, steps, batch, facts.all_pictures),
+        _epochs(stage, steps, batch, learned),
         Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
         Choice(stage, "crop", side, f"a whole picture: the median long side is {facts.long_side}"),
         Choice(
@@ -113,6 +115,8 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
             f"around {side}, by as much as published around 480",
         ),
     ]  # fmt: skip
+    if held_out:
+        choices.append(Choice(stage, "held_out", held_out, "tells whether the classes were learned"))
     if sgd:  # rates of AdamW would not suit it
         return choices
     return [

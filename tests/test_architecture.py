@@ -34,7 +34,7 @@ RECORDS = {"cam_files", "walked_scores", "artifacts", "older_runs"}
 ASSEMBLY = {
     *("cam_source", "trained_networks", "weight_files", "evaluation", "gallery", "predictor"),
     *("configs", "cam_training"),
-    *("facts", "plan", "forecast"),
+    *("facts", "plan", "forecast", "notices", "held_out"),
 }
 """Modules that put the rooms together, for the stages."""
 EVERYTHING_BELOW_STAGES = BASE | ROOMS | RECORDS | ASSEMBLY

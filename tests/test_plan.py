@@ -94,17 +94,23 @@ def test_the_walk_follows_from_the_grid() -> None:
 @pytest.mark.parametrize(
     ("pictures", "batch", "epochs", "reason"),
     [
-        (590, 8, 4, "292 steps of 8 pictures: about 300 are enough"),
-        (240, 8, 10, "300 steps of 8 pictures: about 300 are enough"),
+        (590, 8, 5, "295 steps of 8 pictures: about 300 are enough"),
+        (240, 8, 12, "288 steps of 8 pictures: about 300 are enough"),
         (20, 8, 60, "120 steps of 8 pictures: more passes over so few pictures add little"),
         (1, 8, 60, "60 steps of 8 pictures: more passes over so few pictures add little"),
-        (100_000, 8, 1, "12500 steps of 8 pictures: about 300 are enough"),
+        (100_000, 8, 1, "10000 steps of 8 pictures: about 300 are enough"),
     ],
 )
 def test_epochs_are_a_number_of_steps(pictures: int, batch: int, epochs: int, reason: str) -> None:
     facts = replace(VOC, pictures=pictures)
     (found,) = (c for c in choices_for(facts, {}) if c.key == "train_cam.epochs")
     assert (found.value, found.reason) == (epochs, reason)
+
+
+def test_a_fifth_is_kept_out_where_there_are_enough() -> None:
+    assert values(VOC)["train_cam.held_out"] == 0.2
+    assert "train_cam.held_out" not in values(replace(VOC, pictures=49))
+    assert values(VOC, train_cam__held_out=0.0)["train_cam.epochs"] == 4  # 292 steps
 
 
 def test_negatives_let_small_objects_count() -> None:
@@ -122,7 +128,7 @@ def test_what_the_user_gave_is_not_chosen_and_the_rest_follows_it() -> None:
     assert (found["train_irn.backbone"], found["train_irn.backbone_weights"]) == ("resnet50", "imagenet")
     found = values(VOC, train_cam__batch_size=32, train_cam__crop=320, train_irn__crop=256)
     assert not {"train_cam.batch_size", "train_cam.crop", "train_irn.crop"} & found.keys()
-    assert found["train_cam.epochs"] == 17  # 300 steps of 32
+    assert found["train_cam.epochs"] == 21  # 300 steps of 32, four fifths of 590 pictures
     assert found["train_irn.radius"] == 10
     assert "train_cam.lr" not in values(VOC, train_cam__optimizer="sgd")
     assert "train_irn.lr" in values(VOC, train_cam__optimizer="sgd")

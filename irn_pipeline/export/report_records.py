@@ -122,7 +122,7 @@ def read_curves(text: str, stage: str, *, points: int = 200) -> Curves:
             entry = parse_json(line)
         except ValueError:
             continue
-        numbers = dict(_numbers(entry)) if isinstance(entry, dict) else {}
+        numbers = dict(numbers_of(entry)) if isinstance(entry, dict) else {}
         step = numbers.get("step") if "step" in numbers else float(number)
         for name, value in numbers.items():
             if name not in _NOT_LOSSES and value is not None and step is not None:
@@ -178,14 +178,14 @@ def _results(value: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Result
         (f"{key} {name}", number)
         for key, inner in inside.items()
         if not key.endswith(_PER_CLASS)
-        for name, number in _numbers(inner)
+        for name, number in numbers_of(inner)
     ]
     per_class = [
-        (key.removesuffix(_PER_CLASS), tuple(_numbers(inner)))
+        (key.removesuffix(_PER_CLASS), tuple(numbers_of(inner)))
         for key, inner in inside.items()
         if key.endswith(_PER_CLASS)
     ]
-    yield Result(" / ".join(path), (*_numbers(value), *nested), tuple(per_class))
+    yield Result(" / ".join(path), (*numbers_of(value), *nested), tuple(per_class))
 
 
 def read_sweep(value: object, source: str) -> tuple[Series, ...]:
@@ -198,7 +198,7 @@ def read_sweep(value: object, source: str) -> tuple[Series, ...]:
     Raises:
         ArtifactError: it is no such list.
     """
-    entries = [dict(_numbers(e)) for e in value if isinstance(e, dict)] if isinstance(value, list) else []
+    entries = [dict(numbers_of(e)) for e in value if isinstance(e, dict)] if isinstance(value, list) else []
     good = [entry for entry in entries if entry.get("threshold") is not None]
     if not isinstance(value, list) or len(good) < len(value):
         raise ArtifactError(
@@ -213,7 +213,8 @@ def read_sweep(value: object, source: str) -> tuple[Series, ...]:
     return tuple(series)
 
 
-def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+def numbers_of(values: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """The numbers of a JSON object by name; other values are left out."""
     for key, value in values.items():
         if value is None:
             yield key, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
 from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.notices import covered, odd_maps
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
 from irn_pipeline.ops.feature_affinity import spread_maps
@@ -34,6 +36,7 @@ from irn_pipeline.structures import Cam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 from irn_pipeline.variants import unused_by
 
+logger = logging.getLogger(__name__)
 _COMPARED = 3
 """Last maps of the backbone, whose features tell how like two cells are: of a ResNet layer2, layer3 and layer4."""
 
@@ -71,6 +74,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
     for source in sources:
         there, absent = source.split(there)
         yield from absent
+    shares: list[float] = []
     read = prefetch(_reader(job.params, sources), there, job.execution.worker_count)
     for item in job.clock.waiting("read", read):
         if item.problem is not None:
@@ -78,7 +82,10 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
             continue
         with job.clock.section("network"):
             value = _cam(job, network, item, prepared)
+        shares.append(covered(value.high_res_cam))
         yield Produced(item.record.image_id, (value,), file_format=item.file_format)
+    if (line := odd_maps(shares)) is not None:
+        logger.warning("%s: %s", STAGE.name, line)
 
 
 def _kept(job: Job[Params, DataSet], network: MapNetwork) -> Any:

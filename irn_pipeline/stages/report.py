@@ -25,6 +25,7 @@ from irn_pipeline.errors import ArtifactError, ConfigError, IrnError
 from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import regular_bytes
+from irn_pipeline.notices import HELD_OUT_NAME
 from irn_pipeline.structures import ImageRecord
 
 if TYPE_CHECKING:
@@ -156,7 +157,24 @@ def _curves(run: RunFolder) -> Iterator[Curves]:
 def _results(run: RunFolder) -> tuple[Result, ...]:
     from irn_pipeline.export.report_records import read_results
 
-    return read_results(run.read(METRICS), str(run.path(METRICS))) if run.has(METRICS) else ()
+    found = read_results(run.read(METRICS), str(run.path(METRICS))) if run.has(METRICS) else ()
+    return (*found, *_held_out(run))
+
+
+def _held_out(run: RunFolder) -> Iterator[Result]:
+    """What the classifier finds in the pictures that it has not learned from."""
+    from irn_pipeline.export.report_records import Result, numbers_of
+
+    path = run.stage_dir(CAM_NETWORK.stage) / HELD_OUT_NAME
+    if not path.is_file():
+        return
+    try:
+        value: Any = parse_json(regular_bytes(path))
+        per_class = tuple(numbers_of(value["ap_per_class"]))
+        figures = tuple((name, number) for name, number in numbers_of(value) if name in ("pictures", "mean"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}); delete it") from error
+    yield Result("tags of pictures kept out of train_cam", figures, (("ap", per_class),))
 
 
 def _sweep(run: RunFolder) -> tuple[Series, ...]:

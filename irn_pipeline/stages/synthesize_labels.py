@@ -8,6 +8,7 @@ other thresholds and without network, pictures or walk.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.stage import Files, Job, MapStage, Produced, Remake
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, IrnError
+from irn_pipeline.notices import covered, far_walk, no_boundaries
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
@@ -36,6 +38,8 @@ from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
 from irn_pipeline.trained_networks import load_irn, padding
 from irn_pipeline.variants import bases_of, unused_by
 from irn_pipeline.walked_scores import WalkedScores
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
     there, absent = cams.split(pending)
     yield from absent
 
+    highest: list[float] = []
+    shares: list[tuple[float, float]] = []
+
     def read(record: ImageRecord) -> _Input:
         try:
             image = to_tensor(read_image(record.path, record.orientation))
@@ -137,8 +144,13 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
         except IrnError as error:
             yield Produced(image_id, problem=f"{cams.path(image_id)}: {error}")
             continue
+        highest.append(float(arrays[0].max()))
+        shares.append((covered(item.cam.cam), float((label > 0).mean())))
         scores = (kept_scores(walked, owners, size, evidence),) if job.params.keep_scores else ()
         yield Produced(image_id, (instances, label, *scores), file_format=item.file_format)
+    for line in (no_boundaries(highest), far_walk(shares)):
+        if line is not None:
+            logger.warning("%s: %s", STAGE.name, line)
 
 
 def _from_scores(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:

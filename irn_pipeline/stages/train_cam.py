@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,11 @@ from irn_pipeline.artifacts import CAM_NETWORK, Checkpoint
 from irn_pipeline.cam_training import fit_linear_probe, train_classifier, train_recam
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import FitStage, Job
+from irn_pipeline.held_out import measure, split
 from irn_pipeline.nn.backbone import load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.original_names import load_original
+from irn_pipeline.notices import flat_losses
 from irn_pipeline.weight_files import (
     TrainingParams,
     is_trained,
@@ -23,6 +26,8 @@ from irn_pipeline.weight_files import (
     weight_files,
     without_training,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class Params(TrainingParams):
     """Learning rate of the second classifier; all else learns at a tenth of it."""
     recam_weight: float = field(default=1.0, metadata={"fingerprint": "unless default"})
     """Weight of the second classifier's loss; published are 1 for VOC and 0.1 for COCO."""
+    held_out: float = field(default=0.0, metadata={"fingerprint": "unless default"})
+    """Share of the pictures that is kept out of the training, to tell whether their classes are found; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out <= 0.5:
+            raise ValueError(f"held_out is {self.held_out}; it must be a share from 0 to 0.5 (0.2 does well)")
 
 
 _OF_TRAINING = (
@@ -72,11 +83,24 @@ def fit(job: Job[Params, DataSet]) -> int:
         load_original(network, Path(params.original_checkpoint))
         seen = 0
     else:
+        images, kept_out = split(images, params.held_out, job.execution.seed)
         load_backbone_weights(network.backbone, weights)
         network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         seen = (fit_linear_probe if params.head == "probe" else train_classifier)(job, network, images)
         if params.recam:
             seen += train_recam(job, network, images)
+        if job.ranks.is_first:
+            folder, long_side = (
+                job.run.stage_dir(STAGE.name),
+                (params.long_side[0] + params.long_side[-1]) / 2,
+            )
+            found = (
+                measure(network, images.class_names, kept_out, long_side, job.execution, folder)
+                if kept_out
+                else None
+            )
+            for line in (*flat_losses(folder), *filter(None, [found])):
+                logger.warning("%s: %s", STAGE.name, line)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
     job.write(CAM_NETWORK, Checkpoint("cam", name, images.class_names, state))
     return seen

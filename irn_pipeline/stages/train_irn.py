@@ -16,6 +16,7 @@ from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Files, FitStage, Job
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import DataError
+from irn_pipeline.notices import flat_losses
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.structures import ImageRecord
 from irn_pipeline.weight_files import (
@@ -141,6 +142,8 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
         folder=job.run.stage_dir(STAGE.name),
         name=STAGE.name,
     )
+    for line in flat_losses(job.run.stage_dir(STAGE.name)) if job.ranks.is_first else ():
+        logger.warning("%s: %s", STAGE.name, line)
     if params.mean_shift_list is not None:
         records = job.data.with_list(params.mean_shift_list).readable(job).records
     network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
