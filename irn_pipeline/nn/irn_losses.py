@@ -44,13 +44,18 @@ class PairLabels:
 
 @dataclass(frozen=True)
 class IrnLosses:
-    """The five scalar losses of one batch; each is 0 where the batch has none of its pairs."""
+    """The five scalar losses of one batch; each is 0 where the batch has none of its pairs.
+
+    `zero_displacement` is what the foreground displacement loss of the same pairs would be if the displacement were 0
+    everywhere: what a network that has learned nothing reaches. It has no gradient and is no part of the total.
+    """
 
     background_positive: Tensor
     foreground_positive: Tensor
     negative: Tensor
     foreground_displacement: Tensor
     background_displacement: Tensor
+    zero_displacement: Tensor
 
     @property
     def boundary(self) -> Tensor:
@@ -115,12 +120,15 @@ def irn_losses(
         # all point nowhere.
         foreground_distance = _PairDistance.apply(displacement, pairs.foreground_positive, paths, 1)
         background_distance = _PairDistance.apply(displacement, pairs.background_positive, paths, 0)
+        lengths = torch.from_numpy(abs(paths.offsets).sum(1)).to(label.device)
+        zero_distance = (pairs.foreground_positive.sum((0, 2)) * lengths).sum()
         return IrnLosses(
             background_positive=background,
             foreground_positive=foreground,
             negative=negative,
             foreground_displacement=foreground_distance / (2 * counts[1] + _EPSILON),
             background_displacement=background_distance / (2 * counts[0] + _EPSILON),
+            zero_displacement=zero_distance / (2 * counts[1] + _EPSILON),
         )
 
 
