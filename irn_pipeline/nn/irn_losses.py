@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,36 @@ class IrnLosses:
     def total(self) -> Tensor:
         """Sum of both, to be minimised."""
         return self.boundary + self.displacement
+
+
+@dataclass
+class DisplacementShares:
+    """The foreground displacement loss as a share of that of no displacement, over the last steps of a training.
+
+    Attributes:
+        last: number of steps that count at the end; those without a pair within an object do not.
+        steps: number of steps so far.
+        shares: of the steps that count.
+    """
+
+    last: int = 1
+    steps: int = 0
+    shares: tuple[float, ...] = ()
+
+    def added(self, losses: Mapping[str, float]) -> Mapping[str, float]:
+        """Count a step; returns its losses with the share in place of what it is a share of."""
+        told = dict(losses)
+        zero = told.pop("zero_displacement")
+        self.steps += 1
+        if zero > 0:
+            told["displacement_share"] = told["foreground_displacement"] / zero
+            self.shares = (*self.shares, told["displacement_share"])[-self.last :]
+        return told
+
+    @property
+    def mean(self) -> float | None:
+        """Mean share of the steps that count; None where there are none."""
+        return sum(self.shares) / len(self.shares) if self.shares else None
 
 
 def irn_losses(

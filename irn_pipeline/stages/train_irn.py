@@ -107,7 +107,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
 
     from irn_pipeline.engine.training import train
     from irn_pipeline.nn.backbone import load_backbone_weights
-    from irn_pipeline.nn.irn_losses import irn_losses
+    from irn_pipeline.nn.irn_losses import DisplacementShares, irn_losses
     from irn_pipeline.ops.affinity import pair_paths
 
     params, execution = job.params, job.execution
@@ -148,9 +148,9 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
             "zero_displacement": losses.zero_displacement / 2,  # a constant: it changes no gradient
         }
 
-    shares = _Shares()
+    shares = DisplacementShares()
     with _samples(job, network, (*records, *negatives)) as dataset:
-        shares.wanted = max(len(dataset) // params.batch_size, 1)
+        shares.last = max(len(dataset) // params.batch_size, 1)
         seen = train(
             network=network,
             param_groups=network.param_groups(params.lr, params.displacement_lr_factor),
@@ -158,7 +158,7 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
             losses_of=losses_of,
             schedule=params.schedule,
             execution=execution,
-            shown=shares.shown,
+            shown=shares.added,
             ranks=job.ranks,
             folder=job.run.stage_dir(STAGE.name),
             name=STAGE.name,
@@ -166,8 +166,8 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
     if params.mean_shift_list is not None:
         records = job.data.with_list(params.mean_shift_list).readable(job).records
     network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
-    if job.ranks.is_first:
-        shares.tell(params)
+    if job.ranks.is_first and shares.steps:  # none of a training that was interrupted after its last step
+        _tell(shares.mean, params)
     return seen
 
 
@@ -205,48 +205,28 @@ def _samples(
         yield samples
 
 
-class _Shares:
-    """The foreground displacement loss as a share of that of no displacement, in the last steps of a training."""
-
-    def __init__(self) -> None:
-        self.wanted = 1
-        self.steps: list[float] = []
-        self.seen = 0
-
-    def shown(self, losses: Mapping[str, float]) -> Mapping[str, float]:
-        """The losses of a step, with the share in place of what it is a share of."""
-        told = dict(losses)
-        zero = told.pop("zero_displacement")
-        self.seen += 1
-        if zero > 0:  # the batch has pairs within objects
-            told["displacement_share"] = told["foreground_displacement"] / zero
-            self.steps = [*self.steps, told["displacement_share"]][-self.wanted :]
-        return told
-
-    def tell(self, params: Params) -> None:
-        """One line on what was learned, with what to do where it was nothing."""
-        if not self.seen:  # a training that was interrupted after its last step
-            return
-        if not self.steps:
-            logger.warning(
-                "%s: the displacement was not learned: no confident label has two pixels of one object closer than "
-                "--radius %d cells; move the thresholds of stage 3 closer together",
-                STAGE.name, params.radius,
-            )  # fmt: skip
-            return
-        share = sum(self.steps) / len(self.steps)
-        if share <= _NOTHING_LEARNED:
-            logger.info("%s: displacement loss %.0f %% of that of no displacement", STAGE.name, 100 * share)
-            return
+def _tell(share: float | None, params: Params) -> None:
+    """One line on what was learned of the displacement, with what to do where it was nothing."""
+    if share is None:
+        logger.warning(
+            "%s: the displacement was not learned: no confident label has two pixels of one object closer than "
+            "--radius %d cells; move the thresholds of stage 3 closer together",
+            STAGE.name, params.radius,
+        )  # fmt: skip
+    elif share <= _NOTHING_LEARNED:
+        logger.info("%s: displacement loss %.0f %% of that of no displacement", STAGE.name, 100 * share)
+    else:
         remedies = [] if params.displacement_context else ["--displacement-context"]
         remedies += (
-            [] if params.optimizer == "adamw" else ["--optimizer adamw --lr 0.003 --displacement-lr-factor 1"]
+            [] if params.optimizer == "adamw" else ["--optimizer adamw --lr 0.003 --displacement-lr-factor 2"]
         )
-        more = "more --epochs" + ("" if params.cached_features else " (cheap with --cached-features 0.75)")
+        remedies += [
+            "more --epochs" + ("" if params.cached_features else " (cheap with --cached-features 0.75)")
+        ]
         logger.warning(
             "%s: the displacement was not learned: its loss on objects is %.0f %% of that of no displacement at all, "
             "and objects of a class that touch will be one instance; give %s",
-            STAGE.name, 100 * share, ", ".join([*remedies, more]),
+            STAGE.name, 100 * share, ", ".join(remedies),
         )  # fmt: skip
 
 

@@ -14,9 +14,10 @@ import torch
 
 from irn_pipeline.artifacts import IRN_NETWORK
 from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.ranks import ALONE
 from irn_pipeline.engine.store import RunFolder
-from irn_pipeline.stages import train_irn
-from irn_pipeline.stages.catalogue import main, stage_main
+from irn_pipeline.nn.irn_losses import DisplacementShares
+from irn_pipeline.stages.catalogue import stage_main
 from irn_pipeline.trained_networks import load_irn, padding
 from tests.stages.conftest import TinyRun
 
@@ -37,7 +38,7 @@ def told(run: TinyRun, capsys: pytest.CaptureFixture[str], *extra: str) -> str:
     config = run.run_dir.parent / "loud.yaml"
     config.write_text(loud)
     capsys.readouterr()
-    assert main(["train_irn", *TinyRun(run.voc_root, config, run.run_dir).flags(), *extra]) == 0
+    assert stage_main("train_irn", [*TinyRun(run.voc_root, config, run.run_dir).flags(), *extra]) == 0
     return " ".join(capsys.readouterr().err.split())
 
 
@@ -45,7 +46,7 @@ def test_a_training_that_learns_nothing_says_so_and_what_to_do(
     run_copy: Callable[..., TinyRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = run_copy(*BEFORE)
-    text = told(tiny, capsys, "--train_irn.lr", "1e-9")
+    text = told(tiny, capsys, "--lr", "1e-9")
     share = re.search(
         r"displacement was not learned: its loss on objects is (\d+) % of that of no displ", text
     )
@@ -61,9 +62,9 @@ def test_a_training_that_learns_says_how_much(
     run_copy: Callable[..., TinyRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = run_copy(*BEFORE)
-    learning = ["--train_irn.optimizer", "adamw", "--train_irn.lr", "0.02", "--train_irn.epochs", "20",
-                "--train_irn.cached_features", "1.0", "--train_irn.displacement_context", "true"]  # fmt: skip
-    text = told(tiny, capsys, *learning, "--train_irn.displacement_lr_factor", "1")
+    learning = ["--optimizer", "adamw", "--lr", "0.02", "--epochs", "20",
+                "--cached-features", "1.0", "--displacement-context"]  # fmt: skip
+    text = told(tiny, capsys, *learning, "--displacement-lr-factor", "1")
     share = re.search(r"train_irn: displacement loss (\d+) % of that of no displacement", text)
     assert share is not None
     last = [line["displacement_share"] for line in lines(tiny.run_dir) if line["epoch"] == 19]
@@ -101,11 +102,11 @@ def test_an_interrupted_training_on_cached_features_ends_where_an_undisturbed_on
         calls.append(1)
         if len(calls) == 5:  # two steps an epoch
             raise KeyboardInterrupt
-        return shown(shares, losses)
+        return added(shares, losses)
 
-    shown = train_irn._Shares.shown
+    added = DisplacementShares.added
     with monkeypatch.context() as patched:
-        patched.setattr(train_irn._Shares, "shown", stop)
+        patched.setattr(DisplacementShares, "added", stop)
         assert stage_main("train_irn", flags) != 0
     assert (tiny.run_dir / "train_irn" / "resume.pt").is_file()
     assert stage_main("train_irn", flags) == 0
@@ -129,3 +130,12 @@ def test_what_does_not_go_together_is_refused(
     tiny = TinyRun(whole_run.voc_root, whole_run.config, tmp_path)
     assert stage_main("train_irn", [*tiny.flags(), *extra]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_cached_features_go_with_one_process(
+    run_copy: Callable[..., TinyRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = run_copy(*BEFORE)
+    monkeypatch.setattr(ALONE, "count", 2)
+    assert stage_main("train_irn", [*tiny.flags(), *CACHED]) == 1
+    assert "--cached-features goes with one process, here are 2" in " ".join(capsys.readouterr().err.split())
