@@ -55,7 +55,8 @@ def ours(case: Case) -> Prepared:
         losses = irn_losses(torch.sigmoid(logits), displacement, labels, paths)
         losses.total.backward()
         optimizer.step()
-        values = [getattr(losses, field.name) for field in fields(IrnLosses)]
+        names = [field.name for field in fields(IrnLosses) if field.name != "zero_displacement"]
+        values = [getattr(losses, name) for name in names]
         return _results(values, network)
 
     return Prepared(work)

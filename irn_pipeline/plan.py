@@ -161,12 +161,11 @@ def _relations(facts: Facts, given: Given) -> Sequence[Choice]:
         _epochs(stage, 300, batch, facts.pictures),
         Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
         Choice(stage, "crop", crop, f"a whole picture of {facts.long_side}, {longest} at most"),
-        Choice(
-            stage, "rescale", [0.75, 1.5] if small else [0.5, 1.5],
-            "small pictures: halved, objects are a few cells" if small else "as published",
-        ),
         Choice(stage, "radius", radius, f"pairs across at most a sixth of the crop's {crop // 4} cells, 5 to 10"),
     ]  # fmt: skip
+    if not given.get("train_irn.cached_features"):
+        why = "small pictures: halved, objects are a few cells" if small else "as published"
+        choices.append(Choice(stage, "rescale", [0.75, 1.5] if small else [0.5, 1.5], why))
     if given.get("train_irn.optimizer") == "sgd":
         return choices
     return [

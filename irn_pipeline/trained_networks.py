@@ -36,7 +36,8 @@ def load_irn(run: RunFolder, execution: Execution) -> IrnNetwork:
     from irn_pipeline.nn.irn_network import IrnNetwork
 
     checkpoint = run.read(IRN_NETWORK)
-    build = partial(IrnNetwork, backbone=checkpoint.backbone)
+    context = IrnNetwork.has_context(checkpoint.state)
+    build = partial(IrnNetwork, backbone=checkpoint.backbone, displacement_context=context)
     network = restore_network(run.path(IRN_NETWORK), checkpoint, "irn", build)
     network.eval()
     fold_batch_norms(network.backbone)
@@ -58,19 +59,22 @@ def padding(run: RunFolder, pad_to: int | None) -> Callable[[tuple[int, int]], i
     record = run.record(IRN_NETWORK.stage)
     params = {} if record is None else record.params
     crop, rescale = params.get("crop", 512), params.get("rescale", (0.5, 1.5))
+    cached = params.get("cached_features", ())
     try:
-        scales = [float(scale) for scale in rescale]
+        scales, cached = [float(scale) for scale in rescale], [float(scale) for scale in cached]
         possible = 0 < crop < 2**15 and 0 < scales[0] <= scales[-1] < 100
+        possible = possible and all(0 < scale < 100 for scale in cached)
     except (TypeError, ValueError, LookupError):
         possible = False
     if not possible:
         raise ArtifactError(
-            f"{run.stage_dir(IRN_NETWORK.stage) / RECORD_NAME}: damaged (crop is {crop}, rescale is {rescale}); "
+            f"{run.stage_dir(IRN_NETWORK.stage) / RECORD_NAME}: damaged (crop is {crop}, rescale is {rescale}, "
+            f"cached_features is {cached}); "
             "give --pad-to, or run stage train_irn again with --overwrite"
         )
     from irn_pipeline.nn.irn_network import side_as_trained
 
-    return partial(side_as_trained, crop=crop, rescale=(scales[0], scales[-1]))
+    return partial(side_as_trained, crop=crop, rescale=(scales[0], scales[-1]), cached=cached)
 
 
 def segmenter_artifact(variant: str) -> Artifact[Checkpoint]:

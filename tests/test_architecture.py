@@ -32,7 +32,8 @@ ROOMS = {
 RECORDS = {"cam_files", "walked_scores", "artifacts", "older_runs"}
 """Modules that say what a run folder holds."""
 ASSEMBLY = {
-    *("cam_source", "trained_networks", "weight_files", "evaluation", "gallery", "predictor"),
+    *("cam_source", "cached_features", "trained_networks", "weight_files"),
+    *("evaluation", "gallery", "predictor"),
     *("configs", "cam_training"),
     *("facts", "plan", "forecast", "notices", "held_out"),
 }

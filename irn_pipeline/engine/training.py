@@ -86,6 +86,7 @@ def train(
     collate: Callable[[list[Any]], Any] | None = None,
     picture_names: Callable[[Any], Sequence[str]] | None = None,
     after_epoch: Callable[[int, nn.Module], Mapping[str, float]] | None = None,
+    shown: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
     ranks: Ranks = ALONE,
 ) -> int:
     """Train a network in place; with an averaging schedule it ends with the averaged weights.
@@ -107,6 +108,7 @@ def train(
         picture_names: ids of a batch's pictures, for messages.
         after_epoch: called with the number of finished epochs and the network (the averaged one where there is one);
             what it returns goes to `validation.jsonl`. Of several processes, the first does it.
+        shown: what of the losses, means over all processes, goes to the bar and to `losses.jsonl`; all when None.
         ranks: the processes that train together.
 
     Returns:
@@ -166,9 +168,10 @@ def train(
                 optimizer.step()
                 state.step()
                 bar.update()
-                bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+                told = values if shown is None else shown(values)
+                bar.set_postfix({key: f"{value:.3f}" for key, value in told.items()}, refresh=False)
                 if log is not None:
-                    log.add("losses", step, epoch, values)
+                    log.add("losses", step, epoch, told)
             if log is None:
                 continue
             state.save(folder, epoch + 1)

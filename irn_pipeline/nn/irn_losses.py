@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,18 @@ class PairLabels:
 
 @dataclass(frozen=True)
 class IrnLosses:
-    """The five scalar losses of one batch; each is 0 where the batch has none of its pairs."""
+    """The five scalar losses of one batch; each is 0 where the batch has none of its pairs.
+
+    `zero_displacement` is what the foreground displacement loss of the same pairs would be if the displacement were 0
+    everywhere: what a network that has learned nothing reaches. It has no gradient and is no part of the total.
+    """
 
     background_positive: Tensor
     foreground_positive: Tensor
     negative: Tensor
     foreground_displacement: Tensor
     background_displacement: Tensor
+    zero_displacement: Tensor
 
     @property
     def boundary(self) -> Tensor:
@@ -66,6 +71,36 @@ class IrnLosses:
     def total(self) -> Tensor:
         """Sum of both, to be minimised."""
         return self.boundary + self.displacement
+
+
+@dataclass
+class DisplacementShares:
+    """The foreground displacement loss as a share of that of no displacement, over the last steps of a training.
+
+    Attributes:
+        last: number of steps that count at the end; those without a pair within an object do not.
+        steps: number of steps so far.
+        shares: of the steps that count.
+    """
+
+    last: int = 1
+    steps: int = 0
+    shares: tuple[float, ...] = ()
+
+    def added(self, losses: Mapping[str, float]) -> Mapping[str, float]:
+        """Count a step; returns its losses with the share in place of what it is a share of."""
+        told = dict(losses)
+        zero = told.pop("zero_displacement")
+        self.steps += 1
+        if zero > 0:
+            told["displacement_share"] = told["foreground_displacement"] / zero
+            self.shares = (*self.shares, told["displacement_share"])[-self.last :]
+        return told
+
+    @property
+    def mean(self) -> float | None:
+        """Mean share of the steps that count; None where there are none."""
+        return sum(self.shares) / len(self.shares) if self.shares else None
 
 
 def irn_losses(
@@ -115,12 +150,15 @@ def irn_losses(
         # all point nowhere.
         foreground_distance = _PairDistance.apply(displacement, pairs.foreground_positive, paths, 1)
         background_distance = _PairDistance.apply(displacement, pairs.background_positive, paths, 0)
+        lengths = torch.from_numpy(abs(paths.offsets).sum(1)).to(label.device)
+        zero_distance = (pairs.foreground_positive.sum((0, 2)) * lengths).sum()
         return IrnLosses(
             background_positive=background,
             foreground_positive=foreground,
             negative=negative,
             foreground_displacement=foreground_distance / (2 * counts[1] + _EPSILON),
             background_displacement=background_distance / (2 * counts[0] + _EPSILON),
+            zero_displacement=zero_distance / (2 * counts[1] + _EPSILON),
         )
 
 

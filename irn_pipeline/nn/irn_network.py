@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,16 +30,19 @@ def pad_image(image: Tensor, side: int) -> Tensor:
     return F.pad(image, (0, max(side - width, 0), 0, max(side - height, 0)))
 
 
-def side_as_trained(size: tuple[int, int], crop: int, rescale: tuple[float, float]) -> int:
+def side_as_trained(
+    size: tuple[int, int], crop: int, rescale: tuple[float, float], cached: Sequence[float] = ()
+) -> int:
     """The `side` for `pad_image` that gives a picture the share of zeros that its training crops had on average.
 
     Args:
         size: (H, W) of the picture in pixels.
         crop: side of the training crops, pixels.
         rescale: smallest and largest scale of the pictures in training.
+        cached: scales of a training on cached features, in place of `rescale`.
     """
     height, width = size
-    scales = np.linspace(*rescale, 1001)
+    scales = np.array(cached) if len(cached) else np.linspace(*rescale, 1001)
     # Share of the crop that the picture covers at each scale.
     covered = np.minimum(scales * height / crop, 1) * np.minimum(scales * width / crop, 1)
     area = height * width / float(covered.mean())
@@ -63,16 +66,28 @@ class MeanShift(nn.Module):
 
 
 class _Branch(nn.Module):
-    """1x1 convolution, group norm, optional upsampling, ReLU."""
+    """1x1 convolution, group norm, optional context, optional upsampling, ReLU.
 
-    def __init__(self, channels_in: int, channels_out: int, *, groups: int, scale: int = 1) -> None:
+    The context adds to each cell what a depthwise 3x3 convolution of dilation 2 sees around it.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, groups: int, scale: int = 1, context: bool = False
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, 1, bias=False)
         self.norm = nn.GroupNorm(groups, channels_out)
         self.scale = scale
+        self.context = (
+            nn.Conv2d(channels_out, channels_out, 3, padding=2, dilation=2, groups=channels_out)
+            if context
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
+        if self.context is not None:
+            x = x + self.context(F.relu(x))
         if self.scale > 1:
             x = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return F.relu(x)
@@ -85,9 +100,11 @@ class IrnNetwork(nn.Module):
 
     Args:
         backbone: name of the backbone, one of five maps.
+        displacement_context: let the displacement branch look around each cell of its maps at stride 16; the published
+            network, whose branches are 1x1 convolutions, does not.
     """
 
-    def __init__(self, *, backbone: str = "resnet50") -> None:
+    def __init__(self, *, backbone: str = "resnet50", displacement_context: bool = False) -> None:
         super().__init__()
         self.backbone = build_backbone(backbone, pyramid=True)
         self.backbone.requires_grad_(False)
@@ -98,7 +115,7 @@ class IrnNetwork(nn.Module):
         self.boundary_head = nn.Conv2d(160, 1, 1)
         widths, groups, scales = (64, 128, 256, 256, 256), (8, 16, 16, 16, 16), (1, 1, 1, 2, 2)
         self.displacement = nn.ModuleList(
-            _Branch(c, w, groups=g, scale=s)
+            _Branch(c, w, groups=g, scale=s, context=displacement_context and s > 1)
             for c, w, g, s in zip(channels, widths, groups, scales, strict=True)
         )
         self.displacement_merge = _Branch(768, 256, groups=16, scale=2)
@@ -116,7 +133,10 @@ class IrnNetwork(nn.Module):
             logits: (B, h, w) class boundary logits at stride 4.
             displacement: (B, 2, h, w), dy then dx, in stride-4 pixels.
         """
-        features = self._features(images)
+        return self.from_features(self._features(images))
+
+    def from_features(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, from the backbone's five maps."""
         return self._boundary_logits(features), self._displacement(features)
 
     def displacement_field(self, images: Tensor) -> Tensor:
@@ -139,6 +159,11 @@ class IrnNetwork(nn.Module):
         merged = self.displacement_merge(torch.cat([mid, *(x[..., :mid_h, :mid_w] for x in high)], dim=1))
         top = self.displacement_top(torch.cat([low1, low2, merged[..., :h, :w]], dim=1))
         return self.mean_shift(self.displacement_head(top))
+
+    @staticmethod
+    def has_context(state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict is that of a network with `displacement_context`."""
+        return any(".context." in name for name in state if name.startswith("displacement."))
 
     @torch.no_grad()
     def predict(self, image: Tensor, *, pad_to: int = 0) -> tuple[Tensor, Tensor]:

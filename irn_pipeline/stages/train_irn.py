@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Files, FitStage, Job
 from irn_pipeline.engine.store import Artifact
-from irn_pipeline.errors import DataError
+from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.notices import flat_losses
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.structures import ImageRecord
@@ -30,9 +31,13 @@ from irn_pipeline.weight_files import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from irn_pipeline.cached_features import FeatureSamples
+    from irn_pipeline.datasets.samples import RelationSamples
     from irn_pipeline.nn.irn_network import IrnNetwork
 
 logger = logging.getLogger(__name__)
+_NOTHING_LEARNED = 0.9
+"""Share of the displacement loss of a field of zeros above which nothing was learned."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,15 @@ class Params(TrainingParams):
     """Pictures a step."""
     rescale: tuple[float, ...] = (0.5, 1.5)
     """Smallest and largest random scale."""
+    cached_features: tuple[float, ...] = field(default=(), metadata={"fingerprint": "unless default"})
+    """Compute the backbone's features once, at these scales of each picture and its mirror, and cut crops out of them;
+    they take disk space until the end of the stage. By default anew for every crop, at random scales."""
     radius: int = 10
     """Pairs lie closer than this, in cells of 4 pixels."""
     displacement_lr_factor: float = 10.0
     """The displacement branch learns this many times faster."""
+    displacement_context: bool = field(default=False, metadata={"fingerprint": "unless default"})
+    """Let the displacement branch look around each cell; learns in far fewer steps. The published network does not."""
     negatives: bool = field(default=False, metadata={"fingerprint": "unless default"})
     """Also learn from the pictures without tags, in which everything is background."""
     mean_shift_list: str | None = field(default=None, metadata={"fingerprint": "unless default"})
@@ -65,6 +75,12 @@ class Params(TrainingParams):
             raise ValueError(
                 f"crop is {self.crop}; it must be a multiple of 4 and at least 8 times the radius"
             )
+        if self.cached_features and self.crop % 16:
+            raise ValueError(f"crop is {self.crop}; with cached_features it must be a multiple of 16")
+        if any(not 0 < scale < 100 for scale in self.cached_features):
+            raise ValueError(
+                f"cached_features is {self.cached_features}; scales must be above 0 and below 100"
+            )
 
 
 def fit(job: Job[Params, DataSet]) -> int:
@@ -75,7 +91,8 @@ def fit(job: Job[Params, DataSet]) -> int:
     params = job.params
     original = params.original_checkpoint
     name, weights = (params.backbone, "none") if original is not None else starting_point(job)
-    network = IrnNetwork(backbone=name)
+    context = params.displacement_context and original is None
+    network = IrnNetwork(backbone=name, displacement_context=context)
     if original is not None:
         load_original(network, Path(original))
         seen = 0
@@ -89,10 +106,9 @@ def fit(job: Job[Params, DataSet]) -> int:
 def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
     import torch
 
-    from irn_pipeline.datasets.samples import RelationSamples
     from irn_pipeline.engine.training import train
     from irn_pipeline.nn.backbone import load_backbone_weights
-    from irn_pipeline.nn.irn_losses import irn_losses
+    from irn_pipeline.nn.irn_losses import DisplacementShares, irn_losses
     from irn_pipeline.ops.affinity import pair_paths
 
     params, execution = job.params, job.execution
@@ -112,10 +128,17 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
             f"{job.run.stage_dir(IR_LABEL.stage)}: no confident label; run stage {IR_LABEL.stage} first"
         )
 
+    precision = torch.bfloat16 if execution.uses_bf16() else torch.float32
+
     def losses_of(batch: Any, _progress: float) -> dict[str, Tensor]:
-        pictures, labels = (part.to(device, non_blocking=True) for part in batch)
+        inputs, labels = batch[0], batch[1].to(device, non_blocking=True)
         with execution.autocast():
-            logits, displacement = network(pictures.to(memory_format=torch.channels_last))
+            if params.cached_features:
+                maps = (one.to(device, precision, non_blocking=True) for one in inputs)
+                logits, displacement = network.from_features([one.permute(0, 3, 1, 2) for one in maps])
+            else:
+                pictures = inputs.to(device, non_blocking=True)
+                logits, displacement = network(pictures.to(memory_format=torch.channels_last))
         losses = irn_losses(
             torch.sigmoid(logits.float()), displacement.float(), labels, paths, common_counts=job.ranks.mean
         )
@@ -123,31 +146,91 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
             "boundary": losses.boundary,
             "foreground_displacement": losses.foreground_displacement / 2,
             "background_displacement": losses.background_displacement / 2,
+            "zero_displacement": losses.zero_displacement / 2,  # a constant: it changes no gradient
         }
 
-    seen = train(
-        network=network,
-        param_groups=network.param_groups(params.lr, params.displacement_lr_factor),
-        dataset=RelationSamples(
-            (*records, *negatives),
-            read_label=partial(job.run.read, IR_LABEL),
-            scales=(params.rescale[0], params.rescale[-1]),
-            crop=params.crop,
-            seed=execution.seed,
-        ),
-        losses_of=losses_of,
-        schedule=params.schedule,
-        execution=execution,
-        ranks=job.ranks,
-        folder=job.run.stage_dir(STAGE.name),
-        name=STAGE.name,
-    )
+    shares = DisplacementShares()
+    with _samples(job, network, (*records, *negatives)) as dataset:
+        shares.last = max(len(dataset) // params.batch_size, 1)
+        seen = train(
+            network=network,
+            param_groups=network.param_groups(params.lr, params.displacement_lr_factor),
+            dataset=dataset,
+            losses_of=losses_of,
+            schedule=params.schedule,
+            execution=execution,
+            shown=shares.added,
+            ranks=job.ranks,
+            folder=job.run.stage_dir(STAGE.name),
+            name=STAGE.name,
+        )
     for line in flat_losses(job.run.stage_dir(STAGE.name)) if job.ranks.is_first else ():
         logger.warning("%s: %s", STAGE.name, line)
     if params.mean_shift_list is not None:
         records = job.data.with_list(params.mean_shift_list).readable(job).records
     network.mean_shift.running_mean.copy_(_mean_displacement(job, network, records))
+    if job.ranks.is_first and shares.steps:  # none of a training that was interrupted after its last step
+        _tell(shares.mean, params)
     return seen
+
+
+@contextmanager
+def _samples(
+    job: Job[Params, DataSet], network: IrnNetwork, records: tuple[ImageRecord, ...]
+) -> Iterator[RelationSamples | FeatureSamples]:
+    params, execution = job.params, job.execution
+    read_label = partial(job.run.read, IR_LABEL)
+    if not params.cached_features:
+        from irn_pipeline.datasets.samples import RelationSamples
+
+        scales = (params.rescale[0], params.rescale[-1])
+        yield RelationSamples(
+            records, read_label=read_label, scales=scales, crop=params.crop, seed=execution.seed
+        )
+        return
+    from irn_pipeline.cached_features import feature_samples
+
+    if job.ranks.count > 1:
+        raise ConfigError(
+            f"--cached-features goes with one process, here are {job.ranks.count}; start it without torchrun, or train "
+            "without this flag"
+        )
+    network.eval()
+    with feature_samples(
+        network.backbone,
+        records,
+        read_label=read_label,
+        scales=params.cached_features,
+        crop=params.crop,
+        folder=job.run.stage_dir(STAGE.name),
+        execution=execution,
+    ) as samples:
+        yield samples
+
+
+def _tell(share: float | None, params: Params) -> None:
+    """One line on what was learned of the displacement, with what to do where it was nothing."""
+    if share is None:
+        logger.warning(
+            "%s: the displacement was not learned: no confident label has two pixels of one object closer than "
+            "--radius %d cells; move the thresholds of stage 3 closer together",
+            STAGE.name, params.radius,
+        )  # fmt: skip
+    elif share <= _NOTHING_LEARNED:
+        logger.info("%s: displacement loss %.0f %% of that of no displacement", STAGE.name, 100 * share)
+    else:
+        remedies = [] if params.displacement_context else ["--displacement-context"]
+        remedies += (
+            [] if params.optimizer == "adamw" else ["--optimizer adamw --lr 0.003 --displacement-lr-factor 2"]
+        )
+        remedies += [
+            "more --epochs" + ("" if params.cached_features else " (cheap with --cached-features 0.75)")
+        ]
+        logger.warning(
+            "%s: the displacement was not learned: its loss on objects is %.0f %% of that of no displacement at all, "
+            "and objects of a class that touch will be one instance; give %s",
+            STAGE.name, 100 * share, ", ".join(remedies),
+        )  # fmt: skip
 
 
 def _mean_displacement(
@@ -195,7 +278,10 @@ def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
 
 
 def _unused(params: Params) -> Mapping[str, str]:
-    return without_training(params, used=("backbone",))
+    unused = dict(without_training(params, used=("backbone",)))
+    if params.cached_features:
+        unused.setdefault("rescale", "--cached-features gives the scales")
+    return unused
 
 
 STAGE: FitStage[Params] = FitStage(

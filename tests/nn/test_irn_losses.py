@@ -79,6 +79,17 @@ def test_losses_and_gradients_match_brute_force():
             torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_loss_of_no_displacement_is_that_of_zeros_and_has_no_gradient(seed):
+    boundary, displacement, label = random_batch(seed, height=12, width=20)
+    paths = pair_paths(4)
+    losses = irn_losses(boundary, displacement.requires_grad_(), label, paths)
+    zeros = irn_losses(boundary, torch.zeros_like(displacement), label, paths)
+    assert float(losses.zero_displacement) == pytest.approx(float(zeros.foreground_displacement), rel=1e-6)
+    assert float(losses.zero_displacement) > 1
+    assert not losses.zero_displacement.requires_grad
+
+
 def test_pair_labels_by_hand():
     # radius 2 in a 2x3 crop: the one source is (0, 1); right, down-left, down, down-right
     label = torch.tensor([[[9, 3, 3], [255, 0, 4]]], dtype=torch.uint8)
@@ -146,7 +157,7 @@ def test_crop_without_pairs_costs_nothing(shape):
     displacement.requires_grad_()
     losses = irn_losses(boundary, displacement, label, pair_paths(5))
     gradients = gradients_of(losses.total, (boundary, displacement))
-    assert [float(getattr(losses, field.name).detach()) for field in fields(losses)] == [0.0] * 5
+    assert [float(getattr(losses, field.name).detach()) for field in fields(losses)] == [0.0] * 6
     assert not any(gradient.any() for gradient in gradients)
 
 

@@ -141,8 +141,35 @@ def test_mean_shift_works_in_evaluation_only():
     assert not network.backbone.bn1.training
 
 
-def test_irn_backbone_never_learns():
-    network = IrnNetwork(backbone="resnet18").train()
+def test_context_adds_two_convolutions_and_lets_a_cell_see_further():
+    torch.manual_seed(0)
+    published = IrnNetwork(backbone="resnet18").eval()
+    torch.manual_seed(0)
+    wider = IrnNetwork(backbone="resnet18", displacement_context=True).eval()
+    added = wider.state_dict().keys() - published.state_dict().keys()
+    assert added == {f"displacement.{i}.context.{part}" for i in (3, 4) for part in ("weight", "bias")}
+    assert not published.state_dict().keys() - wider.state_dict().keys()
+    assert wider.has_context(wider.state_dict())
+    assert not published.has_context(published.state_dict())
+    reach = []
+    for network in (published, wider):
+        features = [
+            torch.randn(1, c, 256 // s, 256 // s)
+            for c, s in ((64, 4), (64, 4), (128, 8), (256, 16), (512, 16))
+        ]
+        for norm in network.modules():  # whose statistics are of the whole map
+            if isinstance(norm, torch.nn.GroupNorm):
+                norm.forward = lambda x: x
+        features[-1].requires_grad_()
+        network.from_features(features)[1][0, :, 32, 32].sum().backward()
+        cells = features[-1].grad.abs().sum((0, 1)).nonzero()
+        reach.append(int((cells.amax(0) - cells.amin(0)).max()))
+    assert reach == [1, 5], "two cells further on either side"
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_irn_backbone_never_learns(context):
+    network = IrnNetwork(backbone="resnet18", displacement_context=context).train()
     logits, displacement = network(torch.randn(1, 3, 32, 32))
     (logits.sum() + displacement.sum()).backward()
     assert all(p.grad is None for p in network.backbone.parameters())

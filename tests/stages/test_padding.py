@@ -168,7 +168,17 @@ def test_the_default_is_read_from_the_record_of_the_training(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"crop": "x"}, {"crop": 0}, {"crop": 10**9}, {"rescale": []}, {"rescale": [-1, 2]}]
+    "wrong",
+    [
+        {"crop": "x"},
+        {"crop": 0},
+        {"crop": 10**9},
+        {"rescale": []},
+        {"rescale": [-1, 2]},
+        {"cached_features": [0]},
+        {"cached_features": "x"},
+        {"cached_features": 1},
+    ],
 )
 def test_an_impossible_record_is_one_error(
     run_copy: Callable[..., TinyRun], wrong: dict[str, object]
