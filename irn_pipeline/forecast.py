@@ -134,8 +134,13 @@ class _Bench:
             frozen_stages=params.frozen_stages,
             frozen_batch_norm=params.frozen_batch_norm,
         )
-        seconds = self._step(network, params, lambda output: output.float().square().mean())
         pictures = round((len(self.data.items) + len(self.data.negatives)) * (1 - params.held_out))
+        if params.head == "probe":
+            network.eval().to(self.device)
+            image = self._picture(min(1.0, params.long_side[-1] / max(self.size)))
+            seconds = self._timed(lambda: network.paired_activation_maps(image), times=1)
+            return Work("train_cam", f"{pictures} pictures", pictures, self.reading + seconds)
+        seconds = self._step(network, params, lambda output: output.float().square().mean())
         return _training("train_cam", params, pictures, seconds)
 
     def train_irn(self) -> Work | None:
@@ -170,7 +175,10 @@ class _Bench:
         )
         fold_batch_norms(network.eval().backbone)
         network.to(self.device)
-        pictures = [self._picture(scale) for scale in params.scales]
+        side = {"pixels": params.pixel_side, "centre": params.centre_side}.get(params.seeds)
+        # These look at every picture twice: to fit a classifier of cells, and to make maps by it.
+        scales = params.scales if side is None else [side / max(self.size)] * 2
+        pictures = [self._picture(scale) for scale in scales]
         seconds = self._timed(lambda: [network.paired_activation_maps(one) for one in pictures], times=1)
         return Work(
             "make_cam", f"{len(self.data.items)} pictures", len(self.data.items), self.reading + seconds

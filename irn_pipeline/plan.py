@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.planner import Choice
-from irn_pipeline.facts import Facts, notes, to_multiple
+from irn_pipeline.facts import Facts, is_centred, network_of_file, notes, to_multiple
 
 logger = logging.getLogger(__name__)
 PLANNED = ("train_cam", "make_cam", "mine_relations", "train_irn", "synthesize_labels")
@@ -40,6 +41,11 @@ def choose(data: DataSet, execution: Execution, given: Given) -> list[Choice]:
     facts = Facts.of(data, execution)
     for note in notes(facts):
         logger.warning("warning: %s", note)
+    if facts.may_be_centred and given.get("make_cam.seeds") is None:
+        network = {choice.key: choice.value for choice in choices_for(facts, given, [_network])} | dict(given)
+        name = network.get("train_cam.backbone", "resnet50")
+        weights = network.get("train_cam.backbone_weights", "imagenet")
+        facts = replace(facts, centred=is_centred(data, execution, name, weights))
     logger.info("%s", facts)
     return choices_for(facts, given)
 
@@ -62,7 +68,7 @@ def _network(facts: Facts, given: Given) -> Sequence[Choice]:
     if given.get("train_cam.original_checkpoint") is not None:
         return ()
     if weights is not None and weights not in ("imagenet", "installed", "none"):
-        found = _network_of(Path(weights))
+        found = network_of_file(Path(weights))
         return (
             [Choice(stage, "backbone", found, f"the network that {Path(weights).name} is of")]
             if found
@@ -90,6 +96,11 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     if given.get("train_cam.original_checkpoint") is not None:
         return ()
     held_out = given.get("train_cam.held_out", 0.2 if facts.all_pictures >= 50 else 0.0)
+    kept = [Choice(stage, "held_out", held_out, "tells whether the classes were learned")] if held_out else []
+    if _fits_a_probe(facts, given):
+        why = "no GPU: a linear classifier of ImageNet features, fitted in one pass over the images"
+        sides = Choice(stage, "long_side", [_seed_side(facts)], "as for the maps")
+        return [Choice(stage, "head", "probe", why), sides, *kept]
     learned = round(facts.all_pictures * (1 - held_out))
     scratch = given.get("train_cam.backbone_weights") == "none"
     side, frozen = facts.working_side, given.get("train_cam.frozen_stages")
@@ -99,11 +110,7 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     batch = _batch(facts, given, stage)
     steps = 1000 if scratch or (facts.gpu and not probe) else 300
     rate, factor = (0.02, 1.0) if probe else (0.001, 1.0) if scratch else (0.0001, 10.0)
-    why = (
-        "no GPU: a classifier on fixed ImageNet features"
-        if probe
-        else "half of the ImageNet features are kept"
-    )
+    why = f"{'no GPU: a classifier on fixed' if probe else 'half of the'} ImageNet features"
     choices = [
         Choice(stage, "frozen_stages", frozen, "from nothing: everything learns" if scratch else why),
         *([Choice(stage, "frozen_batch_norm", False, "from nothing: statistics of these pictures")] if scratch else []),
@@ -115,8 +122,7 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
             f"around {side}, by as much as published around 480",
         ),
     ]  # fmt: skip
-    if held_out:
-        choices.append(Choice(stage, "held_out", held_out, "tells whether the classes were learned"))
+    choices += kept
     if sgd:  # rates of AdamW would not suit it
         return choices
     return [
@@ -133,9 +139,44 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     ]
 
 
+def _fits_a_probe(facts: Facts, given: Given) -> bool:
+    """Whether the classifier is a linear probe: without a GPU, unless the user trains it or has a network of it."""
+    if "train_cam.head" in given:
+        return bool(given["train_cam.head"] == "probe")
+    own = ("original_checkpoint", "frozen_stages", "epochs", "optimizer", "lr", "crop", "recam")
+    trained = any(f"train_cam.{name}" in given for name in own)
+    return not (facts.gpu or trained or given.get("train_cam.backbone_weights") == "none")
+
+
+def _seed_side(facts: Facts) -> int:
+    """Long side for classifiers of cells: twice the picture's, from 256 to 512 pixels."""
+    return to_multiple(min(max(2 * facts.long_side, 256), 512))
+
+
+def _seeds(facts: Facts, given: Given) -> Sequence[Choice]:
+    """Maps by a classifier of cells, which knows background: better than the probe's own maps."""
+    stage, side = "make_cam", _seed_side(facts)
+    elsewhere = any(given.get(f"{stage}.{name}") for name in ("from_cams", "from_model", "feature_affinity"))
+    if elsewhere or "make_cam.scales" in given or not _fits_a_probe(facts, given):
+        return ()
+    if facts.centred:
+        why = "one object in the middle of every image: its middle is told from its border"
+        return [
+            Choice(stage, "seeds", "centre", why),
+            Choice("synthesize_labels", "refiner", "none", "these maps end at the objects already"),
+            Choice("synthesize_labels", "semantic_bg_threshold", 0.5, "halfway between middle and border"),
+            Choice("synthesize_labels", "instance_bg_threshold", 0.5, "halfway between middle and border"),
+            Choice("synthesize_labels", "center_threshold", 1000.0, "one object an image: nothing to part"),
+        ]
+    return [
+        Choice(stage, "seeds", "pixels", "a classifier of cells that also knows the background"),
+        Choice(stage, "pixel_side", side, f"twice the median long side of {facts.long_side}, 512 at most"),
+    ]
+
+
 def _scales(facts: Facts, given: Given) -> Sequence[Choice]:
     """Picture sizes that maps are made at: around the size that the classifier has learned from."""
-    if given.get("make_cam.from_cams"):
+    if given.get("make_cam.from_cams") or given.get("make_cam.seeds") in ("pixels", "centre"):
         return ()
     base = facts.working_side / facts.long_side
     base = 1.0 if abs(base - 1) < 0.1 else base  # not resized for nothing
@@ -183,6 +224,8 @@ def _walk(facts: Facts, given: Given) -> Sequence[Choice]:
     times = min(max(8 + round(math.log2(share)), 3), 9)
     center = min(max(round(2.5 * math.sqrt(share), 1), 1.0), 2.5)
     where = f"the grid has {facts.cells} cells, {share:.2f} of VOC's"
+    if given.get("synthesize_labels.refiner", "walk") != "walk":
+        return [Choice("synthesize_labels", "center_threshold", center, f"by the grid's side: {where}")]
     return [
         Choice("synthesize_labels", "exp_times", times, f"{2**times} steps: {where}"),
         Choice("synthesize_labels", "center_threshold", center, f"by the grid's side: {where}"),
@@ -203,7 +246,11 @@ def _thresholds(facts: Facts, given: Given) -> Sequence[Choice]:
     own = ("semantic_bg_threshold", "instance_bg_threshold")
     foreign = any(given.get(f"{name}.cam_dir") is not None for name in ("mine_relations", stage))
     followed = foreign or any(f"{stage}.{name}" in given for name in own)
-    if not followed and given.get("train_cam.backbone_weights") != "none":
+    fitted = given.get("make_cam.seeds") in (
+        "pixels",
+        "centre",
+    )  # as good with one threshold (docs/RESULTS.md)
+    if not followed and not fitted and given.get("train_cam.backbone_weights") != "none":
         why = "each picture's own background score, by ImageNet features; needs no masks"
         choices.append(Choice(stage, "bg_search", [0.2, 0.55], why))
     return choices
@@ -214,7 +261,7 @@ def _segmenter(facts: Facts, given: Given) -> Sequence[Choice]:
     return _same_network("train_segmenter", given)
 
 
-RULES: tuple[Rule, ...] = (_network, _training, _scales, _relations, _walk, _thresholds, _segmenter)
+RULES: tuple[Rule, ...] = (_network, _training, _seeds, _scales, _relations, _walk, _thresholds, _segmenter)
 
 
 def _same_network(stage: str, given: Given) -> list[Choice]:
@@ -248,18 +295,3 @@ def _epochs(stage: str, steps: int, batch: int, pictures: int) -> Choice:
 def _batch(facts: Facts, given: Given, stage: str) -> int:
     chosen: int = given.get(f"{stage}.batch_size", 16 if facts.gpu else 4 if 0 < facts.memory < 6 else 8)
     return chosen
-
-
-def _network_of(path: Path) -> str | None:
-    """Which of torchvision's ResNets a file of weights is of; None for another network.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
-    # Not above: with it comes torch.
-    from irn_pipeline.nn.backbone import read_state_dict
-
-    names = {name.removeprefix("backbone.") for name in read_state_dict(path)}
-    blocks = sum(f"layer3.{index}.conv1.weight" in names for index in range(30))
-    kinds = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
-    return kinds.get((blocks, "layer1.0.conv3.weight" in names))

@@ -57,21 +57,23 @@ def test_every_choice_is_a_parameter_with_a_reason_and_none_is_made_twice() -> N
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (replace(VOC, gpu=True), ("resnet50", None, 3)),
-        (VOC, ("efficientnet_lite0", "installed", 5)),
-        (replace(VOC, lite0=False), ("resnet18", None, 5)),
+        (replace(VOC, gpu=True), ("resnet50", None, None)),
+        (VOC, ("efficientnet_lite0", "installed", "probe")),
+        (replace(VOC, lite0=False), ("resnet18", None, "probe")),
     ],
 )
-def test_the_network_follows_from_the_machine(facts: Facts, expected: tuple[str, str | None, int]) -> None:
+def test_the_network_follows_from_the_machine(
+    facts: Facts, expected: tuple[str, str | None, str | None]
+) -> None:
     found = values(facts)
-    names = ("backbone", "backbone_weights", "frozen_stages")
+    names = ("backbone", "backbone_weights", "head")
     assert tuple(found.get(f"train_cam.{name}") for name in names) == expected
     assert found["train_irn.backbone"] == found["train_segmenter.backbone"] == expected[0]
     assert found["train_irn.backbone_weights"] == (expected[1] or "imagenet")
 
 
 def test_sizes_follow_from_the_median_picture() -> None:
-    voc, cells, tiles = values(VOC), values(CELLS), values(TILES)
+    voc, cells, tiles = (values(facts, train_cam__head="trained") for facts in (VOC, CELLS, TILES))
     assert (voc["train_cam.crop"], voc["train_cam.long_side"]) == (480, [320, 640])  # as published
     assert voc["make_cam.scales"] == [1.0, 1.5]
     assert values(replace(VOC, gpu=True))["make_cam.scales"] == [1.0, 0.5, 1.5, 2.0]  # as published
@@ -80,6 +82,41 @@ def test_sizes_follow_from_the_median_picture() -> None:
     assert (tiles["train_cam.crop"], tiles["train_cam.long_side"]) == (384, [256, 512])
     assert [found["train_irn.crop"] for found in (voc, cells, tiles)] == [384, 128, 384]
     assert [found["train_irn.radius"] for found in (voc, cells, tiles)] == [10, 5, 10]
+
+
+def test_without_a_gpu_maps_come_from_a_probe_and_a_classifier_of_cells() -> None:
+    found = values(VOC)
+    assert (found["train_cam.head"], found["make_cam.seeds"]) == ("probe", "pixels")
+    assert found["train_cam.long_side"] == [512]
+    assert [values(facts)["make_cam.pixel_side"] for facts in (VOC, CELLS, TILES)] == [512, 256, 512]
+    # Neither has a use for these.
+    assert (
+        not {"train_cam.epochs", "train_cam.lr", "make_cam.scales", "synthesize_labels.bg_search"}
+        & found.keys()
+    )
+    for given in (
+        {"train_cam__epochs": 3},
+        {"train_cam__backbone_weights": "none"},
+        {"make_cam__scales": [1.0]},
+    ):
+        assert "make_cam.seeds" not in values(VOC, **given)
+    assert "train_cam.head" not in values(replace(VOC, gpu=True))
+
+
+def test_objects_in_the_middle_of_every_image_have_seeds_of_their_own() -> None:
+    centred = replace(CELLS, one_tag=True, centred=True)
+    found = values(centred)
+    assert (found["make_cam.seeds"], found["synthesize_labels.refiner"]) == ("centre", "none")
+    assert (
+        found["synthesize_labels.semantic_bg_threshold"]
+        == found["synthesize_labels.instance_bg_threshold"]
+        == 0.5
+    )
+    assert "synthesize_labels.exp_times" not in found
+    assert replace(CELLS, one_tag=True).may_be_centred
+    assert not VOC.may_be_centred
+    assert not replace(TILES, one_tag=True).may_be_centred  # pictures without an object
+    assert not replace(CELLS, one_tag=True, pictures=19).may_be_centred
 
 
 def test_the_walk_follows_from_the_grid() -> None:
@@ -103,14 +140,16 @@ def test_the_walk_follows_from_the_grid() -> None:
 )
 def test_epochs_are_a_number_of_steps(pictures: int, batch: int, epochs: int, reason: str) -> None:
     facts = replace(VOC, pictures=pictures)
-    (found,) = (c for c in choices_for(facts, {}) if c.key == "train_cam.epochs")
+    (found,) = (c for c in choices_for(facts, {"train_cam.head": "trained"}) if c.key == "train_cam.epochs")
     assert (found.value, found.reason) == (epochs, reason)
 
 
 def test_a_fifth_is_kept_out_where_there_are_enough() -> None:
     assert values(VOC)["train_cam.held_out"] == 0.2
     assert "train_cam.held_out" not in values(replace(VOC, pictures=49))
-    assert values(VOC, train_cam__held_out=0.0)["train_cam.epochs"] == 4  # 292 steps
+    assert (
+        values(VOC, train_cam__held_out=0.0, train_cam__head="trained")["train_cam.epochs"] == 4
+    )  # 292 steps
 
 
 def test_negatives_let_small_objects_count() -> None:
@@ -166,7 +205,7 @@ def test_a_file_of_weights_names_its_network(name: str, tmp_path: Path) -> None:
 
 def test_a_rule_is_a_function_in_a_list() -> None:
     def last_word(facts: Facts, given: Any) -> list[Choice]:
-        return [Choice("make_cam", "feature_affinity", 2.0 if given["train_cam.crop"] > 400 else 0.0, "why")]
+        return [Choice("make_cam", "feature_affinity", 2.0 if given["train_irn.crop"] > 300 else 0.0, "why")]
 
     found = {choice.key: choice.value for choice in choices_for(VOC, {}, (*RULES, last_word))}
     assert found["make_cam.feature_affinity"] == 2.0

@@ -42,3 +42,8 @@ class CommonParams:
 @dataclass(frozen=True)
 class Params(*bases_of([seed.params for seed in SEEDS.values()]), CommonParams):  # type: ignore[misc]
     """Parameters of the activation maps."""
+
+
+def fits(params: Params) -> bool:
+    """Whether the seeds are made by a classifier that is fitted to all pictures and kept as a file."""
+    return SEEDS[params.seeds].restore is not None

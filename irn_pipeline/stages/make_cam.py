@@ -31,7 +31,7 @@ from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
 from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.seeding import SEEDS
 from irn_pipeline.seeding.base import Picture
-from irn_pipeline.seeding.params import Params as Params
+from irn_pipeline.seeding.params import Params, fits
 from irn_pipeline.structures import Cam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 from irn_pipeline.variants import unused_by
@@ -69,7 +69,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
     network = None if _needs_no_network(job.params) else _network(job)
     prepared = None
     if network is not None and job.ranks.total({"pending": len(pending)})["pending"]:
-        prepared = _kept(job, network) if _fits(job.params) else _prepared(job, network)
+        prepared = _kept(job, network) if fits(job.params) else _prepared(job, network)
     there = list(pending)
     for source in sources:
         there, absent = source.split(there)
@@ -126,8 +126,8 @@ def _prepared(job: Job[Params, DataSet], network: MapNetwork) -> Any:
 
 def _pictures(job: Job[Params, DataSet], network: MapNetwork) -> Iterator[Picture]:
     """All pictures of the list, for what is learned of them before the first map is made."""
-    records = job.data.readable(job, negatives=_fits(job.params)).records
-    if _fits(job.params):
+    records = job.data.readable(job, negatives=fits(job.params)).records
+    if fits(job.params):
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(job.execution.seed))
         records = tuple(records[place] for place in order.tolist())
     read = prefetch(_reader(job.params, ()), records, job.execution.worker_count)
@@ -284,10 +284,6 @@ def _unused(params: Params) -> Mapping[str, str]:
     return found
 
 
-def _fits(params: Params) -> bool:
-    return SEEDS[params.seeds].restore is not None
-
-
 STAGE: MapStage[Params] = MapStage(
     name="make_cam",
     summary="Extract class activation maps.",
@@ -299,5 +295,5 @@ STAGE: MapStage[Params] = MapStage(
     files=_files,
     runs_network=_runs_network,
     unused=_unused,
-    fits=_fits,
+    fits=fits,
 )
