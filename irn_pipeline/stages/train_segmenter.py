@@ -168,8 +168,8 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     if not kept and job.params.labels == "truth":
         raise DataError(
             f"{job.data.origin}: no true mask of an object in the {missing + empty} pictures to train on; --labels "
-            "truth needs SegmentationClass and SegmentationObject in a VOC folder, or a COCO file with masks; a table "
-            "of tags has none"
+            "truth needs SegmentationClass and SegmentationObject in a VOC folder, a COCO file with masks, or "
+            "Cityscapes; a table of tags has none"
         )
     if not kept:
         raise DataError(

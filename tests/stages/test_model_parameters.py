@@ -217,7 +217,9 @@ def test_objects_of_spatial_embeddings_are_as_recorded_unless_asked_otherwise(tm
     before = trained(tmp_path / "older", "spatial_embeddings")  # its record has none of the three
     network, _ = load_segmenter(before, "spatial_embeddings", EXECUTION)
     assert (network.min_pixels, network.seed_threshold, network.foreground_threshold) == (128, 0.5, 0.5)
-    with pytest.raises(ConfigError, match="--min-pixels: of no effect on mask_rcnn; it is for spatial_embedd"):
+    with pytest.raises(
+        ConfigError, match="--min-pixels: of no effect on mask_rcnn; it is for spatial_embedd"
+    ):
         require_asked(("mask_rcnn",), asked)
 
 
