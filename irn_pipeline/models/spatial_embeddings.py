@@ -21,6 +21,8 @@ class Params(CropParams):
     """spatial_embeddings: objects gather at their centroid, instead of at their mean embedding."""
     foreground_weight: float | None = field(default=None, metadata={"fingerprint": "unless default"})
     """spatial_embeddings: weight of objects in the seed loss; by default 10 for one class, else by class sizes."""
+    original_checkpoint: str | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """spatial_embeddings: take this checkpoint of the authors' code instead of training."""
     min_pixels: int = field(default=128, metadata={"fingerprint": False})
     """spatial_embeddings: objects need more pixels than this; fewer for small pictures."""
     seed_threshold: float = field(default=0.5, metadata={"fingerprint": False})

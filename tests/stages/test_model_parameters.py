@@ -46,7 +46,7 @@ OF_ALL = {
     "model", "labels", "backbone", "backbone_weights", "frozen_stages", "epochs", "batch_size", "lr", "optimizer",
     "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
 }  # fmt: skip
-OWNED = {*OTHERWISE, *ANSWERS, "start_from"}
+OWNED = {*OTHERWISE, *ANSWERS, "start_from", "original_checkpoint"}
 
 
 def own(model: str) -> set[str]:
@@ -54,7 +54,7 @@ def own(model: str) -> set[str]:
 
 
 def learned(model: str) -> set[str]:
-    return own(model) - ANSWERS.keys()
+    return own(model) - {*ANSWERS, "original_checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,10 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
         (
             ["--model", "semiconv_mask_rcnn", "--start-from", "x", "--backbone-weights", "cam"],
             "--backbone-weights: all weights come from --start-from",
+        ),
+        (
+            ["--model", "spatial_embeddings", "--original-checkpoint", "x", "--epochs", "3"],
+            "--epochs: --original-checkpoint replaces the training",
         ),
         (["--validate_every", "2"], "--validate-every: nothing is measured without --validate-list"),
         (["--momentum", "0.5"], "nowhere"),
