@@ -114,8 +114,8 @@ def unused_parameters(params: SegmenterParams) -> Mapping[str, str]:
         found["backbone_weights"] = "all weights come from --start-from"
     if "original_checkpoint" not in found and params.original_checkpoint is not None:
         used = {"model", "original_checkpoint", "bandwidth", *(f.name for f in fields(model.asked))}
-        names = tuple(f.name for f in fields(params) if f.name not in used | found.keys())
-        found |= dict.fromkeys(names, "--original-checkpoint replaces the training")
+        replaced = {f.name for f in fields(params)} - used - found.keys()
+        found |= dict.fromkeys(replaced, "--original-checkpoint replaces the training")
     if params.validate_list is None:
         found["validate_every"] = "nothing is measured without --validate-list"
     return found

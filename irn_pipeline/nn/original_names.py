@@ -46,7 +46,8 @@ _IRN = {
     "fc_dp7.3.": "displacement_head.",
 }
 """Beginning of a name of theirs -> of ours."""
-_OF_EVERY_CAM_OR_IRN = "stage1.0."
+_OF_BOTH = "stage1.0."
+"""Beginning of names of both networks of IRNet."""
 _UNUSED_HEAD = "encoder.output_conv."
 _OURS_ALONE = ("num_batches_tracked", "pixel_counts")
 
@@ -107,7 +108,7 @@ def load_original(network: nn.Module, path: Path) -> None:
         CheckpointError: the file is missing, unreadable, or not a checkpoint of this network.
     """
     state = read_state_dict(path)
-    if not any(name.startswith(_OF_EVERY_CAM_OR_IRN) for name in state):
+    if not any(name.startswith(_OF_BOTH) for name in state):
         raise CheckpointError(
             f"{path}: no checkpoint of the original implementation; expected res50_cam.pth or res50_irn.pth"
         )

@@ -47,7 +47,7 @@ def network(classes: int = 1, bandwidth: str = "circular") -> SpatialEmbeddings:
     with torch.no_grad():
         for value in made.state_dict().values():
             if value.is_floating_point():
-                value += torch.rand_like(value)
+                value += 0.01 * torch.rand_like(value)
     return made.eval()
 
 
