@@ -131,7 +131,9 @@ def test_splits_and_files_are_lists(root, tmp_path):
 @pytest.mark.parametrize("half", ["leftImg8bit", "gtFine"])
 def test_a_missing_half_is_one_line(root, half):
     shutil.rmtree(root / half / "val")
-    with pytest.raises(DataError, match="val: . pictures .* and . masks .* do not fit together; unpack both"):
+    with pytest.raises(
+        DataError, match=r"val: . pictures .* and . masks .* do not fit together; unpack both"
+    ):
         load_cityscapes(root, "val")
     shutil.rmtree(root / half)
     with pytest.raises(DataError, match=f"holds no folder {half}; --cityscapes-root needs leftImg8bit/SPLIT"):
@@ -160,7 +162,7 @@ def test_a_colour_picture_in_the_place_of_a_mask_and_a_cut_one_are_refused(root)
     path = mask_of(root, STREET_ID)
     content = path.read_bytes()
     path.write_bytes(content[:60])
-    with pytest.raises(DataError, match="instanceIds.png"):
+    with pytest.raises(DataError, match=r"instanceIds.png"):
         load_cityscapes(root)
     shutil.copy(root / "leftImg8bit" / f"{STREET_ID}.png", path)
     with pytest.raises(DataError, match="must have one channel"):
