@@ -101,8 +101,8 @@ def load_cityscapes(root: Path, image_list: str | None = None, *, classes: Seque
     if image_list is not None and image_list not in splits:
         if not Path(image_list).is_file():
             raise DataError(
-                f"{root / _PICTURES}: has no split {image_list!r} (there: {', '.join(splits)}), and there is no file of "
-                "that name; give a split, or a text file of image ids, as --image-list"
+                f"{root / _PICTURES}: has no split {image_list!r} (there: {', '.join(splits)}), and there is no file "
+                "of that name; give a split, or a text file of image ids, as --image-list"
             )
         chosen = restrict(_load(root, splits, names), image_list)
         return replace(chosen, load_list=_loader(root, names), listing=image_list)
@@ -125,7 +125,8 @@ def _load(root: Path, splits: Sequence[str], names: tuple[str, ...]) -> DataSet:
     if not pictures & masks.keys():
         raise DataError(
             f"{root}: {' and '.join(splits)}: {len(pictures)} pictures CITY/*{_PICTURE_END}.png in {_PICTURES} and "
-            f"{len(masks)} masks CITY/*{_MASK_END} in {_MASKS} do not fit together; unpack both archives into one folder"
+            f"{len(masks)} masks CITY/*{_MASK_END} in {_MASKS} do not fit together; unpack both archives into "
+            "one folder"
         )
     warnings: list[str] = []
     if missing := sorted(pictures - masks.keys()):
@@ -175,8 +176,8 @@ def _splits(root: Path) -> tuple[str, ...]:
     for half in (_PICTURES, _MASKS):
         if not (root / half).is_dir():
             raise DataError(
-                f"{root}: holds no folder {half}; --cityscapes-root needs {_PICTURES}/SPLIT/CITY/*{_PICTURE_END}.png and "
-                f"{_MASKS}/SPLIT/CITY/*{_MASK_END}"
+                f"{root}: holds no folder {half}; --cityscapes-root needs "
+                f"{_PICTURES}/SPLIT/CITY/*{_PICTURE_END}.png and {_MASKS}/SPLIT/CITY/*{_MASK_END}"
             )
     found = {path.name for half in (_PICTURES, _MASKS) for path in (root / half).iterdir() if path.is_dir()}
     return tuple(sorted(found))
@@ -205,8 +206,8 @@ def _present(ids: IdArray, path: Path) -> IntArray:
     wrong = present[(labels > _LAST_LABEL) | (single & (labels < _FIRST_LABEL))]
     if len(wrong):
         raise DataError(
-            f"{path}: the value {wrong[0]} is no id of Cityscapes; expected the label's id, 0 to {_LAST_LABEL}, or for an "
-            f"object label id * {_IDS_A_LABEL} + number, {_FIRST_LABEL * _IDS_A_LABEL} to "
+            f"{path}: the value {wrong[0]} is no id of Cityscapes; expected the label's id, 0 to {_LAST_LABEL}, or for "
+            f"an object label id * {_IDS_A_LABEL} + number, {_FIRST_LABEL * _IDS_A_LABEL} to "
             f"{(_LAST_LABEL + 1) * _IDS_A_LABEL - 1}, in a grey PNG of 16 bits"
         )
     return present

@@ -1,7 +1,8 @@
 """Names of the original implementations' checkpoints in this package's networks.
 
-IRNet's (`res50_cam.pth`, `res50_irn.pth`) registers every tensor under several names (its whole ResNet, its stages, its module lists), so one of
-ours has many of theirs. Where they differ the name that sorts last counts, as when torch loads such a file in order.
+IRNet's original (`res50_cam.pth`, `res50_irn.pth`) registers every tensor under several names (its whole ResNet, its
+stages, its module lists), so one of ours has many of theirs. Where they differ the name that sorts last counts, as when
+torch loads such a file in order.
 """
 
 from __future__ import annotations
