@@ -40,7 +40,7 @@ class Source:
     classes: tuple[str | int, ...] = ()
     """Classes to use, in this order, not for --voc-root: a b, or a,b, or "big cat, small"; default: all."""
     image_list: str | None = None
-    """Image ids to use: a text file, a list in ImageSets, or Cityscapes' train or val; default: training list, or all."""
+    """Pictures: file of ids, list in ImageSets, or Cityscapes' train or val; default: training list, else all."""
     untagged: Literal["negatives", "skip"] = "negatives"
     """Pictures without a tag: negatives (train_cam learns that they show none of the classes), or skip."""
     class_names: str | None = None
