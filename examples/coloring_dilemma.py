@@ -10,6 +10,7 @@ python examples/coloring_dilemma.py --out runs/coloring_dilemma
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import sys
 import warnings
@@ -272,6 +273,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.dots < 2 or arguments.steps < 1:
         parser.error("--dots must be at least 2 and --steps at least 1")
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the figure needs matplotlib: pip install 'irn_pipeline[examples]'")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plain, semi = (
         run(Experiment(semi, arguments.dots, arguments.steps, arguments.seed, arguments.padding))

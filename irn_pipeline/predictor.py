@@ -35,6 +35,9 @@ class Predictor:
         *,
         crf: bool = False,
         test_scales: Sequence[float] = (),
+        min_pixels: int | None = None,
+        seed_threshold: float | None = None,
+        foreground_threshold: float | None = None,
         device: str = "auto",
         precision: Literal["auto", "bf16", "float32"] = "auto",
     ) -> None:
@@ -45,15 +48,24 @@ class Predictor:
             model: as given to train_segmenter: mask_rcnn, deeplabv3 ...
             crf: refine deeplabv3's labels with the dense CRF.
             test_scales: average deeplabv3's probabilities over these relative sizes.
+            min_pixels: spatial_embeddings' objects need more pixels than this; None for as in its training.
+            seed_threshold: smallest seed probability that starts an object of spatial_embeddings; None likewise.
+            foreground_threshold: its objects hold pixels of a larger seed probability only; None likewise.
             device: auto, cpu, cuda or cuda:N.
             precision: of the network pass, as for the stages.
 
         Raises:
             ArtifactError: the model is not in the run folder; the message names those that are.
-            ConfigError: the model has no CRF or no scales, or there is no such device.
+            ConfigError: the model has none of what was asked for, or there is no such device.
         """
         self._execution = Execution(device=device, precision=precision)
-        asked = AskedParams(crf=crf, test_scales=tuple(test_scales))
+        asked = AskedParams(
+            crf=crf,
+            test_scales=tuple(test_scales),
+            min_pixels=min_pixels,
+            seed_threshold=seed_threshold,
+            foreground_threshold=foreground_threshold,
+        )
         require_asked((model,), asked)
         self._segmenter, checkpoint = load_segmenter(RunFolder(Path(run_dir)), model, self._execution, asked)
         self.class_names = checkpoint.class_names

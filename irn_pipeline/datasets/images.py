@@ -80,6 +80,21 @@ def read_label(path: Path) -> LabelArray:
     Raises:
         DataError: the file is missing, unreadable, cut off, in colour, or holds a value above 255.
     """
+    ids = read_ids(path)
+    if ids.size and int(ids.max()) > 255:
+        raise DataError(f"{path}: label {int(ids.max())} is above 255; labels must fit into 8 bits")
+    return ids.astype(np.uint8)
+
+
+def read_ids(path: Path) -> npt.NDArray[np.uint16]:
+    """As `read_label`, with values of up to 16 bits.
+
+    Returns:
+        (H, W) uint16 values, as stored; what does not fit, which a PNG cannot hold, is 65535.
+
+    Raises:
+        DataError: the file is missing, unreadable, cut off, or in colour.
+    """
     data = read_bytes(path)
     picture = _pillow(data, picture_kind(data[:64], path), path)
     pixels = np.asarray(picture)
@@ -91,10 +106,10 @@ def read_label(path: Path) -> LabelArray:
     if picture.mode == "L" and data.startswith(b"\x89PNG"):
         # Pillow stretches grey of 2 and 4 bits to 0..255; an index must come back as it was stored.
         depth = data[24]
-        return np.array(pixels // (255 // (2**depth - 1)), np.uint8)
-    if picture.mode.startswith("I") and pixels.size and int(pixels.max()) > 255:
-        raise DataError(f"{path}: label {int(pixels.max())} is above 255; labels must fit into 8 bits")
-    return np.array(pixels, np.uint8)
+        pixels = pixels // (255 // (2**depth - 1))
+    if pixels.dtype.itemsize > 2:
+        pixels = np.where((pixels >= 0) & (pixels < 2**16), pixels, 2**16 - 1)
+    return pixels.astype(np.uint16)
 
 
 def read_image_size(path: Path, orientation: int | None = None) -> tuple[int, int]:

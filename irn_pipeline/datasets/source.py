@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from irn_pipeline.datasets.cityscapes import load_cityscapes
 from irn_pipeline.datasets.coco import load_coco
 from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.folder_csv import load_folder_csv
@@ -24,7 +25,7 @@ _CLASS_FILES = ("class_names.txt", "labelmap.txt", "labels.txt", "classes.txt")
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures and their classes come from: one of --voc-root, --label-csv and --coco-json."""
+    """Where pictures and their classes come from: one of --voc-root, --label-csv, --coco-json, --cityscapes-root."""
 
     voc_root: str | None = None
     """Folder with JPEGImages and Annotations (a VOC devkit's VOC2012)."""
@@ -34,10 +35,12 @@ class Source:
     """Table of tags: image,label[,label...] or columns of 0 and 1, as CSV, TSV or JSON lines (.jsonl)."""
     coco_json: str | None = None
     """COCO instances file; its categories are the tags, its masks are for evaluation only."""
+    cityscapes_root: str | None = None
+    """Folder with leftImg8bit and gtFine of Cityscapes; its masks give tags, and --labels truth learns from them."""
     classes: tuple[str | int, ...] = ()
-    """Classes of --label-csv or --coco-json to use, in this order: a b, or a,b, or "big cat, small"; default: all."""
+    """Classes to use, in this order, not for --voc-root: a b, or a,b, or "big cat, small"; default: all."""
     image_list: str | None = None
-    """List of image ids: a text file, or the name of a list in ImageSets; by default VOC's training list, else all."""
+    """Pictures: file of ids, list in ImageSets, or Cityscapes' train or val; default: training list, else all."""
     untagged: Literal["negatives", "skip"] = "negatives"
     """Pictures without a tag: negatives (train_cam learns that they show none of the classes), or skip."""
     class_names: str | None = None
@@ -53,7 +56,10 @@ def load_source(source: Source) -> DataSet:
         DataError: it is missing or says something impossible.
     """
     _require_one(source)
-    data = _load_table(source) if source.voc_root is None else _load_voc(source, Path(source.voc_root))
+    if source.cityscapes_root is not None:
+        data = _load_cityscapes(source, Path(source.cityscapes_root))
+    else:
+        data = _load_table(source) if source.voc_root is None else _load_voc(source, Path(source.voc_root))
     if source.untagged == "skip" and data.negatives:
         ids = some(record.image_id for record in data.negatives)
         note = f"{data.origin}: pictures left out because they show none of the classes: {ids}"
@@ -70,29 +76,38 @@ def load_source(source: Source) -> DataSet:
 
 def _require_one(source: Source) -> None:
     tables = {"--label-csv": source.label_csv, "--coco-json": source.coco_json}
-    described = {"--voc-root": source.voc_root, **tables}
-    given = [flag for flag, value in described.items() if value is not None]
+    roots = {"--voc-root": source.voc_root, "--cityscapes-root": source.cityscapes_root}
+    given = [flag for flag, value in {**roots, **tables}.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} each describe a data set; give one of them")
     if not given and source.image_dir is not None:
         raise ConfigError("--image-dir names pictures without tags; add --label-csv FILE or --coco-json FILE")
     if not given:
         raise ConfigError(
-            "no data set: give --voc-root DIR (a folder with JPEGImages and Annotations), "
+            "no data set: give --voc-root DIR (a folder with JPEGImages and Annotations), --cityscapes-root DIR, "
             "or --image-dir DIR with --label-csv FILE or --coco-json FILE; ./run_all.sh without "
             "--run-dir works on the demo set"
         )
+    wrong: dict[str, object] = {"--class-names": source.class_names}
+    remedy = "the classes come from the file, and --classes a,b,c picks and orders them"
     if source.voc_root is not None:
         wrong = {"--image-dir": source.image_dir, "--classes": source.classes or None}
         remedy = "a VOC folder holds its pictures in JPEGImages, and --class-names FILE names its classes"
-    else:
-        if source.image_dir is None:
-            raise ConfigError(f"{given[0]} needs --image-dir DIR, the folder of its pictures")
-        wrong = {"--class-names": source.class_names}
-        remedy = "the classes come from the file, and --classes a,b,c picks and orders them"
+    elif source.cityscapes_root is not None:
+        wrong = {"--image-dir": source.image_dir, **wrong}
+        remedy = (
+            "the pictures are those of leftImg8bit, and --classes car,person picks and orders the classes"
+        )
+    elif source.image_dir is None:
+        raise ConfigError(f"{given[0]} needs --image-dir DIR, the folder of its pictures")
     for flag, value in wrong.items():
         if value is not None:
             raise ConfigError(f"{flag} does not go with {given[0]}: {remedy}")
+
+
+def _load_cityscapes(source: Source, root: Path) -> DataSet:
+    data = load_cityscapes(root, source.image_list, classes=[str(name) for name in source.classes])
+    return _listed(data, source.image_list)
 
 
 def _load_voc(source: Source, root: Path) -> DataSet:
@@ -100,11 +115,16 @@ def _load_voc(source: Source, root: Path) -> DataSet:
     file = next((path for path in files if source.class_names or path.is_file()), None)
     names = VOC_CLASSES if file is None else read_class_names(file)
     data = load_voc(root, source.image_list, class_names=names)
-    others = "" if source.image_list else " (choose others with --image-list)"
-    logger.info("pictures: %d of %s%s", len(data.items), data.listing, others)
+    data = _listed(data, source.image_list)
     logger.info("class names: %s", file or "those of Pascal VOC")
-    leading_names = 0 if file is None else count_leading_names(file, names[0])
-    return replace(data, listed=source.image_list is not None, leading_names=leading_names)
+    return replace(data, leading_names=0 if file is None else count_leading_names(file, names[0]))
+
+
+def _listed(data: DataSet, image_list: str | None) -> DataSet:
+    """The data set of a list; which one it is is logged."""
+    others = "" if image_list else " (choose others with --image-list)"
+    logger.info("pictures: %d of %s%s", len(data.items), data.listing, others)
+    return replace(data, listed=image_list is not None)
 
 
 def _load_table(source: Source) -> DataSet:

@@ -86,6 +86,14 @@ def start_of(params: SegmenterParams) -> str | None:
     return name
 
 
+def original_of(params: SegmenterParams) -> str | None:
+    """The authors' checkpoint that replaces the training, if one is named and the model can take one."""
+    name: str | None = (
+        None if "original_checkpoint" in unused_parameters(params) else params.original_checkpoint
+    )
+    return name
+
+
 def weights_of(params: SegmenterParams) -> str:
     """What the backbone starts from: as `backbone_weights`, or "none" where that has no effect."""
     return "none" if "backbone_weights" in unused_parameters(params) else params.backbone_weights
@@ -104,6 +112,10 @@ def unused_parameters(params: SegmenterParams) -> Mapping[str, str]:
         found["momentum"] = "adamw has a momentum of its own; it is for sgd"
     if "start_from" not in found and params.start_from is not None:
         found["backbone_weights"] = "all weights come from --start-from"
+    if "original_checkpoint" not in found and params.original_checkpoint is not None:
+        used = {"model", "original_checkpoint", "bandwidth", *(f.name for f in fields(model.asked))}
+        replaced = {f.name for f in fields(params)} - used - found.keys()
+        found |= dict.fromkeys(replaced, "--original-checkpoint replaces the training")
     if params.validate_list is None:
         found["validate_every"] = "nothing is measured without --validate-list"
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from irn_pipeline.models.base import CropParams, Model, Recipe
@@ -19,17 +19,42 @@ class Params(CropParams):
     """spatial_embeddings: one bandwidth an object, or one an axis."""
     to_center: bool = False
     """spatial_embeddings: objects gather at their centroid, instead of at their mean embedding."""
+    foreground_weight: float | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """spatial_embeddings: weight of objects in the seed loss; by default 10 for one class, else by class sizes."""
+    original_checkpoint: str | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """spatial_embeddings: take this checkpoint of the authors' code instead of training."""
+    min_pixels: int = field(default=128, metadata={"fingerprint": False})
+    """spatial_embeddings: objects need more pixels than this; fewer for small pictures."""
+    seed_threshold: float = field(default=0.5, metadata={"fingerprint": False})
+    """spatial_embeddings: smallest seed probability that starts an object; 0.9 in the authors' code."""
+    foreground_threshold: float = field(default=0.5, metadata={"fingerprint": False})
+    """spatial_embeddings: only pixels of a larger seed probability belong to objects."""
 
 
-def build(params: Any, num_classes: int) -> Segmenter:
-    """The untrained network."""
+@dataclass(frozen=True)
+class Asked:
+    """How the trained model is asked for objects."""
+
+    min_pixels: int | None = None
+    """For spatial_embeddings: objects need more pixels than this; by default as in its training (128)."""
+    seed_threshold: float | None = None
+    """For spatial_embeddings: smallest seed probability that starts an object; by default as in its training (0.5)."""
+    foreground_threshold: float | None = None
+    """For spatial_embeddings: only pixels of a larger seed probability belong to objects; default: likewise (0.5)."""
+
+
+def build(params: Any, num_classes: int, **asked: Any) -> Segmenter:
+    """The untrained network; what is not asked for is as the parameters say."""
     from irn_pipeline.nn.segmenters.spatial_embeddings import SpatialEmbeddings
 
+    values = {f.name: asked.get(f.name) for f in fields(Asked)}
     return SpatialEmbeddings(
         num_classes=num_classes,
         backbone=params.backbone,
         bandwidth=params.bandwidth,
         to_center=params.to_center,
+        foreground_weight=params.foreground_weight,
+        **{name: getattr(params, name) if value is None else value for name, value in values.items()},
     )
 
 
@@ -37,5 +62,6 @@ MODEL = Model(
     recipe=Recipe(epochs=50, batch_size=16, lr=5e-4, optimizer="adamw", crop=512, rescale=(0.5, 1.5)),
     build=build,
     params=Params,
+    asked=Asked,
     own_backbones=("erfnet",),
 )

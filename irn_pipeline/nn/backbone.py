@@ -232,7 +232,7 @@ def load_backbone_weights(backbone: Backbone, weights: str | Path) -> None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a file of named tensors, .pth or .safetensors, without running anything it holds.
 
-    Tensors may lie one level down, as in this package's own files ("network") or in others' ("state_dict", "model").
+    Tensors may lie one level down, as in this package's own files ("network") or in others' ("state_dict", ...).
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else than named tensors.
@@ -249,7 +249,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: is no readable file of weights ({' '.join(str(error).split())[:120]}); "
             "expected a torch state dict of plain tensors"
         ) from error
-    for key in ("network", "state_dict", "model"):
+    for key in ("network", "state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break

@@ -1,17 +1,22 @@
-"""Names of the original implementation's checkpoints (`res50_cam.pth`, `res50_irn.pth`) in this package's networks.
+"""Names of the original implementations' checkpoints in this package's networks.
 
-The original registers every tensor under several names (its whole ResNet, its stages, its module lists), so one of
-ours has many of theirs. Where they differ the name that sorts last counts, as when torch loads such a file in order.
+IRNet's original (`res50_cam.pth`, `res50_irn.pth`) registers every tensor under several names (its whole ResNet, its
+stages, its module lists), so one of ours has many of theirs. Where they differ the name that sorts last counts, as when
+torch loads such a file in order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from irn_pipeline.errors import CheckpointError
 from irn_pipeline.nn.backbone import read_state_dict
+from irn_pipeline.nn.segmenters.base import Segmenter
+from irn_pipeline.nn.segmenters.erfnet import ERFNET_CHANNELS
 
 _CAM = {
     "classifier.": "classifier.",
@@ -42,6 +47,10 @@ _IRN = {
     "fc_dp7.3.": "displacement_head.",
 }
 """Beginning of a name of theirs -> of ours."""
+_OF_BOTH = "stage1.0."
+"""Beginning of names of both networks of IRNet."""
+_UNUSED_HEAD = "encoder.output_conv."
+_OURS_ALONE = ("num_batches_tracked", "pixel_counts")
 
 
 def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -62,6 +71,33 @@ def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def from_original_spatial(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the authors' SpatialEmbeddings under the names of this package's network on ERFNet."""
+    plain = {name.removeprefix("module."): value for name, value in state.items()}
+    return {
+        name.replace("encoder.", "features.", 1): value
+        for name, value in plain.items()
+        if not name.startswith(_UNUSED_HEAD)
+    }
+
+
+def to_original_spatial(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of `SpatialEmbeddings` on ERFNet as the authors' code loads it, as its `model_state_dict`.
+
+    Returns:
+        Their names and tensors; the head of the encoder, which they never use, is zero.
+    """
+    renamed = {
+        f"module.{'encoder.' + name.removeprefix('features.') if name.startswith('features.') else name}": value
+        for name, value in state.items()
+        if name != "pixel_counts"
+    }
+    outputs = sum(len(state[f"decoders.{decoder}.output_conv.bias"]) for decoder in (0, 1))
+    renamed[f"module.{_UNUSED_HEAD}weight"] = torch.zeros(outputs, ERFNET_CHANNELS, 1, 1)
+    renamed[f"module.{_UNUSED_HEAD}bias"] = torch.zeros(outputs)
+    return renamed
+
+
 def load_original(network: nn.Module, path: Path) -> None:
     """Fill a `CamNetwork` or `IrnNetwork` with a checkpoint of the original implementation.
 
@@ -73,16 +109,50 @@ def load_original(network: nn.Module, path: Path) -> None:
         CheckpointError: the file is missing, unreadable, or not a checkpoint of this network.
     """
     state = read_state_dict(path)
-    if not any(name.startswith("stage1.0.") for name in state):
+    if not any(name.startswith(_OF_BOTH) for name in state):
         raise CheckpointError(
             f"{path}: no checkpoint of the original implementation; expected res50_cam.pth or res50_irn.pth"
         )
-    renamed, own = from_original(state), network.state_dict()
+    _fill(network, from_original(state), path)
+
+
+def load_original_spatial(network: Segmenter, path: Path) -> None:
+    """Fill a `SpatialEmbeddings` on ERFNet with a checkpoint of the authors.
+
+    Args:
+        network: with the checkpoint's number of classes and kind of bandwidth.
+        path: their `checkpoint.pth` or `best_iou_model.pth`, or the state dict in it.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or of another network.
+    """
+    state = from_original_spatial(read_state_dict(path))
+    outputs = [state.get(f"decoders.{decoder}.output_conv.bias") for decoder in (0, 1)]
+    if "features.initial_block.conv.weight" not in state or outputs[0] is None or outputs[1] is None:
+        raise CheckpointError(
+            f"{path}: no checkpoint of the authors' SpatialEmbeddings; expected tensors called "
+            "module.encoder.* and module.decoders.*"
+        )
+    bandwidth = {3: "circular", 4: "elliptical"}.get(len(outputs[0]))
+    if bandwidth is None:
+        raise CheckpointError(
+            f"{path}: its first decoder has {len(outputs[0])} outputs; expected 3 (circular) or 4 (elliptical)"
+        )
+    if len(outputs[0]) != len(network.state_dict()["decoders.0.output_conv.bias"]):
+        raise CheckpointError(f"{path}: its bandwidth is {bandwidth}; add --bandwidth {bandwidth}")
+    if len(outputs[1]) != network.num_classes:
+        raise CheckpointError(
+            f"{path}: has {len(outputs[1])} seed maps, one for each class, and the data set has {network.num_classes} "
+            "classes; name as many, in the checkpoint's order"
+        )
+    _fill(network, state, path)
+
+
+def _fill(network: nn.Module, renamed: Mapping[str, Tensor], path: Path) -> None:
     wrong = [
         name
-        for name, value in own.items()
-        if not name.endswith("num_batches_tracked")
-        and (name not in renamed or renamed[name].shape != value.shape)
+        for name, value in network.state_dict().items()
+        if not name.endswith(_OURS_ALONE) and (name not in renamed or renamed[name].shape != value.shape)
     ]
     if wrong:
         raise CheckpointError(

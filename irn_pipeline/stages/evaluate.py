@@ -126,7 +126,7 @@ def _nothing(job: Job[Params, DataSet], data: DataSet, count: int) -> str:
     """Why there is nothing to evaluate, and what to do."""
     reason = (
         f"{data.origin}: none of its {len(data.items)} pictures has true masks to compare maps and labels with "
-        "(SegmentationClass in a VOC folder, segmentations in a COCO file; a table of tags has none)"
+        "(SegmentationClass in a VOC folder, segmentations in a COCO file, gtFine; a table of tags has none)"
     )
     if count:
         reason = (

@@ -26,6 +26,7 @@ from irn_pipeline.evaluation import model_figures
 from irn_pipeline.models import (
     SegmenterParams,
     build_segmenter,
+    original_of,
     recipe_of,
     start_of,
     unused_parameters,
@@ -48,19 +49,42 @@ logger = logging.getLogger(__name__)
 
 
 def fit(job: Job[SegmenterParams, DataSet]) -> int:
-    """Train the model on the pictures that have an instance and write its checkpoint."""
+    """Train the model on the pictures that have an instance, or take the authors' weights; write its checkpoint."""
+    params = job.params
+    if (original := original_of(params)) is not None:
+        params, seen = replace(params, backbone="erfnet", frozen_stages=0), 0
+        network = _original(params, job.data.images.num_classes, Path(original))
+    else:
+        if start_of(params) is None:
+            name, weights = starting_point(job)
+            params = replace(params, backbone=name, backbone_weights=weights)
+        network = _start(job, params)
+        seen = _train(job, network)
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    names, category_ids = job.data.images.class_names, job.data.category_ids
+    job.write(
+        segmenter_artifact(variant_of(params)),
+        Checkpoint(params.model, params.backbone, names, state, category_ids),
+    )
+    return seen
+
+
+def _original(params: SegmenterParams, num_classes: int, path: Path) -> Segmenter:
+    from irn_pipeline.nn.original_names import load_original_spatial
+
+    network = build_segmenter(params, num_classes)
+    load_original_spatial(network, path)
+    return network
+
+
+def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
+    """Returns how many pictures were seen."""
     from irn_pipeline.datasets.mask_samples import collate_lists
     from irn_pipeline.engine.training import train
 
     params, recipe, execution = job.params, recipe_of(job.params), job.execution
     device = execution.torch_device()
-    if start_of(params) is None:
-        name, weights = starting_point(job)
-        params = replace(params, backbone=name, backbone_weights=weights)
-    network = _start(job, params)
     network.to(device)
-    artifact = segmenter_artifact(variant_of(params))
-    folder = job.run.stage_dir(artifact.stage)
 
     def losses_of(batch: Any, progress: float) -> dict[str, Tensor]:
         images, targets = batch
@@ -69,7 +93,7 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
                 [image.to(device) for image in images], [target.to(device) for target in targets], progress
             )
 
-    seen = train(
+    return train(
         network=network,
         param_groups=network.param_groups(recipe.lr),
         dataset=samples(job),
@@ -84,16 +108,12 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
         ),
         execution=execution,
         ranks=job.ranks,
-        folder=folder,
+        folder=job.run.stage_dir(segmenter_artifact(variant_of(params)).stage),
         name=f"{STAGE.name} {variant_of(params)}",
         collate=collate_lists,
         picture_names=lambda batch: [target.image_id for target in batch[1]],
         after_epoch=partial(_validate, job) if params.validate_list else None,
     )  # fmt: skip
-    state = {name: value.cpu() for name, value in network.state_dict().items()}
-    names, category_ids = job.data.images.class_names, job.data.category_ids
-    job.write(artifact, Checkpoint(params.model, params.backbone, names, state, category_ids))
-    return seen
 
 
 def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
@@ -168,8 +188,8 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     if not kept and job.params.labels == "truth":
         raise DataError(
             f"{job.data.origin}: no true mask of an object in the {missing + empty} pictures to train on; --labels "
-            "truth needs SegmentationClass and SegmentationObject in a VOC folder, or a COCO file with masks; a table "
-            "of tags has none"
+            "truth needs SegmentationClass and SegmentationObject in a VOC folder, a COCO file with masks, or "
+            "Cityscapes; a table of tags has none"
         )
     if not kept:
         raise DataError(
@@ -211,11 +231,15 @@ def _validate(
 
 
 def _unread(params: SegmenterParams) -> tuple[Artifact[Any], ...]:
+    if original_of(params) is not None:
+        return INSTANCE_LABEL, SEMANTIC_LABEL, CAM_NETWORK
     labels = (INSTANCE_LABEL, SEMANTIC_LABEL) if params.labels == "truth" else ()
     return labels if weights_of(params) == "cam" else (*labels, CAM_NETWORK)
 
 
 def _files(job: Job[SegmenterParams, DataSet]) -> Mapping[str, tuple[Files, ...]]:
+    if (original := original_of(job.params)) is not None:
+        return {"original_checkpoint": (Files.one(original),)}
     if (start := start_of(job.params)) is not None:
         return {"start_from": (Files.one(start),)}
     return backbone_files(weights_of(job.params))
@@ -232,6 +256,6 @@ STAGE: FitStage[SegmenterParams] = FitStage(
     version=2,
     unread=_unread,
     files=_files,
-    runs_network=lambda params: True,
+    runs_network=lambda params: original_of(params) is None,
     unused=unused_parameters,
 )

@@ -107,3 +107,13 @@ def test_command_refuses_too_few_dots(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         example.main()
     assert "--dots must be at least 2" in capsys.readouterr().err
+
+
+def test_a_missing_matplotlib_is_told_before_any_training(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(example.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(example, "run", lambda experiment: pytest.fail("has begun to train"))
+    monkeypatch.setattr("sys.argv", ["coloring_dilemma.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        example.main()
+    assert stopped.value.code == 2
+    assert "pip install 'irn_pipeline[examples]'" in capsys.readouterr().err

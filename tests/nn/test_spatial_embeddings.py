@@ -8,6 +8,7 @@ import torch
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import build_backbone
 from irn_pipeline.nn.segmenters.spatial_embeddings import SpatialEmbeddings, SpatialFields
+from irn_pipeline.nn.segmenters.spatial_loss import pixel_grid
 from tests.nn.targets import MasksOnly, MaskTarget, box, target_of
 
 
@@ -47,7 +48,7 @@ def test_circular_bandwidth_has_one_channel():
 
 
 def test_first_prediction_claims_a_margin_of_5_74_pixels(monkeypatch):
-    network = model(classes=1).eval()
+    network = model(classes=1, min_pixels=32).eval()
     forward = network.forward
 
     def with_one_seed(images):
@@ -127,7 +128,7 @@ def test_foreground_weights_follow_the_labels_of_training_only():
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 53), (96, 64)])
 def test_predictions_have_the_pictures_own_size_and_are_at_most_100(size):
-    network = model(min_area=0.0, min_pixels=2).eval()
+    network = model(min_pixels=2).eval()
     torch.nn.init.normal_(network.decoders[1].output_conv.weight, 0, 5.0)
     found = network.predict(torch.rand(3, *size))
     assert found.size == size
@@ -139,19 +140,32 @@ def test_predictions_have_the_pictures_own_size_and_are_at_most_100(size):
         assert len(found) > 0
 
 
-def test_smallest_instance_follows_the_pictures_area(monkeypatch):
-    def masks_of(size, **options):
-        network = model(classes=1, **options).eval()
-        seed = torch.full((1, 1, *size), -5.0)
-        seed[..., :6, :10] = 5.0
-        zeros, wide = torch.zeros(1, 2, *size), torch.zeros(1, 2, *size)
-        monkeypatch.setattr(network, "forward", lambda images: SpatialFields(zeros, wide, seed))
-        return [int(m.sum()) for m in network.predict(torch.rand(3, *size)).masks]
+def clustered(monkeypatch, size, masks, **options):
+    """Pixels of each instance that comes from fields of a network that knows the masks."""
+    network = model(classes=1, **options).eval()
+    offset, wide, seed = torch.zeros(1, 2, *size), torch.zeros(1, 2, *size), torch.full((1, 1, *size), -5.0)
+    grid = pixel_grid(size)
+    for mask in masks:
+        offset[0, :, mask] = (grid[:, mask].mean(1)[:, None] - grid[:, mask]).atanh()
+        wide[0, :, mask] = 1.0
+        seed[0, :, mask] = 5.0
+    monkeypatch.setattr(network, "forward", lambda images: SpatialFields(offset, wide, seed))
+    return [int(mask.sum()) for mask in network.predict(torch.rand(3, *size)).masks]
 
-    assert masks_of((20, 30)) == [60]  # 32 pixels is the least
-    assert masks_of((400, 400)) == []  # 0.05 % of the area are 80
-    assert masks_of((400, 400), min_area=0.0003) == [60]
-    assert masks_of((20, 30), min_pixels=60) == []
+
+def test_cars_of_200_pixels_in_a_picture_of_cityscapes_are_all_found(monkeypatch):
+    size = (1024, 2048)
+    places = [(100 * row, 200 * column) for row in range(9) for column in range(10)]
+    cars = [box(size, (y + 7, y + 17), (x + 50, x + 70)) for y, x in places]
+    assert clustered(monkeypatch, size, cars) == [200] * 90
+
+
+def test_smallest_instance_is_a_number_of_pixels_whatever_the_picture(monkeypatch):
+    for size in ((20, 30), (400, 400)):
+        masks = [box(size, (0, 8), (0, 16)), box(size, (10, 20), (0, 13))]  # 128 and 130 pixels
+        assert clustered(monkeypatch, size, masks) == [130]
+        assert sorted(clustered(monkeypatch, size, masks, min_pixels=127)) == [128, 130]
+        assert clustered(monkeypatch, size, masks, min_pixels=130) == []
 
 
 def test_backbone_weights_are_taken_over():
@@ -173,7 +187,9 @@ def test_backbone_weights_are_taken_over():
         ({"backbone": "vggg"}, "no backbone is called 'vggg'"),
         ({"bandwidth": "square"}, "'circular' or 'elliptical', got 'square'"),
         ({"seed_threshold": 1.0}, "seed_threshold must be at least 0 and below 1"),
-        ({"min_area": -0.1}, "min_area must be"),
+        ({"foreground_threshold": -0.1}, "foreground_threshold must be at least 0"),
+        ({"min_pixels": -1}, "min_pixels must be 0 or more, got -1"),
+        ({"foreground_weight": 0.0}, "foreground_weight must be a number above 0, got 0.0"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

@@ -37,18 +37,24 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 OTHERWISE: dict[str, Any] = {
     "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
-    "channels": 32, "bandwidth": "circular", "to_center": True,
+    "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0,
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
+ANSWERS: dict[str, Any] = {"min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3}
+"""Parameters of the answers of a trained model, which change no loss."""
 OF_ALL = {
     "model", "labels", "backbone", "backbone_weights", "frozen_stages", "epochs", "batch_size", "lr", "optimizer",
     "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
 }  # fmt: skip
-OWNED = {*OTHERWISE, "start_from"}
+OWNED = {*OTHERWISE, *ANSWERS, "start_from", "original_checkpoint"}
 
 
 def own(model: str) -> set[str]:
     return {field.name for field in fields(MODELS[model].params)}
+
+
+def learned(model: str) -> set[str]:
+    return own(model) - {*ANSWERS, "original_checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def test_what_a_model_uses_changes_its_losses_and_nothing_else_does(bench: Bench
     network = str(bench.run.path(segmenter_artifact("mask_rcnn")))
     if bench.losses(model=model, start_from=network) != as_it_is:
         effective.add("start_from")
-    assert effective == own(model)
+    assert effective == learned(model)
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -123,7 +129,7 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in sorted(OWNED):
-        value = OTHERWISE.get(name, "network.pt")
+        value = {**OTHERWISE, **ANSWERS}.get(name, "network.pt")
         flag = f"--{name.replace('_', '-')}"
         words = [flag, *map(str, value if isinstance(value, tuple) else [value])]
         line = refused(["--model", model, *(words[:1] if value is True else words)], capsys)
@@ -147,6 +153,10 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
         (
             ["--model", "semiconv_mask_rcnn", "--start-from", "x", "--backbone-weights", "cam"],
             "--backbone-weights: all weights come from --start-from",
+        ),
+        (
+            ["--model", "spatial_embeddings", "--original-checkpoint", "x", "--epochs", "3"],
+            "--epochs: --original-checkpoint replaces the training",
         ),
         (["--validate_every", "2"], "--validate-every: nothing is measured without --validate-list"),
         (["--momentum", "0.5"], "nowhere"),
@@ -187,15 +197,34 @@ def test_unused_parameters_are_those_of_the_table() -> None:
 # --- how a trained model is asked ---
 
 
-@pytest.fixture
-def deeplab(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path)
-    state = build_segmenter(SegmenterParams(model="deeplabv3", backbone="resnet18"), 2).state_dict()
-    artifact = segmenter_artifact("deeplabv3")
-    run.write(artifact, Checkpoint("deeplabv3", "resnet18", ("a", "b"), state))
-    values = {"model": "deeplabv3", "backbone": "resnet18"}
+def trained(folder: Path, model: str, **values: Any) -> RunFolder:
+    """A run folder with an untrained network in the place of a trained one."""
+    run, values = RunFolder(folder), {"model": model, "backbone": "resnet18", **values}
+    state = build_segmenter(SegmenterParams(**values), 2).state_dict()
+    artifact = segmenter_artifact(model)
+    run.write(artifact, Checkpoint(model, "resnet18", ("a", "b"), state))
     run.write_record(StageRecord(artifact.stage, "0", values, {}, True, {}, 0.0, {}))
     return run
+
+
+@pytest.fixture
+def deeplab(tmp_path: Path) -> RunFolder:
+    return trained(tmp_path, "deeplabv3")
+
+
+def test_objects_of_spatial_embeddings_are_as_recorded_unless_asked_otherwise(tmp_path: Path) -> None:
+    run = trained(tmp_path, "spatial_embeddings", seed_threshold=0.8, min_pixels=50)
+    asked = AskedParams(min_pixels=0, foreground_threshold=0.3)
+    for question, answer in ((None, (50, 0.8, 0.5)), (AskedParams(), (50, 0.8, 0.5)), (asked, (0, 0.8, 0.3))):
+        network, _ = load_segmenter(run, "spatial_embeddings", EXECUTION, question)
+        assert (network.min_pixels, network.seed_threshold, network.foreground_threshold) == answer
+    before = trained(tmp_path / "older", "spatial_embeddings")  # its record has none of the three
+    network, _ = load_segmenter(before, "spatial_embeddings", EXECUTION)
+    assert (network.min_pixels, network.seed_threshold, network.foreground_threshold) == (128, 0.5, 0.5)
+    with pytest.raises(
+        ConfigError, match="--min-pixels: of no effect on mask_rcnn; it is for spatial_embedd"
+    ):
+        require_asked(("mask_rcnn",), asked)
 
 
 def test_the_crf_and_the_scales_of_deeplab_can_be_switched_on(deeplab: RunFolder) -> None:

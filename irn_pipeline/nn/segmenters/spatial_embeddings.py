@@ -65,9 +65,9 @@ class SpatialEmbeddings(Segmenter):
             forgives masks that hold only a part of an object.
         foreground_weight: weight of a class's own pixels in its seed map. By default 10 for one class; for several
             the ratio of other to own pixels in the labels seen so far, within 1 and 50.
-        min_area: instances cover more than this share of the picture,
-        min_pixels: and more than so many pixels.
-        seed_threshold: smallest seed probability of an instance's first pixel; 0.9 in the paper after 200 epochs.
+        min_pixels: instances need more pixels than this; 128 in the authors' code, for pictures of 1024 x 2048.
+        seed_threshold: smallest seed probability of an instance's first pixel; 0.9 in the authors' code, after 200
+            epochs.
         foreground_threshold: only pixels of a larger seed probability are clustered.
 
     Raises:
@@ -85,8 +85,7 @@ class SpatialEmbeddings(Segmenter):
         bandwidth: Bandwidth = "elliptical",
         to_center: bool = False,
         foreground_weight: float | None = None,
-        min_area: float = 0.0005,
-        min_pixels: int = 32,
+        min_pixels: int = 128,
         seed_threshold: float = 0.5,
         foreground_threshold: float = 0.5,
     ) -> None:
@@ -96,14 +95,17 @@ class SpatialEmbeddings(Segmenter):
         if bandwidth not in _BANDWIDTH_CHANNELS:
             raise ConfigError(f"bandwidth must be 'circular' or 'elliptical', got '{bandwidth}'")
         for name, value in (
-            ("min_area", min_area),
             ("seed_threshold", seed_threshold),
             ("foreground_threshold", foreground_threshold),
         ):
             if not 0 <= value < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {value}")
+        if min_pixels < 0:
+            raise ConfigError(f"min_pixels must be 0 or more, got {min_pixels}")
+        if foreground_weight is not None and not 0 < foreground_weight < float("inf"):
+            raise ConfigError(f"foreground_weight must be a number above 0, got {foreground_weight}")
         self.to_center, self.foreground_weight = to_center, foreground_weight
-        self.min_area, self.min_pixels = min_area, min_pixels
+        self.min_pixels = min_pixels
         self.seed_threshold, self.foreground_threshold = seed_threshold, foreground_threshold
         self.features, pointing, seed = _build(backbone, 2 + _BANDWIDTH_CHANNELS[bandwidth], num_classes)
         _start_at_own_pixel(pointing.output_conv)
@@ -153,13 +155,12 @@ class SpatialEmbeddings(Segmenter):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ShapeError(f"a picture must be (3, H, W), got {tuple(image.shape)}")
         fields = self(image[None])
-        height, width = image.shape[-2:]
-        embedding = pixel_grid((height, width), image.device) + fields.offset[0].tanh()
+        embedding = pixel_grid((image.shape[-2], image.shape[-1]), image.device) + fields.offset[0].tanh()
         return cluster_instances(
             embedding.cpu().numpy(),
             fields.bandwidth[0].cpu().numpy(),
             fields.seed[0].sigmoid().cpu().numpy(),
-            min_pixels=max(self.min_pixels, int(self.min_area * height * width)),
+            min_pixels=self.min_pixels,
             seed_threshold=self.seed_threshold,
             foreground_threshold=self.foreground_threshold,
             max_instances=_MAX_INSTANCES,
