@@ -20,27 +20,27 @@ class TrainingParams:
     """Parameters of the trainings of the classifier and of IRNet, which the original's checkpoints can replace."""
 
     backbone: str = "resnet50"
-    """torchvision's resnet18, 34, 50 or 101, or a network of timm, such as efficientnet_lite0."""
+    """resnet18, resnet34, resnet50 or resnet101 (torchvision), or a timm network such as efficientnet_lite0."""
     backbone_weights: str = "imagenet"
-    """Start from: imagenet (installed or downloaded), installed (never downloaded), a file's path, or none."""
+    """Initial weights: imagenet (installed or downloaded), installed (never downloaded), a file, or none (random)."""
     original_checkpoint: str | None = None
-    """Take this checkpoint of the original implementation (res50_cam.pth, res50_irn.pth) instead of training."""
+    """Use this checkpoint of the original implementation (res50_cam.pth, res50_irn.pth) instead of training."""
     epochs: int = 5
-    """Passes over the list."""
+    """Passes over the image list."""
     batch_size: int = 16
-    """Pictures a step."""
+    """Images per step."""
     crop: int = 512
-    """Side of the random crop, pixels; for IRNet a multiple of 4."""
+    """Side of the random crop, in pixels; for train_irn a multiple of 4."""
     lr: float = 0.1
-    """Learning rate; the new layers of train_cam and the displacement branch of train_irn have a factor as well."""
+    """Learning rate. The classifier of train_cam and the displacement branch of train_irn multiply it by a factor."""
     optimizer: OptimizerName = "sgd"
-    """sgd as published, or adamw (for training from scratch; momentum is its own then)."""
+    """sgd (published) or adamw (recommended for training from scratch; ignores momentum)."""
     momentum: float = 1e-4
-    """SGD momentum (the original's effective value)."""
+    """SGD momentum. The default is the original's effective value."""
     weight_decay: float = 1e-4
-    """L2 penalty."""
+    """Weight decay (L2 penalty)."""
     max_gradient_norm: float = 0.0
-    """Longer gradients are shortened to this norm; 0 for never."""
+    """Clip gradients to this norm; 0 disables clipping."""
 
     @property
     def schedule(self) -> Schedule:

@@ -28,24 +28,27 @@ class Source:
     """Where pictures and their classes come from: one of --voc-root, --label-csv, --coco-json, --cityscapes-root."""
 
     voc_root: str | None = None
-    """Folder with JPEGImages and Annotations (a VOC devkit's VOC2012)."""
+    """VOC folder that holds JPEGImages and Annotations, such as VOCdevkit/VOC2012."""
     image_dir: str | None = None
-    """Folder of the pictures, with subfolders, for --label-csv or --coco-json."""
+    """Folder of images, including subfolders; needs --label-csv or --coco-json."""
     label_csv: str | None = None
-    """Table of tags: image,label[,label...] or columns of 0 and 1, as CSV, TSV or JSON lines (.jsonl)."""
+    """Table of tags as CSV, TSV or JSON lines (.jsonl): image,label[,label...], or one column of 0 and 1 per
+    class."""
     coco_json: str | None = None
-    """COCO instances file; its categories are the tags, its masks are for evaluation only."""
+    """COCO instances file: its categories are used as tags, its masks for evaluation only."""
     cityscapes_root: str | None = None
-    """Folder with leftImg8bit and gtFine of Cityscapes; its masks give tags, and --labels truth learns from them."""
+    """Cityscapes folder with leftImg8bit and gtFine; its masks give the tags, and --labels truth trains on them."""
     classes: tuple[str | int, ...] = ()
-    """Classes to use, in this order, not for --voc-root: a b, or a,b, or "big cat, small"; default: all."""
+    """Classes to use, in this order (not for --voc-root): a b, or a,b, or "big cat, small". Default: all."""
     image_list: str | None = None
-    """Pictures: file of ids, list in ImageSets, or Cityscapes' train or val; default: training list, else all."""
+    """Images to use: a text file of image ids, the name of a list in ImageSets, or train or val of Cityscapes.
+    Default: the training list, or all images."""
     untagged: Literal["negatives", "skip"] = "negatives"
-    """Pictures without a tag: negatives (train_cam learns that they show none of the classes), or skip."""
+    """What to do with untagged images: use them as negatives (train_cam learns that they show none of the classes),
+    or skip them."""
     class_names: str | None = None
-    """Text file with one class name a line, or CVAT's labelmap.txt; by default class_names.txt or labelmap.txt in
-    the VOC root, else the 20 VOC classes."""
+    """Text file with one class name per line, or CVAT's labelmap.txt. Default: class_names.txt or labelmap.txt in the
+    VOC folder, or the 20 VOC classes."""
 
 
 def load_source(source: Source) -> DataSet:

@@ -21,23 +21,25 @@ class Execution:
     """How a stage runs. Only the seed of a training and the precision of network passes change results."""
 
     device: str = "auto"
-    """auto (CUDA when there, else CPU), cpu, cuda or cuda:N."""
+    """auto (CUDA if available, otherwise CPU), cpu, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Of network passes: auto takes bf16 where the hardware has it; losses, walk and CRF stay float32."""
+    """Precision of network passes. auto uses bf16 where the hardware supports it. Losses, walk and CRF always use
+    float32."""
     workers: int = 0
-    """Processes for decoding and the CRF; 0 takes every core there is."""
+    """Number of processes for decoding and the CRF; 0 uses all cores."""
     backend: Literal["loky", "dask"] = "loky"
-    """Whose processes compute the CRF: loky (joblib's, on this machine) or dask (needs the extra `dask`)."""
+    """Where the CRF runs: loky (processes on this machine) or dask (a Dask cluster; needs the extra `dask`)."""
     scheduler: str | None = None
-    """Address of a Dask cluster's scheduler, tcp://HOST:8786; without it --backend dask starts --workers processes."""
+    """Address of the Dask scheduler, tcp://HOST:8786. Without it, --backend dask starts --workers processes on this
+    machine."""
     seed: int = 0
-    """Seed of every random choice (it is part of what a training stage is made from)."""
+    """Random seed. Results of training stages depend on it."""
     overwrite: bool = False
-    """Build again what is already there."""
+    """Discard existing results and build them again."""
     tensorboard: bool = False
-    """Training stages also write TensorBoard event files (needs the extra `tensorboard`)."""
+    """Also write TensorBoard event files during training (needs the extra `tensorboard`)."""
     quiet: bool = False
-    """No progress bars; warnings and errors only."""
+    """Show warnings and errors only, and no progress bars."""
 
     def __post_init__(self) -> None:
         if self.scheduler is not None and self.backend != "dask":

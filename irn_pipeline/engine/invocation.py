@@ -33,14 +33,15 @@ class RunOptions:
     """Where results go and where values come from."""
 
     run_dir: str = "runs/default"
-    """Run folder: every stage reads and writes below it."""
+    """Run folder that all stages read from and write to."""
     config: str | None = None
-    """YAML file with the same keys as the flags, one section a stage; flags win."""
+    """YAML file with the same keys as the flags, one section per stage. Flags override it."""
     preset: str | None = None
-    """Values that another project publishes (advcam, rib_voc ...: configs/presets); --config and flags win."""
+    """Use the values published by another project (advcam, rib_voc ...: see configs/presets). --config and flags
+    override them."""
     plan: Literal["auto", "published"] = "auto"
-    """Values that nothing else gives: auto (follow from the data set and the machine, kept in RUN/plan.yaml) or
-    published (the paper's)."""
+    """Where values that you do not give come from: auto (chosen from the data set and the machine, stored in
+    RUN/plan.yaml) or published (the paper)."""
 
 
 class Invocation:

@@ -29,37 +29,40 @@ class CommonParams:
     """Parameters of all models."""
 
     model: ModelName = "mask_rcnn"
-    """Which model."""
+    """Model to train."""
     labels: Literal["synthesized", "truth"] = "synthesized"
-    """Learn from the synthesized labels, or from the data set's true masks (an upper bound)."""
+    """Train on the synthesized labels, or on the ground-truth masks of the data set (an upper bound)."""
     backbone: str = "resnet50"
-    """torchvision's resnet18, 34, 50, 101, a network of timm, or erfnet (spatial_embeddings only)."""
+    """resnet18, resnet34, resnet50 or resnet101 (torchvision), a timm network, or erfnet (spatial_embeddings
+    only)."""
     backbone_weights: str = "imagenet"
-    """Start from: imagenet (installed or downloaded), installed, a file's path, none, or cam (of train_cam)."""
+    """Initial weights: imagenet (installed or downloaded), installed (never downloaded), a file, cam (from
+    train_cam), or none (random)."""
     frozen_stages: int = field(default=0, metadata={"fingerprint": "unless default"})
-    """Stages of the backbone that do not learn, 0 to 5: 3 is conv1, layer1 and layer2; faster, for few labels."""
+    """Number of backbone stages to freeze, 0 to 5; 3 freezes conv1, layer1 and layer2. Faster; useful with few
+    labels."""
     epochs: int | None = None
-    """Passes over the list."""
+    """Passes over the image list. Default: the model's recipe."""
     batch_size: int | None = None
-    """Pictures a step."""
+    """Images per step. Default: the model's recipe."""
     lr: float | None = None
-    """Learning rate."""
+    """Learning rate. Default: the model's recipe."""
     optimizer: OptimizerName | None = None
-    """sgd or adamw."""
+    """sgd or adamw. Default: the model's recipe."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 1e-4
-    """L2 penalty."""
+    """Weight decay (L2 penalty)."""
     warmup_steps: int = 500
-    """The learning rate rises over this many steps, at most a tenth of the training."""
+    """Steps of linear learning-rate warm-up; at most a tenth of the training."""
     max_gradient_norm: float = 10.0
-    """Longer gradients are shortened to this norm; 0 for never."""
+    """Clip gradients to this norm; 0 disables clipping."""
     ema_decay: float = 0.0
-    """Of the exponential moving average of the weights; 0 for none."""
+    """Decay of the exponential moving average of the weights; 0 disables it."""
     validate_list: str | None = None
-    """Pictures with true masks, as for --image-list, on which AP is measured during training."""
+    """Images with ground-truth masks on which AP is measured during training; same format as --image-list."""
     validate_every: int = 1
-    """Epochs between these measurements."""
+    """Epochs between two validations."""
 
 
 @dataclass(frozen=True)

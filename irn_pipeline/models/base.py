@@ -67,7 +67,7 @@ class BandParams:
     """Parameters of models that can leave pixels out of their losses."""
 
     ignore_band: int = 3
-    """Width in pixels of the unsure band along the edges of synthesized instances; mask_rcnn learns from all pixels."""
+    """Width in pixels of the band along synthesized instance edges that the loss ignores (not for mask_rcnn)."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class CropParams(BandParams):
     """Parameters of models that are trained on crops."""
 
     crop: int | None = None
-    """Side of the training crops, pixels; the Mask R-CNNs take whole pictures."""
+    """Side of the training crops, in pixels (not for the Mask R-CNNs)."""
     rescale: tuple[float, ...] = ()
-    """Smallest and largest random scale; the Mask R-CNNs resize every picture to short_side instead."""
+    """Smallest and largest random scale (not for the Mask R-CNNs)."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class DetectorParams:
     """Parameters of the Mask R-CNNs."""
 
     short_side: int = 512
-    """The Mask R-CNNs resize pictures to this short side, pixels."""
+    """Mask R-CNNs: resize images to this short side, in pixels."""
     long_side: int = 800
-    """And at most to this long side, pixels."""
+    """Mask R-CNNs: maximum long side after resizing, in pixels."""
     boxes_per_image: int = 512
-    """Sampled boxes a picture in the training of the Mask R-CNNs."""
+    """Mask R-CNNs: boxes sampled per image during training."""
     channels: int = 256
-    """Channels of the Mask R-CNNs' pyramid and heads."""
+    """Mask R-CNNs: channels of the feature pyramid and the heads."""

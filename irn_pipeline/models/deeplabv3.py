@@ -17,9 +17,9 @@ class Asked:
     """How the trained model is asked for labels."""
 
     crf: bool = False
-    """For deeplabv3: refine the labels with the dense CRF, which takes seconds a picture."""
+    """deeplabv3: refine the labels with the dense CRF, which takes seconds per image."""
     test_scales: tuple[float, ...] = ()
-    """For deeplabv3: average the probabilities over these relative picture sizes, such as 0.5 1.0 1.5."""
+    """deeplabv3: average the probabilities over these relative image sizes, such as 0.5 1.0 1.5."""
 
     def __post_init__(self) -> None:
         if not all(0 < scale < float("inf") for scale in self.test_scales):

@@ -16,7 +16,7 @@ class Params(DetectorParams, BandParams):
     """Parameters of this model."""
 
     start_from: str | None = None
-    """For semiconv_mask_rcnn: path of a trained mask_rcnn's network.pt to attach the new branch to."""
+    """semiconv_mask_rcnn: network.pt of a trained mask_rcnn to which the new branch is added."""
 
 
 def build(params: Any, num_classes: int) -> Segmenter:

@@ -16,19 +16,19 @@ class Params(CropParams):
     """Parameters of this model."""
 
     bandwidth: Literal["circular", "elliptical"] = "elliptical"
-    """spatial_embeddings: one bandwidth an object, or one an axis."""
+    """spatial_embeddings: one bandwidth per object (circular) or one per axis (elliptical)."""
     to_center: bool = False
-    """spatial_embeddings: objects gather at their centroid, instead of at their mean embedding."""
+    """spatial_embeddings: pull the pixels of an object towards its centroid instead of its mean embedding."""
     foreground_weight: float | None = field(default=None, metadata={"fingerprint": "unless default"})
-    """spatial_embeddings: weight of objects in the seed loss; by default 10 for one class, else by class sizes."""
+    """spatial_embeddings: weight of objects in the seed loss. Default: 10 for one class, otherwise by class size."""
     original_checkpoint: str | None = field(default=None, metadata={"fingerprint": "unless default"})
-    """spatial_embeddings: take this checkpoint of the authors' code instead of training."""
+    """spatial_embeddings: use this checkpoint of the authors' code instead of training."""
     min_pixels: int = field(default=128, metadata={"fingerprint": False})
-    """spatial_embeddings: objects need more pixels than this; fewer for small pictures."""
+    """spatial_embeddings: minimum object size in pixels; lower it for small images."""
     seed_threshold: float = field(default=0.5, metadata={"fingerprint": False})
-    """spatial_embeddings: smallest seed probability that starts an object; 0.9 in the authors' code."""
+    """spatial_embeddings: minimum seed probability to start an object; 0.9 in the authors' code."""
     foreground_threshold: float = field(default=0.5, metadata={"fingerprint": False})
-    """spatial_embeddings: only pixels of a larger seed probability belong to objects."""
+    """spatial_embeddings: pixels belong to objects only if their seed probability is higher."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Asked:
     """How the trained model is asked for objects."""
 
     min_pixels: int | None = None
-    """For spatial_embeddings: objects need more pixels than this; by default as in its training (128)."""
+    """spatial_embeddings: minimum object size in pixels. Default: the training value (128)."""
     seed_threshold: float | None = None
-    """For spatial_embeddings: smallest seed probability that starts an object; by default as in its training (0.5)."""
+    """spatial_embeddings: minimum seed probability to start an object. Default: the training value (0.5)."""
     foreground_threshold: float | None = None
-    """For spatial_embeddings: only pixels of a larger seed probability belong to objects; default: likewise (0.5)."""
+    """spatial_embeddings: pixels belong to objects only if their seed probability is higher. Default: the training
+    value (0.5)."""
 
 
 def build(params: Any, num_classes: int, **asked: Any) -> Segmenter:

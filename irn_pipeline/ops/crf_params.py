@@ -16,7 +16,7 @@ class CrfParams:
     """
 
     confidence: float = 0.7
-    """Probability that a given hard label is right, above 0 and below 1; a network's probabilities need none."""
+    """Probability that the given label is right, between 0 and 1; not used when probabilities are given."""
     iterations: int = 10
     """Mean-field iterations."""
     gaussian_sxy: float = 3.0

@@ -18,17 +18,17 @@ class WalkParams:
     """Parameters of what comes up to the walked maps; the defaults are the published ones."""
 
     beta: float = 10.0
-    """Exponent of the affinity in the random walk; larger values close weak boundaries."""
+    """Exponent of the affinity in the random walk; larger values make weak boundaries harder to cross."""
     exp_times: int = 8
     """The random walk takes 2^exp_times steps."""
     radius: int = 5
-    """The random walk joins cells closer than this, in cells of 4 pixels."""
+    """Neighbourhood of a random-walk step: cells closer than this, in cells of 4 pixels."""
     cam_power: float = 1.0
-    """Exponent of the activation maps before the walk; above 1 they are trusted less where they are weak."""
+    """Exponent applied to the activation maps before the walk; values above 1 suppress weak activations."""
     center_threshold: float = 2.5
-    """Displacement, in cells of 4 pixels, below which a cell is the centre of an instance."""
+    """A cell is the centre of an instance if its displacement is below this, in cells of 4 pixels."""
     centroid_iterations: int = 300
-    """Steps for which the displacement is followed."""
+    """Iterations for following the displacement to a centroid."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,18 @@ class LabelParams:
     """Parameters of the way from walked maps to labels; the defaults are the published ones."""
 
     semantic_bg_threshold: float = 0.25
-    """Score of the background in the semantic label."""
+    """Background threshold of the semantic labels."""
     instance_bg_threshold: float = 0.25
-    """Score of the background in the instance label."""
+    """Background threshold of the instance labels."""
     bg_search: tuple[float, ...] = field(default=(), metadata={"fingerprint": "unless default"})
-    """Two numbers, 0.2 0.55: each picture's own background score between them, for both labels; off, as published."""
+    """Choose the background threshold per image between these two limits, for example 0.2 0.55; replaces both
+    thresholds. Off by default, as published."""
     instance_score: InstanceScore = field(default="max", metadata={"fingerprint": "unless default"})
-    """Score of an instance: its map's largest value inside it (published), or the mean, which ranks better."""
+    """Score of an instance: the maximum of its map (published) or the mean, which ranks instances better."""
     min_area: float = 0.01
-    """Share of the picture below which a component is a fragment."""
+    """Components smaller than this fraction of the image count as fragments."""
     keep_fragments: bool = True
-    """Keep fragments, with the score 0, in the instance label."""
+    """Keep fragments in the instance labels, with score 0."""
 
     def __post_init__(self) -> None:
         if self.bg_search and (len(self.bg_search) != 2 or not within(self.bg_search)):

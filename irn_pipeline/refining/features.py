@@ -21,7 +21,7 @@ class FeatureParams:
     """Parameters of the spreading."""
 
     feature_power: float = field(default=4.0, metadata={"fingerprint": "unless default"})
-    """Exponent of the likeness for --refiner features; larger values spread less."""
+    """--refiner features: exponent of the feature similarity; larger values spread less."""
 
     def __post_init__(self) -> None:
         if not 0 < self.feature_power < float("inf"):

@@ -18,7 +18,7 @@ class PamrParams:
     """Parameters of PAMR."""
 
     pamr_iterations: int = field(default=10, metadata={"fingerprint": "unless default"})
-    """Rounds of --refiner pamr."""
+    """--refiner pamr: number of iterations."""
 
     def __post_init__(self) -> None:
         if self.pamr_iterations < 0:

@@ -26,13 +26,14 @@ class SamParams:
     """Parameters of the refinement by Segment Anything."""
 
     sam_checkpoint: str | None = field(default=None, metadata={"fingerprint": "unless default"})
-    """Folder of a Segment Anything model for --refiner sam, as transformers saves it."""
+    """--refiner sam: folder of a Segment Anything model saved by transformers."""
     sam_points: int = field(default=32, metadata={"fingerprint": "unless default"})
-    """Points a side at which Segment Anything is asked for masks; fewer are faster and miss small objects."""
+    """--refiner sam: prompt points per side of the image; fewer are faster but miss small objects."""
     sam_iou: float = field(default=0.88, metadata={"fingerprint": "unless default"})
-    """Masks that Segment Anything itself rates lower are left out."""
+    """--refiner sam: drop masks whose predicted IoU is lower."""
     sam_max_area: float = field(default=0.5, metadata={"fingerprint": "unless default"})
-    """Share of the picture above which a mask is left out: one of the whole picture would take every class."""
+    """--refiner sam: drop masks that cover more than this fraction of the image; a mask of the whole image would take
+    every class."""
 
     def __post_init__(self) -> None:
         if self.sam_points < 1 or not 0 < self.sam_max_area <= 1:

@@ -17,7 +17,7 @@ class AdvCamParams:
     """Parameters of AdvCAM."""
 
     advcam_steps: int = field(default=27, metadata={"fingerprint": "unless default"})
-    """Steps of --seeds advcam, whose maps are summed; half of them on pictures made smaller."""
+    """--seeds advcam: number of steps whose maps are summed; half of them use downscaled images."""
 
     def __post_init__(self) -> None:
         if self.advcam_steps < 1:

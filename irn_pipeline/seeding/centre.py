@@ -27,11 +27,11 @@ class CentreParams:
     """Parameters of the seeds `centre`."""
 
     centre_side: int = field(default=256, metadata={"fingerprint": "unless default"})
-    """Long side, in pixels, that pictures are resized to for --seeds centre."""
+    """--seeds centre: long side to which images are resized, in pixels."""
     centre_border: float = field(default=0.06, metadata={"fingerprint": "unless default"})
-    """Width of the border that shows no object, as a share of the shorter side, for --seeds centre."""
+    """--seeds centre: width of the border without objects, as a fraction of the shorter side."""
     centre_radius: float = field(default=0.4, metadata={"fingerprint": "unless default"})
-    """Radius of the ellipse in the middle that shows the object, as a share of half of each side."""
+    """--seeds centre: radius of the central ellipse that shows the object, as a fraction of half of each side."""
 
     def __post_init__(self) -> None:
         require_side("centre_side", self.centre_side)

@@ -17,7 +17,7 @@ class LayerCamParams:
     """Parameters of LayerCAM."""
 
     layercam_stages: tuple[int, ...] = field(default=(2, 3, 4), metadata={"fingerprint": "unless default"})
-    """Stages whose maps are joined for --seeds layercam: 0 to 4, of a ResNet conv1 to layer4."""
+    """--seeds layercam: backbone stages to combine, 0 to 4 (of a ResNet: conv1 to layer4)."""
 
     def __post_init__(self) -> None:
         if not self.layercam_stages or not set(self.layercam_stages) <= set(range(5)):

@@ -21,11 +21,11 @@ class LpCamParams:
     """Parameters of LPCAM."""
 
     lpcam_clusters: int = field(default=12, metadata={"fingerprint": "unless default"})
-    """Clusters of each class and of what lies around it, for --seeds lpcam; 20 for COCO."""
+    """--seeds lpcam: clusters per class, and as many for its context; use 20 for COCO."""
     lpcam_threshold: float = field(default=0.1, metadata={"fingerprint": "unless default"})
-    """Value of the plain map from which a cell counts to its class; 0.25 for COCO."""
+    """--seeds lpcam: a cell belongs to a class if the plain CAM reaches this value; use 0.25 for COCO."""
     lpcam_cells: int = field(default=20_000, metadata={"fingerprint": "unless default"})
-    """Cells of each class, and around it, that are clustered, drawn at random where there are more."""
+    """--seeds lpcam: maximum number of cells clustered per class and per context, sampled at random."""
 
     def __post_init__(self) -> None:
         if self.lpcam_clusters < 1 or self.lpcam_cells < self.lpcam_clusters:

@@ -13,17 +13,18 @@ class CommonParams:
     """Parameters of all kinds of seeds."""
 
     seeds: SeedName = field(default="cam", metadata={"fingerprint": "unless default"})
-    """How maps are made: cam as published, layercam, lpcam (clusters over the list), advcam, pixels (a classifier of
-    cells that knows background), or centre (for pictures of one object in the middle)."""
+    """How to compute the maps: cam (published), layercam, lpcam (prototypes clustered over the image list), advcam,
+    pixels (a per-cell classifier that also learns background), or centre (for images with one object in the
+    middle)."""
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
-    """Relative picture sizes whose maps are summed; each with its mirror."""
+    """Relative image sizes whose maps are summed, each also mirrored."""
     from_model: str | None = field(default=None, metadata={"fingerprint": "unless default"})
-    """Folder RUN/train_segmenter/deeplabv3: maps are that model's probabilities, for a second round."""
+    """Use the probabilities of this trained model as maps, for a second round: RUN/train_segmenter/deeplabv3."""
     from_cams: tuple[str, ...] = field(default=(), metadata={"fingerprint": "unless default"})
-    """Folders of CAM files, ID.npy, whose geometric mean the maps are, instead of a network's."""
+    """Average the CAM files (ID.npy) in these folders, by geometric mean, instead of running a network."""
     feature_affinity: float = field(default=0.0, metadata={"fingerprint": "unless default"})
-    """Spread the maps over cells of like features, to this power (2 does well); 0 is off, as published."""
+    """Spread the maps over cells with similar features, using this power (2 works well). 0 is off, as published."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.feature_affinity < float("inf"):

@@ -27,11 +27,11 @@ class PixelParams:
     """Parameters of the seeds `pixels`."""
 
     pixel_side: int = field(default=512, metadata={"fingerprint": "unless default"})
-    """Long side, in pixels, that pictures are resized to for --seeds pixels."""
+    """--seeds pixels: long side to which images are resized, in pixels."""
     pixel_high: float = field(default=0.5, metadata={"fingerprint": "unless default"})
-    """Cells whose map is above this teach the classifier of --seeds pixels their class."""
+    """--seeds pixels: cells whose map is above this are training examples of their class."""
     pixel_low: float = field(default=0.2, metadata={"fingerprint": "unless default"})
-    """Cells whose maps are all below this teach it the background."""
+    """--seeds pixels: cells whose maps are all below this are training examples of background."""
 
     def __post_init__(self) -> None:
         require_side("pixel_side", self.pixel_side)

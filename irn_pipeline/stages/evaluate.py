@@ -37,19 +37,20 @@ class Params(AskedParams):
     """Parameters of the evaluation."""
 
     truth_list: str | None = None
-    """Pictures whose labels are compared: a list as for --image-list; by default all that have true masks."""
+    """Images whose labels are evaluated; same format as --image-list. Default: all images with ground-truth masks."""
     heldout_list: str | None = None
-    """Pictures the trained models are run on and compared with; by default those of an explicit --image-list."""
+    """Images on which the trained models are evaluated. Default: those of an explicit --image-list."""
     models: tuple[str, ...] = ()
-    """Which trained models, by the names of their folders below train_segmenter; by default all."""
+    """Trained models to evaluate, by folder name below train_segmenter. Default: all."""
     cam_threshold: float = 0.15
-    """Background score at which activation maps become a label."""
+    """Background threshold for turning activation maps into a label."""
     component_threshold: float = 0.25
-    """Background score at which activation maps are cut into components, the baseline without IRNet."""
+    """Background threshold for cutting activation maps into components (the baseline without IRNet)."""
     protocol: ProtocolName = "voc"
-    """Rules of the figures: voc leaves void (255) out; original repeats irn's scripts, coco COCO's evaluation."""
+    """Evaluation rules: voc ignores void pixels (255), original reproduces irn's scripts, coco is COCO's
+    evaluation."""
     cam_dir: str | None = None
-    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+    """Folder of another project's CAM files (ID.npy), used instead of the maps of make_cam."""
 
     REMOVED: ClassVar[Mapping[str, str]] = REMOVED
 
@@ -176,7 +177,7 @@ def _evaluate_models(job: Job[Params, DataSet]) -> dict[str, dict[str, Any]]:
 
 STAGE: ReduceStage[Params] = ReduceStage(
     name="evaluate",
-    summary="Compare maps, labels and the trained model with true masks.",
+    summary="Evaluate maps, labels and trained models against ground-truth masks.",
     params=Params,
     writes=(METRICS,),
     run=run,

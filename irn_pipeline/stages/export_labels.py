@@ -27,11 +27,13 @@ class Params:
     """Parameters of the export."""
 
     format: Literal["coco", "voc"] = "coco"
-    """coco: instances.json, and semantic labels as PNGs; voc: SegmentationClass, SegmentationObject and lists."""
+    """coco: instances.json and semantic labels as PNGs. voc: SegmentationClass, SegmentationObject and image
+    lists."""
     polygons: bool = False
-    """Write the masks in instances.json as polygons instead of run lengths (for Ultralytics or Label Studio)."""
+    """Write the masks in instances.json as polygons instead of run-length encoding (for Ultralytics or Label
+    Studio)."""
     out: str | None = None
-    """Folder to write into; by default export_labels/FORMAT in the run folder."""
+    """Output folder. Default: export_labels/FORMAT in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 
 STAGE: ReduceStage[Params] = ReduceStage(
     name="export_labels",
-    summary="Write the labels as COCO JSON or as VOC PNGs.",
+    summary="Export the labels as COCO JSON or VOC PNGs.",
     params=Params,
     reads=(INSTANCE_LABEL, SEMANTIC_LABEL),
     run=run,

@@ -29,27 +29,27 @@ class Params:
     """
 
     fg_threshold: float = 0.30
-    """Background score of the label that foreground is taken from (conf_fg)."""
+    """Background threshold of the label that defines confident foreground (conf_fg in irn)."""
     bg_threshold: float = 0.05
-    """Background score of the label that background is taken from (conf_bg)."""
+    """Background threshold of the label that defines confident background (conf_bg in irn)."""
     crf_confidence: float = 0.7
-    """Probability given to the label that the CRF starts from."""
+    """Probability assigned to the initial label of the CRF."""
     crf_iterations: int = 10
-    """Mean-field iterations."""
+    """Mean-field iterations of the CRF."""
     crf_gaussian_sxy: float = 3.0
-    """Deviation of the smoothness term, pixels."""
+    """Standard deviation of the smoothness term, in pixels."""
     crf_gaussian_compat: float = 3.0
     """Weight of the smoothness term."""
     crf_bilateral_sxy: float = 50.0
-    """Deviation of the appearance term, pixels."""
+    """Standard deviation of the appearance term, in pixels."""
     crf_bilateral_srgb: float = 5.0
-    """Deviation of the appearance term, colour values 0 to 255."""
+    """Standard deviation of the appearance term, in colour values from 0 to 255."""
     crf_bilateral_compat: float = 10.0
     """Weight of the appearance term."""
     crf_backend: CrfBackend = field(default="lattice", metadata={"fingerprint": False})
-    """Who computes the CRF: lattice (built in, several times faster) or pydensecrf (the reference)."""
+    """CRF implementation: lattice (built in, several times faster) or pydensecrf (the reference)."""
     cam_dir: str | None = None
-    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+    """Folder of another project's CAM files (ID.npy), used instead of the maps of make_cam."""
 
     def crf(self) -> CrfParams:
         """The CRF's own parameters."""
@@ -110,7 +110,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 STAGE: MapStage[Params] = MapStage(
     name="mine_relations",
-    summary="Mine confident labels from the activation maps with a dense CRF.",
+    summary="Refine the activation maps into confident labels with a dense CRF.",
     params=Params,
     reads=(CAM,),
     writes=(IR_LABEL,),

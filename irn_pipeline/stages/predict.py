@@ -36,15 +36,15 @@ class Params(AskedParams):
     """Parameters of the prediction."""
 
     model: str = "mask_rcnn"
-    """Which model of the run folder: as given to train_segmenter."""
+    """Trained model to use, by folder name below train_segmenter."""
     images: str | None = None
-    """Folder of pictures, at any depth, under the same rules as --image-dir."""
+    """Folder of images, including subfolders; same rules as --image-dir."""
     out: str | None = None
-    """Folder to write into; by default predict/MODEL in the run folder."""
+    """Output folder. Default: predict/MODEL in the run folder."""
     min_score: float = 0.5
-    """Instances below this score are left out."""
+    """Drop instances with a lower score."""
     overlays: bool = True
-    """Also draw the masks over the pictures."""
+    """Also draw the masks over the images."""
 
 
 def run(job: Job[Params, DataSet]) -> int:
@@ -170,7 +170,7 @@ def _write_pictures(
 
 STAGE: ReduceStage[Params] = ReduceStage(
     name="predict",
-    summary="Find masks in new pictures with the trained model.",
+    summary="Segment new images with a trained model.",
     params=Params,
     needs_data=False,
     run=run,

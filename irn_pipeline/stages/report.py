@@ -49,15 +49,16 @@ class Params:
     """Parameters of the report."""
 
     max_pictures: int = 1000
-    """Pictures in the gallery; of more, the worst quarter, the best quarter, and others evenly over the list."""
+    """Maximum number of images in the gallery. If there are more, it shows the worst quarter, the best quarter and an
+    even sample of the rest."""
     thumbnail: int = 256
-    """Longer side of the small pictures, pixels; at 256 a picture takes at most 60 kB, and 6 kB per further map."""
+    """Long side of the thumbnails, in pixels. At 256, an image takes at most 60 kB, plus 6 kB per additional map."""
     fields: bool = True
-    """Run IRNet on the pictures of the gallery to show boundary, displacement and instance map."""
+    """Run IRNet on the gallery images to show boundary, displacement and instance map."""
     covering: float = 0.9
-    """Share of a picture above which a class or a map that covers it is suspicious."""
+    """Flag an image if a class or a map covers more than this fraction of it."""
     many_fragments: int = 10
-    """Number of fragments in a picture from which they are suspicious."""
+    """Flag an image if it has at least this many fragments."""
 
 
 def run(job: Job[Params, DataSet]) -> int:
@@ -224,7 +225,7 @@ def _notes(job: Job[Params, DataSet]) -> Iterator[str]:
 
 STAGE: ReduceStage[Params] = ReduceStage(
     name="report",
-    summary="Write one HTML file on the run that opens offline.",
+    summary="Write an HTML report of the run that opens offline.",
     params=Params,
     needs_data=False,
     run=run,

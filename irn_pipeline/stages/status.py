@@ -31,7 +31,7 @@ def stage_of(stages: Sequence[Stage[Any]]) -> ReduceStage[Params]:
     """The tool that tells the state of these stages, which are in the order of the pipeline."""
     return ReduceStage(
         name="status",
-        summary="Show which stages are done, partial, stale or missing, and what to do next.",
+        summary="Show which stages are done, partial, stale or missing, and what to run next.",
         params=Params,
         needs_data=False,
         run=partial(_run, stages),

@@ -39,15 +39,15 @@ class Params:
     """Parameters of the sweep."""
 
     thresholds: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
-    """Scores of the background to try, each for both kinds of labels."""
+    """Background thresholds to try, for semantic and instance labels alike."""
     cam: bool = False
-    """Try them on the activation maps (mIoU) instead of on the walked scores (mIoU and AP50)."""
+    """Sweep over the activation maps (mIoU) instead of the walked scores (mIoU and AP50)."""
     truth_list: str | None = None
-    """Pictures whose labels are compared: a list as for --image-list; by default all that have true masks."""
+    """Images whose labels are evaluated; same format as --image-list. Default: all images with ground-truth masks."""
     protocol: ProtocolName = "voc"
-    """Rules of the figures, as for evaluate: original, voc or coco."""
+    """Evaluation rules, as for evaluate: original, voc or coco."""
     cam_dir: str | None = None
-    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's; with --cam."""
+    """With --cam: folder of another project's CAM files (ID.npy), used instead of the maps of make_cam."""
 
     REMOVED: ClassVar[Mapping[str, str]] = REMOVED
 
@@ -208,7 +208,7 @@ def _unused(params: Params) -> Mapping[str, str]:
 
 STAGE: ReduceStage[Params] = ReduceStage(
     name="sweep",
-    summary="Try thresholds on kept scores or on the activation maps, and compare with true masks.",
+    summary="Evaluate many background thresholds on kept scores or activation maps.",
     params=Params,
     reads=(CAM, WALKED_SCORES),
     writes=(SWEEP, CAM_SWEEP),

@@ -47,18 +47,20 @@ class CommonParams(SynthesisParams):
     """Parameters of all refiners, and the maps that labels start from."""
 
     refiner: RefinerName = field(default="walk", metadata={"fingerprint": "unless default"})
-    """How maps become regions: walk as published, none, pamr, features, crf, or sam (the walk's, snapped to masks)."""
+    """How to turn maps into regions: walk (published), none, pamr, features, crf, or sam (the walk, snapped to SAM
+    masks)."""
     semantic_dir: str | None = field(default=None, metadata={"fingerprint": "unless default"})
-    """Folder of another project's class masks, ID.png (0 background, 1 the first class), to be parted into objects."""
+    """Folder of another project's class masks (ID.png: 0 background, 1 the first class) to split into instances."""
     pad_to: int | None = field(default=None, metadata={"fingerprint": "unless default", "before": 0})
-    """Pad smaller images with zeros to this side for IRNet (the original: 512); 0 for never. By default the share of
-    zeros is that of the training crops."""
+    """Zero-pad smaller images to this side before IRNet (the original: 512); 0 disables padding. Default: pad to the
+    fraction of zeros in the training crops."""
     cam_dir: str | None = None
-    """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
+    """Folder of another project's CAM files (ID.npy), used instead of the maps of make_cam."""
     keep_scores: bool = field(default=False, metadata={"fingerprint": False})
-    """Keep the walked scores for --from-scores and the tool sweep; in float16, which changes under 0.1 % of pixels."""
+    """Keep the walked scores for --from-scores and for sweep. They are stored as float16, which changes less than 0.1
+    % of the pixels."""
     from_scores: bool = field(default=False, metadata={"fingerprint": False})
-    """Make the labels anew from kept scores, with other thresholds; replaces the labels, keeps the scores."""
+    """Rebuild the labels from kept scores with other thresholds. Replaces the labels and keeps the scores."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -241,7 +243,7 @@ def _runs_network(params: Params) -> bool:
 
 STAGE: MapStage[Params] = MapStage(
     name="synthesize_labels",
-    summary="Synthesize instance and semantic labels by a random walk.",
+    summary="Synthesize instance and semantic labels with a random walk.",
     params=Params,
     reads=(CAM, IRN_NETWORK),
     writes=(INSTANCE_LABEL, SEMANTIC_LABEL, WALKED_SCORES),

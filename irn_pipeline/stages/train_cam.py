@@ -35,25 +35,27 @@ class Params(TrainingParams):
     """Parameters of the classifier's training."""
 
     frozen_stages: int = 3
-    """Stages that never learn: 3 is conv1, layer1 and layer2; 0 lets everything learn."""
+    """Number of backbone stages to freeze; 3 freezes conv1, layer1 and layer2, 0 trains everything."""
     frozen_batch_norm: bool = True
-    """Keep the running statistics of batch norms; scale and shift of the learning stages learn. False from scratch."""
+    """Keep the running statistics of batch norms; scale and shift of the trained stages still learn. Use false when
+    training from scratch."""
     long_side: tuple[int, ...] = (320, 640)
-    """Smallest and largest random length of a picture's long side, pixels."""
+    """Range of the random long side of an image, in pixels: smallest and largest."""
     head_lr_factor: float = 10.0
-    """The classifier learns this many times faster."""
+    """Factor on the learning rate of the classifier."""
     head: Literal["trained", "probe"] = field(default="trained", metadata={"fingerprint": "unless default"})
-    """trained: the backbone learns too, as published; probe: only a linear classifier, in seconds, for few pictures."""
+    """trained: train backbone and classifier, as published. probe: fit only a linear classifier, in seconds, for few
+    images."""
     recam: bool = field(default=False, metadata={"fingerprint": "unless default"})
-    """Learn on with a second classifier, of the region of each class (ReCAM, Chen et al., CVPR 2022)."""
+    """Continue training with a second classifier on the region of each class (ReCAM, Chen et al., CVPR 2022)."""
     recam_epochs: int = field(default=4, metadata={"fingerprint": "unless default"})
-    """Passes over the list for --recam."""
+    """--recam: passes over the image list."""
     recam_lr: float = field(default=5e-4, metadata={"fingerprint": "unless default"})
-    """Learning rate of the second classifier; all else learns at a tenth of it."""
+    """--recam: learning rate of the second classifier; everything else uses a tenth of it."""
     recam_weight: float = field(default=1.0, metadata={"fingerprint": "unless default"})
-    """Weight of the second classifier's loss; published are 1 for VOC and 0.1 for COCO."""
+    """--recam: weight of the second classifier's loss; published values are 1 for VOC and 0.1 for COCO."""
     held_out: float = field(default=0.0, metadata={"fingerprint": "unless default"})
-    """Share of the pictures that is kept out of the training, to tell whether their classes are found; 0 for none."""
+    """Fraction of the images to hold out from training, to check that their classes are recognised; 0 disables it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out <= 0.5:
@@ -117,7 +119,7 @@ def _unused(params: Params) -> Mapping[str, str]:
 
 STAGE: FitStage[Params] = FitStage(
     name="train_cam",
-    summary="Train a classifier of the image-level classes.",
+    summary="Train a classifier on the image-level tags.",
     params=Params,
     version=2,
     writes=(CAM_NETWORK,),

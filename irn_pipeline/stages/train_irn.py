@@ -45,30 +45,32 @@ class Params(TrainingParams):
     """Parameters of IRNet's training."""
 
     backbone_weights: str = "imagenet"
-    """Features from: imagenet (installed or downloaded), installed, a file's path, none, or cam (of train_cam)."""
+    """Initial weights: imagenet (installed or downloaded), installed (never downloaded), a file, cam (from
+    train_cam), or none (random)."""
     epochs: int = 3
-    """Passes over the list."""
+    """Passes over the image list."""
     batch_size: int = 32
-    """Pictures a step."""
+    """Images per step."""
     rescale: tuple[float, ...] = (0.5, 1.5)
     """Smallest and largest random scale."""
     cached_features: tuple[float, ...] = field(default=(), metadata={"fingerprint": "unless default"})
-    """Compute the backbone's features once, at these scales of each picture and its mirror, and cut crops out of them;
-    they take disk space until the end of the stage. By default anew for every crop, at random scales."""
+    """Compute the backbone features once, at these scales of each image and its mirror, and crop from them. They use
+    disk space until the stage ends. Default: compute them for every crop, at random scales."""
     radius: int = 10
-    """Pairs lie closer than this, in cells of 4 pixels."""
+    """Learn from pairs of cells closer than this, in cells of 4 pixels."""
     displacement_lr_factor: float = 10.0
-    """The displacement branch learns this many times faster."""
+    """Factor on the learning rate of the displacement branch."""
     displacement_context: bool = field(default=False, metadata={"fingerprint": "unless default"})
-    """Let the displacement branch look around each cell; learns in far fewer steps. The published network does not."""
+    """Let the displacement branch see the surroundings of each cell, which takes far fewer training steps. Not in the
+    published network."""
     negatives: bool = field(default=False, metadata={"fingerprint": "unless default"})
-    """Also learn from the pictures without tags, in which everything is background."""
+    """Also train on untagged images, in which everything is background."""
     mean_shift_list: str | None = field(default=None, metadata={"fingerprint": "unless default"})
-    """Images whose mean displacement is stored, a list as for --image-list; by default those trained on."""
+    """Images whose mean displacement is stored; same format as --image-list. Default: the training images."""
     mean_shift_crop: int = 512
-    """Top-left part of each image that enters the mean displacement, pixels."""
+    """Side of the top-left crop of each image that is used for the mean displacement, in pixels."""
     pad_to: int = field(default=0, metadata={"fingerprint": "unless default"})
-    """Pad smaller images with zeros to this side for the mean displacement (the original: 512); 0 for never."""
+    """Zero-pad smaller images to this side for the mean displacement (the original: 512); 0 disables padding."""
 
     def __post_init__(self) -> None:
         if self.crop % 4 or self.crop < 8 * self.radius:

@@ -247,7 +247,7 @@ def _files(job: Job[SegmenterParams, DataSet]) -> Mapping[str, tuple[Files, ...]
 
 STAGE: FitStage[SegmenterParams] = FitStage(
     name="train_segmenter",
-    summary="Train a segmentation model on the synthesized labels, or on true masks.",
+    summary="Train a segmentation model on the synthesized labels or on ground-truth masks.",
     params=SegmenterParams,
     reads=(INSTANCE_LABEL, SEMANTIC_LABEL, CAM_NETWORK),
     writes=(SEGMENTER,),
