@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.samples import ClassificationSamples
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+from irn_pipeline.datasets.transforms import normalise, read_resized
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job
@@ -24,7 +23,7 @@ from irn_pipeline.nn.backbone import fold_batch_norms, memory_batches
 from irn_pipeline.nn.cam_network import CamNetwork, ReCamNetwork
 from irn_pipeline.seeds.linear_probe import fit_probe
 from irn_pipeline.seeds.recam import recam_loss
-from irn_pipeline.structures import ImageRecord, ImageSet
+from irn_pipeline.structures import ImageSet
 
 _FOLDER = "train_cam"
 
@@ -109,7 +108,11 @@ def fit_linear_probe(job: Job[Any, DataSet], network: CamNetwork, images: ImageS
     execution, device = job.execution, job.execution.torch_device()
     share = job.ranks.share(images.records)
     backbone = fold_batch_norms(copy.deepcopy(network.backbone))
-    read = prefetch(partial(_at_most, job.params.long_side[-1]), share, execution.worker_count)
+    read = prefetch(
+        partial(read_resized, long_side=job.params.long_side[-1], enlarge=False),
+        share,
+        execution.worker_count,
+    )
     pooled: dict[str, Tensor] = {}
     bar = progress(share, "features", quiet=execution.quiet)
     for record, image in zip(bar, read, strict=True):
@@ -133,9 +136,3 @@ def _samples(job: Job[Any, DataSet], images: ImageSet) -> ClassificationSamples:
     return ClassificationSamples(
         images, long_side=(sides[0], sides[-1]), crop=job.params.crop, seed=job.execution.seed
     )
-
-
-def _at_most(long_side: int, record: ImageRecord) -> Tensor:
-    image = to_tensor(read_image(record.path, record.orientation))
-    height, width = image.shape[-2:]
-    return resize_image(image, scaled_size((height, width), min(1.0, long_side / max(height, width))))

@@ -173,8 +173,7 @@ def is_centred(data: DataSet, execution: Execution, backbone: str, weights: str)
     # Not above: with them comes torch.
     import torch
 
-    from irn_pipeline.datasets.images import read_image
-    from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+    from irn_pipeline.datasets.transforms import normalise, read_resized
     from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights
     from irn_pipeline.nn.imagenet import network_for
     from irn_pipeline.seeds import centre
@@ -186,14 +185,13 @@ def is_centred(data: DataSet, execution: Execution, backbone: str, weights: str)
     with torch.inference_mode(), execution.autocast():
         for record in data.items[:: max(len(data.items) // _LOOKED_AT, 1)][:_LOOKED_AT]:
             try:
-                image = to_tensor(read_image(record.path, record.orientation))
+                image = read_resized(record, 256)
             except DataError:
                 continue  # the first stage names it
-            size = (int(image.shape[-2]), int(image.shape[-1]))
-            image = resize_image(image, scaled_size(size, 256 / max(size)))
             parts = centre.quarters(normalise(image.to(execution.torch_device())))
             features.append([stage.float().cpu() for stage in network(parts)[-2:]])
-    return len(features) >= 5 and centre.centredness(features) >= centre.CENTRED
+    tags = [len(record.class_ids) for record in data.items]
+    return len(features) >= 5 and centre.is_centred(centre.centredness(features), tags, len(data.negatives))
 
 
 def network_of_file(path: Path) -> str | None:

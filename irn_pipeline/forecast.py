@@ -15,6 +15,7 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.facts import median_picture
 from irn_pipeline.ops.crf import confident_label
 from irn_pipeline.ops.crf_params import CrfParams
+from irn_pipeline.seeding import SEEDS
 from irn_pipeline.structures import LabelArray, strided_size
 from irn_pipeline.weight_files import is_trained
 
@@ -123,6 +124,7 @@ class _Bench:
         self.classes = np.arange(max(round(sum(counts) / max(len(counts), 1)), 1))
 
     def train_cam(self) -> Work | None:
+        from irn_pipeline.datasets.transforms import scaled_size
         from irn_pipeline.nn.cam_network import CamNetwork
 
         params = self.params["train_cam"]
@@ -137,7 +139,8 @@ class _Bench:
         pictures = round((len(self.data.items) + len(self.data.negatives)) * (1 - params.held_out))
         if params.head == "probe":
             network.eval().to(self.device)
-            image = self._picture(min(1.0, params.long_side[-1] / max(self.size)))
+            scale = min(1.0, params.long_side[-1] / max(self.size))
+            image = self._picture(scaled_size(self.size, scale))
             seconds = self._timed(lambda: network.paired_activation_maps(image), times=1)
             return Work("train_cam", f"{pictures} pictures", pictures, self.reading + seconds)
         seconds = self._step(network, params, lambda output: output.float().square().mean())
@@ -164,6 +167,7 @@ class _Bench:
         return _training("train_irn", params, len(self.data.items), seconds)
 
     def make_cam(self) -> Work | None:
+        from irn_pipeline.datasets.transforms import scaled_size
         from irn_pipeline.nn.backbone import fold_batch_norms
         from irn_pipeline.nn.cam_network import CamNetwork
 
@@ -175,10 +179,11 @@ class _Bench:
         )
         fold_batch_norms(network.eval().backbone)
         network.to(self.device)
-        side = {"pixels": params.pixel_side, "centre": params.centre_side}.get(params.seeds)
-        # These look at every picture twice: to fit a classifier of cells, and to make maps by it.
-        scales = params.scales if side is None else [side / max(self.size)] * 2
-        pictures = [self._picture(scale) for scale in scales]
+        if (size_of := SEEDS[params.seeds].size) is None:
+            sizes = [scaled_size(self.size, scale) for scale in params.scales]
+        else:  # every picture is looked at twice: to fit a classifier of cells, and to make maps by it
+            sizes = [size_of(params, self.size)] * 2
+        pictures = [self._picture(size) for size in sizes]
         seconds = self._timed(lambda: [network.paired_activation_maps(one) for one in pictures], times=1)
         return Work(
             "make_cam", f"{len(self.data.items)} pictures", len(self.data.items), self.reading + seconds
@@ -205,7 +210,7 @@ class _Bench:
         params, (h, w) = self.params["synthesize_labels"], strided_size(self.size)
         name = _network_name(self.params["train_irn"]) if "train_irn" in self.params else "resnet50"
         network = IrnNetwork(backbone=name).eval().to(self.device)
-        picture, cam = self._picture(1.0), self._maps((h, w))
+        picture, cam = self._picture(self.size), self._maps((h, w))
         # An untrained network's displacement would part the picture into hundreds of instances.
         displacement = np.zeros((2, h, w), np.float32)
 
@@ -264,11 +269,10 @@ class _Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _picture(self, scale: float) -> Tensor:
-        from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+    def _picture(self, size: tuple[int, int]) -> Tensor:
+        from irn_pipeline.datasets.transforms import normalise, resize_image, to_tensor
 
-        image = resize_image(to_tensor(self.image), scaled_size(self.size, scale))
-        return normalise(image.to(self.device))
+        return normalise(resize_image(to_tensor(self.image), size).to(self.device))
 
     def _maps(self, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(K, H, W) maps that fall from 1 in the middle to 0 at the edge."""

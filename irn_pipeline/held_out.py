@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from irn_pipeline.datasets.images import read_image
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.files.atomic import write_json
@@ -18,7 +18,7 @@ from irn_pipeline.notices import HELD_OUT_NAME, LEAST_POSITIVES, average_precisi
 from irn_pipeline.structures import ImageRecord, ImageSet
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 _ENOUGH = 10
@@ -68,13 +68,9 @@ def measure(
     """
     import torch
 
-    from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+    from irn_pipeline.datasets.transforms import normalise, read_resized
 
-    def read(record: ImageRecord) -> Tensor:
-        image = to_tensor(read_image(record.path, record.orientation))
-        size = (image.shape[-2], image.shape[-1])
-        return resize_image(image, scaled_size(size, long_side / max(size)))
-
+    read = partial(read_resized, long_side=long_side)
     network.eval()
     device = execution.torch_device()
     with torch.inference_mode(), execution.autocast():

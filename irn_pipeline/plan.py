@@ -18,6 +18,7 @@ from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.planner import Choice
 from irn_pipeline.facts import Facts, is_centred, network_of_file, notes, to_multiple
+from irn_pipeline.seeding import SEEDS
 
 logger = logging.getLogger(__name__)
 PLANNED = ("train_cam", "make_cam", "mine_relations", "train_irn", "synthesize_labels")
@@ -174,9 +175,14 @@ def _seeds(facts: Facts, given: Given) -> Sequence[Choice]:
     ]
 
 
+def _at_one_size(given: Given) -> bool:
+    """Whether the seeds are classifiers of cells, which see every picture at one size."""
+    return SEEDS[given.get("make_cam.seeds", "cam")].size is not None
+
+
 def _scales(facts: Facts, given: Given) -> Sequence[Choice]:
     """Picture sizes that maps are made at: around the size that the classifier has learned from."""
-    if given.get("make_cam.from_cams") or given.get("make_cam.seeds") in ("pixels", "centre"):
+    if given.get("make_cam.from_cams") or _at_one_size(given):
         return ()
     base = facts.working_side / facts.long_side
     base = 1.0 if abs(base - 1) < 0.1 else base  # not resized for nothing
@@ -224,12 +230,10 @@ def _walk(facts: Facts, given: Given) -> Sequence[Choice]:
     times = min(max(8 + round(math.log2(share)), 3), 9)
     center = min(max(round(2.5 * math.sqrt(share), 1), 1.0), 2.5)
     where = f"the grid has {facts.cells} cells, {share:.2f} of VOC's"
-    if given.get("synthesize_labels.refiner", "walk") != "walk":
-        return [Choice("synthesize_labels", "center_threshold", center, f"by the grid's side: {where}")]
-    return [
-        Choice("synthesize_labels", "exp_times", times, f"{2**times} steps: {where}"),
-        Choice("synthesize_labels", "center_threshold", center, f"by the grid's side: {where}"),
-    ]
+    choices = [Choice("synthesize_labels", "center_threshold", center, f"by the grid's side: {where}")]
+    if given.get("synthesize_labels.refiner", "walk") == "walk":
+        choices.insert(0, Choice("synthesize_labels", "exp_times", times, f"{2**times} steps: {where}"))
+    return choices
 
 
 def _thresholds(facts: Facts, given: Given) -> Sequence[Choice]:
@@ -246,11 +250,8 @@ def _thresholds(facts: Facts, given: Given) -> Sequence[Choice]:
     own = ("semantic_bg_threshold", "instance_bg_threshold")
     foreign = any(given.get(f"{name}.cam_dir") is not None for name in ("mine_relations", stage))
     followed = foreign or any(f"{stage}.{name}" in given for name in own)
-    fitted = given.get("make_cam.seeds") in (
-        "pixels",
-        "centre",
-    )  # as good with one threshold (docs/RESULTS.md)
-    if not followed and not fitted and given.get("train_cam.backbone_weights") != "none":
+    # Maps of classifiers of cells do as well with one threshold (docs/RESULTS.md).
+    if not followed and not _at_one_size(given) and given.get("train_cam.backbone_weights") != "none":
         why = "each picture's own background score, by ImageNet features; needs no masks"
         choices.append(Choice(stage, "bg_search", [0.2, 0.55], why))
     return choices

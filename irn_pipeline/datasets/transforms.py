@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD, LabelArray
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD, ImageRecord, LabelArray
 
 
 def to_tensor(image: LabelArray) -> Tensor:
@@ -50,6 +51,18 @@ def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """(H, W) times `scale`, rounded, at least 1."""
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def read_resized(record: ImageRecord, long_side: float, *, enlarge: bool = True) -> Tensor:
+    """(3, H, W) uint8 picture whose longer side is `long_side`; without `enlarge`, smaller pictures stay as they are.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    image = to_tensor(read_image(record.path, record.orientation))
+    height, width = image.shape[-2:]
+    scale = long_side / max(height, width)
+    return resize_image(image, scaled_size((height, width), scale if enlarge else min(1.0, scale)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.engine.optimisation import OptimizerName
@@ -92,3 +92,8 @@ class DetectorParams:
     """Mask R-CNNs: boxes sampled per image during training."""
     channels: int = 256
     """Mask R-CNNs: channels of the feature pyramid and the heads."""
+
+
+def detector_options(params: Any) -> dict[str, int]:
+    """Arguments of a Mask R-CNN's constructor by name: the values of `DetectorParams`."""
+    return {entry.name: getattr(params, entry.name) for entry in fields(DetectorParams)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from irn_pipeline.models.base import DetectorParams, Model, Recipe
+from irn_pipeline.models.base import DetectorParams, Model, Recipe, detector_options
 
 if TYPE_CHECKING:
     from irn_pipeline.nn.segmenters.base import Segmenter
@@ -14,14 +14,7 @@ def build(params: Any, num_classes: int) -> Segmenter:
     """The untrained network."""
     from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter
 
-    return MaskRcnnSegmenter(
-        num_classes=num_classes,
-        backbone=params.backbone,
-        short_side=params.short_side,
-        long_side=params.long_side,
-        boxes_per_image=params.boxes_per_image,
-        channels=params.channels,
-    )
+    return MaskRcnnSegmenter(num_classes=num_classes, backbone=params.backbone, **detector_options(params))
 
 
 # 18,000 iterations of 4 pictures on VOC's 10,582, steps at 12,000 and 16,000 (spec: interop, recipes).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from irn_pipeline.models.base import BandParams, DetectorParams, Model, Recipe
+from irn_pipeline.models.base import BandParams, DetectorParams, Model, Recipe, detector_options
 
 if TYPE_CHECKING:
     from irn_pipeline.nn.segmenters.base import Segmenter
@@ -23,14 +23,7 @@ def build(params: Any, num_classes: int) -> Segmenter:
     """The untrained network."""
     from irn_pipeline.nn.segmenters.semiconv_mask_rcnn import SemiconvMaskRcnn
 
-    return SemiconvMaskRcnn(
-        num_classes=num_classes,
-        backbone=params.backbone,
-        short_side=params.short_side,
-        long_side=params.long_side,
-        boxes_per_image=params.boxes_per_image,
-        channels=params.channels,
-    )
+    return SemiconvMaskRcnn(num_classes=num_classes, backbone=params.backbone, **detector_options(params))
 
 
 MODEL = Model(

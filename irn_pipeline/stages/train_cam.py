@@ -92,16 +92,13 @@ def fit(job: Job[Params, DataSet]) -> int:
         if params.recam:
             seen += train_recam(job, network, images)
         if job.ranks.is_first:
-            folder, long_side = (
-                job.run.stage_dir(STAGE.name),
-                (params.long_side[0] + params.long_side[-1]) / 2,
-            )
-            found = (
-                measure(network, images.class_names, kept_out, long_side, job.execution, folder)
-                if kept_out
-                else None
-            )
-            for line in (*flat_losses(folder), *filter(None, [found])):
+            folder = job.run.stage_dir(STAGE.name)
+            lines = list(flat_losses(folder))
+            if kept_out:
+                long_side = (params.long_side[0] + params.long_side[-1]) / 2
+                untold = measure(network, images.class_names, kept_out, long_side, job.execution, folder)
+                lines += [untold] if untold else []
+            for line in lines:
                 logger.warning("%s: %s", STAGE.name, line)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
     job.write(CAM_NETWORK, Checkpoint("cam", name, images.class_names, state))

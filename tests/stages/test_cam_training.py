@@ -71,11 +71,12 @@ def test_a_probe_tells_the_classes_of_its_pictures_apart(tmp_path: Path, data: D
     network = CamNetwork(num_classes=len(found.class_names), backbone="resnet18").eval()
     network.load_state_dict(found.state)
     # Scores without the bias: of each class, those of its pictures are above the others' on average.
-    from irn_pipeline.cam_training import _at_most
-    from irn_pipeline.datasets.transforms import normalise
+    from irn_pipeline.datasets.transforms import normalise, read_resized
 
     with torch.no_grad():
-        scores = torch.cat([network(normalise(_at_most(96, record))[None]) for record in data.items])
+        scores = torch.cat(
+            [network(normalise(read_resized(record, 96, enlarge=False))[None]) for record in data.items]
+        )
     for class_id in range(len(found.class_names)):
         tagged = torch.tensor([class_id in record.class_ids for record in data.items])
         if tagged.any() and not tagged.all():
