@@ -133,8 +133,8 @@ def facts_of(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
 
 
 def _trained_on(job: Job[Any, Any]) -> list[str]:
-    """Ids of the pictures that a training may use: the items, and those without a tag where the data set has some."""
-    return sorted(item.image_id for item in (*job.data.items, *getattr(job.data, "negatives", ())))
+    """Ids of what a training may use."""
+    return sorted(item.image_id for item in (*job.data.items, *job.data.negatives))
 
 
 def fingerprint_of(value: object) -> str:

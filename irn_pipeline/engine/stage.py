@@ -37,6 +37,10 @@ class Data(Protocol):
         """What a map stage works on, in order."""
 
     @property
+    def negatives(self) -> Sequence[Item]:
+        """What trainings may also learn from, and map stages pass over."""
+
+    @property
     def identity(self) -> Sequence[str]:
         """What results of every picture depend on: the class names."""
 

@@ -24,6 +24,7 @@ class Words:
     items: tuple[Word, ...]
     identity: tuple[str, ...] = ("letters",)
     origin: Path = Path("letters.txt")
+    negatives: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
