@@ -53,7 +53,7 @@ DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--con
 DEMO_RUN = Path("runs/demo")
 DEMO_PLAN = (
     "demo: draw 110 pictures into %s, train and apply every stage on them, and write a report. On our machine it took "
-    "170 s of CPU time (docs/RESULTS.md); what is there already is kept. Results: %s"
+    "about two minutes (docs/RESULTS.md); what is there already is kept. Results: %s"
 )
 DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", str(DEMO_RUN))
 
