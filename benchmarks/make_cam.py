@@ -15,8 +15,8 @@ from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_siz
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_scales
-from irn_pipeline.seeding import cam
-from irn_pipeline.seeding.base import NoParams, Picture
+from irn_pipeline.seeds import cam
+from irn_pipeline.seeds.base import NoParams, Picture
 from irn_pipeline.stages.make_cam import Params, prepare_network
 
 NUM_CLASSES, CLASS_IDS = 20, (3, 11)

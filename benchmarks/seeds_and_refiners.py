@@ -43,9 +43,9 @@ from irn_pipeline.metrics.instance import InstanceEvaluator, PictureHits
 from irn_pipeline.metrics.semantic import confusion_matrix, semantic_scores
 from irn_pipeline.ops.labels import labels_over_thresholds
 from irn_pipeline.ops.parting import parted_label
-from irn_pipeline.refining import REFINERS
-from irn_pipeline.refining.base import Picture
-from irn_pipeline.seeding import SEEDS
+from irn_pipeline.refiners import REFINERS
+from irn_pipeline.refiners.base import Picture
+from irn_pipeline.seeds import SEEDS
 from irn_pipeline.stages import make_cam, synthesize_labels
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances, LabelArray
 from irn_pipeline.trained_networks import load_irn, padding

@@ -15,7 +15,7 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.facts import median_picture
 from irn_pipeline.ops.crf import confident_label
 from irn_pipeline.ops.crf_params import CrfParams
-from irn_pipeline.seeding import SEEDS
+from irn_pipeline.seeds import SEEDS
 from irn_pipeline.structures import LabelArray, strided_size
 from irn_pipeline.weight_files import is_trained
 

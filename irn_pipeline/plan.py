@@ -18,7 +18,7 @@ from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.planner import Choice
 from irn_pipeline.facts import Facts, is_centred, network_of_file, notes, to_multiple
-from irn_pipeline.seeding import SEEDS
+from irn_pipeline.seeds import SEEDS
 
 logger = logging.getLogger(__name__)
 PLANNED = ("train_cam", "make_cam", "mine_relations", "train_irn", "synthesize_labels")

@@ -16,19 +16,7 @@ LIBRARY, STAGES = "irn_pipeline", "stages"
 MAX_LINES = 300
 BASE = {"", "__version__", "errors", "files", "structures", "variants"}
 """What everything may import; "" and `__version__` are the bare package."""
-ROOMS = {
-    "ops",
-    "seeds",
-    "refiners",
-    "seeding",
-    "refining",
-    "nn",
-    "models",
-    "datasets",
-    "metrics",
-    "export",
-    "engine",
-}
+ROOMS = {"ops", "seeds", "refiners", "nn", "models", "datasets", "metrics", "export", "engine"}
 RECORDS = {"cam_files", "walked_scores", "artifacts", "older_runs"}
 """Modules that say what a run folder holds."""
 ASSEMBLY = {
@@ -45,8 +33,6 @@ ALLOWED = {
     "structures": {"errors"},
     "variants": set(),
     "files": {"", "__version__", "errors", "files"},
-    "seeding": BASE | {"ops", "seeds", "variants", "seeding"},
-    "refining": BASE | {"ops", "refiners", "variants", "refining"},
     "models": BASE | {"engine", "nn", "models"},
     "ops": BASE | {"ops"},
     "seeds": BASE | {"ops", "seeds"},

@@ -1,150 +1,78 @@
-"""Pictures of one object in the middle, such as cells or products: their border shows what is not the object.
-
-Where every picture shows an object, tags tell kinds of object apart, and nothing about object and ground. A linear
-discriminant between cells of the border and of the middle, fitted over all pictures, does.
-"""
+"""For pictures of one object in the middle: cells of the middle against those of the border."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import torch
-from scipy.stats import mannwhitneyu
-from torch import Tensor
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.seeds.cells import CellAxes, CellClassifier, CellSample
-from irn_pipeline.structures import IGNORE
+from irn_pipeline.seeds.base import Picture, Seed
+from irn_pipeline.seeds.cell_features import (
+    full_precision,
+    paired_features,
+    require_side,
+    restore,
+    size_at,
+)
 
-DIMS = (64, 192, 128)
-"""Axes kept of the network's last three maps."""
-CENTRED = 0.98
-"""`centredness` from which objects stand in the middle. It was set between three sets: .995, and .91 and .92."""
-_CORNER_DIMS = 64
-_FOLDS = 5
-BORDER, MIDDLE = 0, 1
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-def centre_targets(grid: tuple[int, int], *, border: float = 0.06, radius: float = 0.4) -> Tensor:
-    """What cells are examples of: the border, the middle, or neither.
-
-    Args:
-        grid: (h, w).
-        border: width of the border as a share of the shorter side; at least one cell.
-        radius: of the ellipse in the middle, as a share of half of each side.
-
-    Returns:
-        (h, w) int64: 0 for the border, 1 for the middle, 255 for neither.
-    """
-    targets = torch.full(grid, IGNORE)
-    y, x = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in grid)
-    targets[y[:, None] ** 2 + x[None] ** 2 < radius**2] = MIDDLE
-    width = max(1, round(border * min(grid)))
-    inside = torch.zeros(grid, dtype=torch.bool)
-    inside[width:-width, width:-width] = True
-    targets[~inside] = BORDER
-    return targets
+    from irn_pipeline.seeds.cells import CellClassifier
 
 
-def fit_centre(sample: CellSample) -> CellClassifier:
-    """Linear discriminant of the middle against the border.
+@dataclass(frozen=True)
+class CentreParams:
+    """Parameters of the seeds `centre`."""
 
-    Args:
-        sample: cells with targets as `centre_targets` gives them.
+    centre_side: int = field(default=256, metadata={"fingerprint": "unless default"})
+    """--seeds centre: long side to which images are resized, in pixels."""
+    centre_border: float = field(default=0.06, metadata={"fingerprint": "unless default"})
+    """--seeds centre: width of the border without objects, as a fraction of the shorter side."""
+    centre_radius: float = field(default=0.4, metadata={"fingerprint": "unless default"})
+    """--seeds centre: radius of the central ellipse that shows the object, as a fraction of half of each side."""
 
-    Returns:
-        A classifier of one output, above 0 for cells that are more like those of the middle: the log-odds of two
-        normal distributions of one covariance, as frequent as each other.
-
-    Raises:
-        ConfigError: there are only cells of the one kind.
-    """
-    cells, targets, axes = sample.finish()
-    middle, border = cells[targets == MIDDLE], cells[targets == BORDER]
-    if not len(middle) or not len(border):
-        raise ConfigError(
-            "the pictures have too few cells to tell their middle from their border; enlarge them"
-        )
-    weight, bias = _discriminant(middle, border)
-    return axes.classifier(weight[None], bias[None])
+    def __post_init__(self) -> None:
+        require_side("centre_side", self.centre_side)
+        if not (0 < self.centre_border < 0.5 and 0 < self.centre_radius <= 1):
+            raise ConfigError(
+                f"centre_border is {self.centre_border} and centre_radius {self.centre_radius}; the border is a share "
+                "below 0.5, the radius one of at most 1 (0.06 and 0.4 do well)"
+            )
 
 
-def quarters(image: Tensor) -> Tensor:
-    """The quarters of a picture, so turned that a corner of the picture lies top left; then its centre.
+def prepare(pictures: Iterable[Picture], num_classes: int, params: CentreParams) -> CellClassifier:
+    """The discriminant of middle and border over all pictures; one without an object is border everywhere."""
+    import torch
 
-    Convolutions see the padding beside the border of a picture, and tell border from middle by that alone. In quarters
-    both lie beside padding.
+    from irn_pipeline.seeds.cells import CellSample
+    from irn_pipeline.seeds.centre_maths import BORDER, DIMS, centre_targets, fit_centre
 
-    Args:
-        image: (..., H, W).
-
-    Returns:
-        (8, ..., H // 2, W // 2): the first four have the picture's corner top left, the last four its centre.
-    """
-    height, width = (side // 2 for side in image.shape[-2:])
-    corners = torch.stack(
-        [
-            image[..., :height, :width],
-            image[..., :height, -width:].flip(-1),
-            image[..., -height:, :width].flip(-2),
-            image[..., -height:, -width:].flip((-2, -1)),
-        ]
-    )
-    return torch.cat([corners, corners.flip((-2, -1))])
+    sample = CellSample(dims=DIMS, per_picture=120)
+    for picture in pictures:
+        features = paired_features(picture)
+        grid = (features[0].shape[1], features[0].shape[2])
+        targets = torch.full(grid, BORDER)
+        if picture.class_ids:
+            targets = centre_targets(grid, border=params.centre_border, radius=params.centre_radius)
+        with full_precision(features[0].device):
+            sample.add(features, targets)
+    with full_precision(features[0].device):
+        return fit_centre(sample)
 
 
-def centredness(features: Iterable[Sequence[Tensor]]) -> float:
-    """How well the corners of pictures and their centres are told apart, in pictures that were left out of the fit.
+def maps(picture: Picture, params: CentreParams, prepared: CellClassifier) -> list[Tensor]:
+    """Probability of the object, on the picture's own pixels; all tags of the picture share one map."""
+    from irn_pipeline.ops.cam import sum_over_scales
 
-    Args:
-        features: for each picture the maps that a network has of its `quarters`, (8, C_s, h_s, w_s) a stage.
-
-    Returns:
-        Area under the ROC curve: 0.5 for a set without a middle, 1 where objects stand in the middle of all pictures.
-
-    Raises:
-        ConfigError: there are fewer pictures than folds.
-    """
-    found = torch.stack([torch.cat([_top_left(stage.float()) for stage in stages], 1) for stages in features])
-    if len(found) < _FOLDS:
-        raise ConfigError(f"centredness needs {_FOLDS} pictures at least, got {len(found)}")
-    cells = CellAxes.fit([found.flatten(0, 1)], [_CORNER_DIMS])([found.flatten(0, 1)])
-    border, middle = cells.unflatten(0, (-1, 8)).split(4, 1)
-    fold_of = torch.arange(len(found)) % _FOLDS
-    scores: list[Tensor] = []
-    for fold in range(_FOLDS):
-        kept, left_out = fold_of != fold, fold_of == fold
-        weight, bias = _discriminant(middle[kept].flatten(0, 1), border[kept].flatten(0, 1))
-        scores.append(torch.stack([(part[left_out] @ weight + bias).flatten() for part in (middle, border)]))
-    inner, outer = torch.cat(scores, 1).numpy()
-    return float(mannwhitneyu(inner, outer).statistic) / (len(inner) * len(outer))
+    features = paired_features(picture)
+    with full_precision(features[0].device):
+        grid = (features[0].shape[1], features[0].shape[2])
+        scores = prepared.to(features[0].device).scores(features, grid)
+        # Scores are resized, not probabilities: where they are nought is then known to less than a cell.
+        object_map = sum_over_scales([scores], picture.size).sigmoid()
+        return [object_map.expand(len(picture.class_ids), -1, -1)]
 
 
-def is_centred(value: float, tags_per_picture: Sequence[int], negatives: int) -> bool:
-    """Whether the seeds of this module suit a data set.
-
-    Args:
-        value: its `centredness`. Photographs too have objects in the middle, therefore the others.
-        tags_per_picture: number of tags of each tagged picture.
-        negatives: number of pictures without a tag.
-    """
-    one_tag = bool(tags_per_picture) and all(count == 1 for count in tags_per_picture)
-    return one_tag and not negatives and value >= CENTRED
-
-
-def _top_left(maps: Tensor) -> Tensor:
-    """Mean over the first third of both sides: (B, C, h, w) -> (B, C)."""
-    height, width = (max(1, side // 3) for side in maps.shape[-2:])
-    return maps[..., :height, :width].mean((-2, -1)).cpu()
-
-
-def _discriminant(positive: Tensor, negative: Tensor, shrinkage: float = 0.05) -> tuple[Tensor, Tensor]:
-    """Weight (R,) and bias () of cells (n, R) and (m, R); 0 lies midway between the means."""
-    centres = positive.mean(0), negative.mean(0)
-    pairs = zip((positive, negative), centres, strict=True)
-    first, second = ((cells - centre).T @ (cells - centre) / len(cells) for cells, centre in pairs)
-    covariance = (first + second) / 2
-    diagonal = shrinkage * covariance.diagonal().mean() + torch.finfo(covariance.dtype).tiny
-    covariance = covariance + diagonal * torch.eye(len(covariance))
-    weight = torch.linalg.solve(covariance, centres[0] - centres[1])
-    return weight, -(weight @ (centres[0] + centres[1])) / 2
+SEED = Seed(maps, CentreParams, prepare, restore, lambda params, size: size_at(params.centre_side, size))

@@ -29,9 +29,9 @@ from irn_pipeline.notices import covered, odd_maps
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
 from irn_pipeline.ops.feature_affinity import spread_maps
-from irn_pipeline.seeding import SEEDS
-from irn_pipeline.seeding.base import Picture
-from irn_pipeline.seeding.params import Params, fits
+from irn_pipeline.seeds import SEEDS
+from irn_pipeline.seeds.base import Picture
+from irn_pipeline.seeds.params import Params, fits
 from irn_pipeline.structures import Cam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 from irn_pipeline.variants import unused_by

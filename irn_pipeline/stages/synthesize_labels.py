@@ -32,8 +32,8 @@ from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.ops.labels import class_maps, labels_from_scores
 from irn_pipeline.ops.parting import parted_label
-from irn_pipeline.refining import REFINERS, RefinerName
-from irn_pipeline.refining.base import Picture
+from irn_pipeline.refiners import REFINERS, RefinerName
+from irn_pipeline.refiners.base import Picture
 from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
 from irn_pipeline.trained_networks import load_irn, padding
 from irn_pipeline.variants import bases_of, unused_by

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from irn_pipeline.refiners.caa import box_mask, caa, cell_attention, min_max, region_boxes
-from irn_pipeline.refiners.pamr import pamr, unambiguous_masks
+from irn_pipeline.refiners.pamr_maths import pamr, unambiguous_masks
 from irn_pipeline.refiners.par import par, par_label
 from irn_pipeline.refiners.sam_merge import merge_masks
 from irn_pipeline.refiners.sam_prompts import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from irn_pipeline.ops.cam import merge_scales
-from irn_pipeline.seeds import advcam, layercam, lpcam, recam
+from irn_pipeline.seeds import advcam_maths, layercam_maths, lpcam_maths, recam
 
 
 def tensors(data, *names: str) -> list[Tensor]:
@@ -59,31 +59,33 @@ def test_lpcam_prototypes(golden, class_id):
         class_ids = data[f"keys{picture}"].tolist()
         if class_id in class_ids:
             features, cams = tensors(data, f"features{picture}", f"high_res{picture}")
-            selected.append(lpcam.select_cells(features, cams[class_ids.index(class_id)]))
+            selected.append(lpcam_maths.select_cells(features, cams[class_ids.index(class_id)]))
     centres = []
     for kind, cells in zip(
         ("fg", "bg"), (torch.cat(part) for part in zip(*selected, strict=True)), strict=True
     ):
         assert_close(cells, data[f"{kind}_cells_{class_id}"], 0)
         first = data[f"{kind}_first_{class_id}"]
-        clusters = lpcam.kmeans(cells, 5, np.random.default_rng(0), first=first, tolerance=1e-4)
+        clusters = lpcam_maths.kmeans(cells, 5, np.random.default_rng(0), first=first, tolerance=1e-4)
         assert clusters.assigned.tolist() == data[f"{kind}_assigned_{class_id}"].tolist()
         assert_close(clusters.centres, data[f"{kind}_centres_{class_id}"], 1e-5)
         centres.append(clusters.centres)
     (classifier,) = tensors(data, "classifier")
-    found = lpcam.select_prototypes(*centres, classifier, class_id)
+    found = lpcam_maths.select_prototypes(*centres, classifier, class_id)
     assert_close(found.prototypes, data[f"prototypes_{class_id}"], 1e-5)
     assert_close(found.context, data[f"context_{class_id}"], 1e-5)
 
 
 def test_lpcam_map(golden):
     data = golden("lpcam_map")
-    classes = [lpcam.Prototypes(*tensors(data, f"prototypes_{k}", f"context_{k}")) for k in data["keys"]]
+    classes = [
+        lpcam_maths.Prototypes(*tensors(data, f"prototypes_{k}", f"context_{k}")) for k in data["keys"]
+    ]
     assert [len(found.context) for found in classes] == [3, 0]
     pairs = tensors(data, *(f"scale{number}" for number in range(4)))
-    maps = [lpcam.lpcam_maps(pair, classes, torch.zeros(2, pair.shape[1])) for pair in pairs]
+    maps = [lpcam_maths.lpcam_maps(pair, classes, torch.zeros(2, pair.shape[1])) for pair in pairs]
     height, width = data["size"].tolist()
-    cam, high_res_cam = lpcam.merge_lpcam(maps, (height, width))
+    cam, high_res_cam = lpcam_maths.merge_lpcam(maps, (height, width))
     assert_close(cam, data["cam"], 1e-5)
     assert_close(high_res_cam, data["high_res"], 1e-5)
 
@@ -109,14 +111,14 @@ def test_advcam(golden):
     maps = []
     for number, (scale, size) in enumerate(zip((1, 0.5, 1.5, 2), data["sizes"].tolist(), strict=True)):
         resized = interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
-        steps = advcam.steps_at(scale)
+        steps = advcam_maths.steps_at(scale)
         assert steps == (13 if scale == 0.5 else 27)
-        sums = advcam.advcam_maps(network, resized, data["keys"].tolist(), weights, steps=steps)
+        sums = advcam_maths.advcam_maps(network, resized, data["keys"].tolist(), weights, steps=steps)
         maps.append(sums)
         for position, class_id in enumerate(data["keys"].tolist()):
             name = f"s{number}_c{class_id}"
             assert_close(sums[position], data[f"sum_maps_{name}"], 1e-5)
-            climb = advcam.climb(network, resized, class_id, int((weights[class_id] > 0).sum()))
+            climb = advcam_maths.climb(network, resized, class_id, int((weights[class_id] > 0).sum()))
             states = list(islice(climb, steps + 1))
             assert_close(states[0].map, data[f"first_map_{name}"], 1e-5)
             assert_close(states[steps - 1].map, data[f"last_map_{name}"], 1e-5)
@@ -136,8 +138,8 @@ def test_advcam_gradient(golden, class_id):
     (image,) = tensors(data, "image")
     pair = torch.stack([image, image.flip(-1)]).requires_grad_()
     logits = classifier(stage4(stage1(pair)))
-    current = advcam.pair_map(logits[:, class_id], int((classifier.weight[class_id] > 0).sum()))
-    value = advcam.objective(logits, class_id, current, current.detach())
+    current = advcam_maths.pair_map(logits[:, class_id], int((classifier.weight[class_id] > 0).sum()))
+    value = advcam_maths.objective(logits, class_id, current, current.detach())
     (gradient,) = torch.autograd.grad(value, pair)
     assert_close(gradient, data[f"gradient_s0_c{class_id}_it0"], 1e-5)
 
@@ -148,9 +150,9 @@ def test_layercam(golden):
     (image,) = tensors(network, "image")
     low = stage1(image[None])
     high = stage4(low)
-    found = layercam.layercam(classifier(high).mean((2, 3)), [low, high], [0, 2])
+    found = layercam_maths.layercam(classifier(high).mean((2, 3)), [low, high], [0, 2])
     for stage, maps in zip(("stage1", "stage4"), found, strict=True):
-        shown = layercam.min_max_map(maps.layercam[0], (16, 20))
+        shown = layercam_maths.min_max_map(maps.layercam[0], (16, 20))
         for position, class_id in enumerate((0, 2)):
             name = f"{stage}_c{class_id}"
             assert_close(maps.layercam[0, position], data[f"raw_{name}"], 1e-6)

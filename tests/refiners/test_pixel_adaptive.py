@@ -9,7 +9,7 @@ from torch import Tensor
 
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.refiners.neighbours import DILATIONS, deviation, offsets, shifted
-from irn_pipeline.refiners.pamr import pamr, pamr_weights, unambiguous_masks
+from irn_pipeline.refiners.pamr_maths import pamr, pamr_weights, unambiguous_masks
 from irn_pipeline.refiners.par import par, par_label, par_weights
 from irn_pipeline.structures import IGNORE
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.seeds.advcam import advcam_maps, climb, objective, pair_map, steps_at
+from irn_pipeline.seeds.advcam_maths import advcam_maps, climb, objective, pair_map, steps_at
 
 
 class Network(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d
 
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.seeds.cells import CellSample
-from irn_pipeline.seeds.centre import (
+from irn_pipeline.seeds.centre_maths import (
     CENTRED,
     centre_targets,
     centredness,

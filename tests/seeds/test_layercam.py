@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from irn_pipeline.errors import ConfigError, ShapeError
-from irn_pipeline.seeds.layercam import fuse_stages, layercam, min_max_map
+from irn_pipeline.seeds.layercam_maths import fuse_stages, layercam, min_max_map
 
 
 def some(*shape: int, seed: int = 0) -> Tensor:

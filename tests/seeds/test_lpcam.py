@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.seeds.lpcam import (
+from irn_pipeline.seeds.lpcam_maths import (
     Prototypes,
     kmeans,
     lpcam_maps,

@@ -9,7 +9,7 @@ from torch import Tensor
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.seeds import cells
 from irn_pipeline.seeds.cells import CellAxes, CellClassifier, CellSample
-from irn_pipeline.seeds.pixels import fit_pixels, pixel_maps, sure_cells, teaching_maps
+from irn_pipeline.seeds.pixels_maths import fit_pixels, pixel_maps, sure_cells, teaching_maps
 
 WIDTHS, GRID = (4, 6, 8), (6, 8)
 CLASSES = 3

@@ -188,9 +188,9 @@ def test_model(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Captur
 
 
 def test_seed(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
-    load("irn_pipeline.seeding.shifted", block("irn_pipeline/seeding/shifted.py"))
-    load("irn_pipeline.seeding", apply_diff(source_of("seeding/__init__"), diff_of("seeding/__init__")))
-    load("irn_pipeline.seeding.params", source_of("seeding/params"))
+    load("irn_pipeline.seeds.shifted", block("irn_pipeline/seeds/shifted.py"))
+    load("irn_pipeline.seeds", apply_diff(source_of("seeds/__init__"), diff_of("seeds/__init__")))
+    load("irn_pipeline.seeds.params", source_of("seeds/params"))
     maker = load("irn_pipeline.stages.make_cam", source_of("stages/make_cam"))
     words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
     assert run_stage_command(maker.STAGE, ["--shifted-by", "4", *words]) == 1
@@ -215,8 +215,8 @@ def test_seed(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Capture
 
 
 def test_refiner(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
-    load("irn_pipeline.refining.blur", block("irn_pipeline/refining/blur.py"))
-    load("irn_pipeline.refining", apply_diff(source_of("refining/__init__"), diff_of("refining/__init__")))
+    load("irn_pipeline.refiners.blur", block("irn_pipeline/refiners/blur.py"))
+    load("irn_pipeline.refiners", apply_diff(source_of("refiners/__init__"), diff_of("refiners/__init__")))
     stage = load("irn_pipeline.stages.synthesize_labels", source_of("stages/synthesize_labels"))
     words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
     assert run_stage_command(stage.STAGE, ["--blur-side", "5", *words]) == 1

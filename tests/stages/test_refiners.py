@@ -31,7 +31,7 @@ from irn_pipeline.errors import CheckpointError
 from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.ops.label_params import SynthesisParams
 from irn_pipeline.ops.parting import parted_label, parted_maps
-from irn_pipeline.refining import REFINERS, sam
+from irn_pipeline.refiners import REFINERS, sam
 from irn_pipeline.stages import synthesize_labels
 from irn_pipeline.stages.catalogue import stage_main
 from irn_pipeline.structures import Cam, FloatArray, Instances, LabelArray, strided_size

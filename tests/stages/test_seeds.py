@@ -20,8 +20,8 @@ from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_scales
-from irn_pipeline.seeding import SEEDS, layercam, lpcam
-from irn_pipeline.seeding.base import NoParams, Picture
+from irn_pipeline.seeds import SEEDS, layercam, lpcam
+from irn_pipeline.seeds.base import NoParams, Picture
 from irn_pipeline.stages import make_cam
 from irn_pipeline.stages.catalogue import stage_main
 from irn_pipeline.structures import Cam

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.seeding.base import Picture
+from irn_pipeline.seeds.base import Picture
 
 if TYPE_CHECKING:
     import torch

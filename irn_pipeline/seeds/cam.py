@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from irn_pipeline.seeding.base import NoParams, Picture, Seed
+from irn_pipeline.seeds.base import NoParams, Picture, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from irn_pipeline.refining.base import Picture, Refiner
+from irn_pipeline.refiners.base import Picture, Refiner
 from irn_pipeline.structures import LabelArray
 
 

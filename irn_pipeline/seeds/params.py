@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from irn_pipeline.seeding import SEEDS, SeedName
+from irn_pipeline.seeds import SEEDS, SeedName
 from irn_pipeline.variants import bases_of
 
 

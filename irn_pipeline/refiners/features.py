@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.refining.base import Picture, Refiner
+from irn_pipeline.refiners.base import Picture, Refiner
 from irn_pipeline.structures import IntArray, strided_size
 
 if TYPE_CHECKING:

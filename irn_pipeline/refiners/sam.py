@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.errors import CheckpointError, ConfigError
-from irn_pipeline.refining import walk
-from irn_pipeline.refining.base import Picture, Refiner
+from irn_pipeline.refiners import walk
+from irn_pipeline.refiners.base import Picture, Refiner
 from irn_pipeline.structures import BoolArray, LabelArray
 
 if TYPE_CHECKING:
