@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.case import Arrays, Benchmark, Case, Disagreement, Method, Prepared
+from irn_pipeline.activation_maps import prepare_network
 from irn_pipeline.datasets.synthetic import make_picture
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
 from irn_pipeline.engine.execution import Execution
@@ -17,7 +18,7 @@ from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_scales
 from irn_pipeline.seeds import cam
 from irn_pipeline.seeds.base import NoParams, Picture
-from irn_pipeline.stages.make_cam import Params, prepare_network
+from irn_pipeline.seeds.params import Params
 
 NUM_CLASSES, CLASS_IDS = 20, (3, 11)
 _TOLERANCE = 2e-2

@@ -22,7 +22,7 @@ RECORDS = {"cam_files", "walked_scores", "artifacts", "older_runs"}
 ASSEMBLY = {
     *("cam_source", "cached_features", "trained_networks", "weight_files"),
     *("evaluation", "gallery", "predictor"),
-    *("configs", "cam_training"),
+    *("configs", "cam_training", "activation_maps"),
     *("facts", "plan", "forecast", "notices", "held_out"),
 }
 """Modules that put the rooms together, for the stages."""

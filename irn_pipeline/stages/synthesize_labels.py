@@ -12,16 +12,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.datasets.transforms import normalise, to_tensor
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.stage import Files, Job, MapStage, Produced, Remake
 from irn_pipeline.engine.store import Artifact
@@ -30,14 +26,15 @@ from irn_pipeline.notices import covered, far_walk, no_boundaries
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
-from irn_pipeline.ops.labels import class_maps, labels_from_scores
-from irn_pipeline.ops.parting import parted_label
 from irn_pipeline.refiners import REFINERS, RefinerName
 from irn_pipeline.refiners.base import Picture
 from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
 from irn_pipeline.trained_networks import load_irn, padding
 from irn_pipeline.variants import bases_of, unused_by
 from irn_pipeline.walked_scores import WalkedScores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +89,12 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    import torch
+
+    from irn_pipeline.datasets.transforms import normalise, to_tensor
+    from irn_pipeline.ops.labels import class_maps, labels_from_scores
+    from irn_pipeline.ops.parting import parted_label
+
     require_current(job.run, STAGE.name, pending, job.data.leading_names)
     network = load_irn(job.run, job.execution)
     side_of = padding(job.run, job.params.pad_to)
@@ -156,6 +159,10 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
 
 
 def _from_scores(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    import torch
+
+    from irn_pipeline.ops.labels import labels_from_scores
+
     def read(record: ImageRecord) -> WalkedScores | str:
         try:
             return job.run.read(WALKED_SCORES, record.image_id)
@@ -204,6 +211,8 @@ def kept_scores(
         size: (H, W) of the picture in pixels.
         evidence: (T,) of `background_evidence`.
     """
+    import torch
+
     if walked.numel():
         walked = walked / walked.max().clamp_min(torch.finfo(torch.float32).tiny)
     return WalkedScores(class_ids, walked.half().cpu().numpy(), size, evidence)

@@ -8,16 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from irn_pipeline.artifacts import CAM_NETWORK, Checkpoint
-from irn_pipeline.cam_training import fit_linear_probe, train_classifier, train_recam
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import FitStage, Job
 from irn_pipeline.held_out import measure, split
-from irn_pipeline.nn.backbone import load_backbone_weights
-from irn_pipeline.nn.cam_network import CamNetwork
-from irn_pipeline.nn.original_names import load_original
 from irn_pipeline.notices import flat_losses
 from irn_pipeline.weight_files import (
     TrainingParams,
@@ -71,6 +65,13 @@ _OF_TRAINING = (
 
 def fit(job: Job[Params, DataSet]) -> int:
     """Train the classifier, or take the original's, and write its checkpoint."""
+    import torch
+
+    from irn_pipeline.cam_training import fit_linear_probe, train_classifier, train_recam
+    from irn_pipeline.nn.backbone import load_backbone_weights
+    from irn_pipeline.nn.cam_network import CamNetwork
+    from irn_pipeline.nn.original_names import load_original
+
     params = job.params
     name, weights = starting_point(job)
     images = job.data.readable(job, negatives=True)

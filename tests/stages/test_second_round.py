@@ -181,14 +181,14 @@ def test_a_large_pictures_features_come_from_a_smaller_copy(
     whole_run: TinyRun, run_copy: Callable[..., TinyRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert LARGE_PICTURE == 2**20
-    monkeypatch.setattr("irn_pipeline.stages.make_cam.LARGE_PICTURE", 40 * 40)
+    monkeypatch.setattr("irn_pipeline.activation_maps.LARGE_PICTURE", 40 * 40)
     asked: list[tuple[int, int]] = []
 
     def recorded(maps: list[Tensor], features: list[Tensor], power: float) -> Tensor:
         asked.append((int(features[-1].shape[-2]), int(features[-1].shape[-1])))
         return spread_maps(maps, features, power)
 
-    monkeypatch.setattr("irn_pipeline.stages.make_cam.spread_maps", recorded)
+    monkeypatch.setattr("irn_pipeline.activation_maps.spread_maps", recorded)
     run = run_copy("train_cam")
     given = str(whole_run.run_dir / "make_cam" / "cam")
     assert stage_main("make_cam", [*run.flags(), "--from-cams", given, "--feature-affinity", "2"]) == 0

@@ -1,0 +1,240 @@
+"""The activation maps of one image after another, for stage make_cam: reading, network, merging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEGMENTER, Checkpoint, restore_network
+from irn_pipeline.cam_source import CamSource
+from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.source import DataSet
+from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.progress import progress
+from irn_pipeline.engine.stage import Job
+from irn_pipeline.engine.store import RunFolder
+from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
+from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
+from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
+from irn_pipeline.ops.feature_affinity import spread_maps
+from irn_pipeline.seeds.base import Picture, Seed
+from irn_pipeline.structures import Cam, ImageRecord
+from irn_pipeline.trained_networks import load_segmenter
+
+_COMPARED = 3
+"""Last maps of the backbone, whose features tell how like two cells are: of a ResNet layer2, layer3 and layer4."""
+
+
+class MapNetwork(Protocol):
+    """A network that has maps of its classes: the classifier, or a model of an earlier round."""
+
+    backbone: Backbone
+
+    def paired_activation_maps(self, image: Tensor) -> Tensor:
+        """(C, ceil(H / 16), ceil(W / 16)) maps >= 0 of a normalised (3, H, W) picture and its mirror."""
+        ...
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the maps of one image are made of, or why there are none."""
+
+    record: ImageRecord
+    size: tuple[int, int] = (0, 0)
+    given: Cam | None = None
+    scaled: tuple[Tensor, ...] = ()
+    bounded: Tensor | None = None
+    file_format: str | None = None
+    problem: str | None = None
+
+
+class MapMaker:
+    """Makes the maps of a job, with a seed and the network that it needs.
+
+    Args:
+        job: of stage make_cam.
+        seed: how maps are made.
+        sources: CAM files whose mean the maps are, instead of a network's.
+        runs_network: whether a network is needed.
+        pending: images left to do on this process.
+
+    Raises:
+        ArtifactError: the network is missing.
+        CheckpointError: its file is damaged, or it was trained on other classes.
+        ConfigError: `from_model` names no model that has maps.
+    """
+
+    def __init__(
+        self,
+        job: Job[Any, DataSet],
+        seed: Seed,
+        sources: Sequence[CamSource],
+        *,
+        runs_network: bool,
+        pending: int,
+    ) -> None:
+        self.job, self.seed, self.sources = job, seed, sources
+        self.network = _network(job) if runs_network else None
+        self.prepared: Any = None
+        if self.network is not None and job.ranks.total({"pending": pending})["pending"]:
+            self.prepared = self._prepared() if seed.restore is None else self._kept()
+
+    def read(self, record: ImageRecord) -> Input:
+        """All that the maps of an image are made of; the image itself is decoded once."""
+        try:
+            image = to_tensor(read_image(record.path, record.orientation))
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            found = [source.read(record, size) for source in self.sources]
+        except IrnError as error:
+            return Input(record, problem=str(error))
+        try:
+            given = merge_cams([cam for cam, _ in found]) if found else None
+        except ShapeError as error:
+            paths = " and ".join(str(source.path(record.image_id)) for source in self.sources)
+            return Input(record, problem=f"{paths}: {error}")
+        params = self.job.params
+        sizes = [scaled_size(size, scale) for scale in params.scales] if given is None else []
+        if self.seed.size is not None:
+            sizes = [self.seed.size(params, size)]
+        spreads = params.feature_affinity and self.seed.size is None
+        # The affinity has a weight for each two cells: a large image's features come from a smaller copy.
+        share = min(1.0, (LARGE_PICTURE / (size[0] * size[1])) ** 0.5)
+        return Input(
+            record,
+            size,
+            given,
+            tuple(resize_image(image, one) for one in sizes),
+            resize_image(image, scaled_size(size, share)) if spreads else None,
+            found[0][1] if found else None,
+        )
+
+    def made(self, item: Input) -> Cam:
+        """The maps of an image that was read."""
+        if self.network is None:
+            assert item.given is not None
+            return item.given
+        execution = self.job.execution
+        device = execution.torch_device()
+        if item.given is not None:
+            class_ids, maps = item.given.class_ids, [torch.from_numpy(item.given.cam).to(device)]
+        else:
+            class_ids = np.array(item.record.class_ids, np.int64)
+            with execution.autocast(), torch.inference_mode():
+                maps = self.seed.maps(self._picture(item), self.job.params, self.prepared)
+        if item.bounded is not None:
+            with torch.inference_mode(), execution.autocast():
+                features = self.network.backbone(normalise(item.bounded.to(device))[None])
+            compared = [stage[0] for stage in features[-_COMPARED:]]
+            maps = [spread_maps(maps, compared, self.job.params.feature_affinity)]
+        merge = merge_scales if self.seed.size is None else merge_whole
+        cam, high_res = merge(maps, item.size)
+        return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
+
+    def _picture(self, item: Input) -> Picture:
+        device = self.job.execution.torch_device()
+        scaled = tuple(normalise(one.to(device)) for one in item.scaled)
+        return Picture(self.network, scaled, self.job.params.scales, list(item.record.class_ids), item.size)
+
+    def _kept(self) -> Any:
+        """What the first process fits, or finds in the stage's folder."""
+        job, restore, record = self.job, self.seed.restore, self.job.run.record(CAM.stage)
+        assert restore is not None and record is not None and self.network is not None
+        backbone = self.network.backbone.name
+        damaged = f"{job.run.path(SEED_CLASSIFIER)}: holds no classifier of cells; delete it to fit it again"
+
+        def state() -> dict[str, Tensor]:
+            try:
+                kept = job.run.read(SEED_CLASSIFIER) if job.run.has(SEED_CLASSIFIER) else None
+            except CheckpointError as error:
+                raise CheckpointError(damaged) from error
+            # A run of other parameters that made no map may have left one.
+            if kept is not None and kept.made_from == record.fingerprint:
+                return kept.state
+            found: dict[str, Tensor] = self._prepared().state()
+            names = job.data.images.class_names
+            checkpoint = Checkpoint(job.params.seeds, backbone, names, found, made_from=record.fingerprint)
+            job.run.write(SEED_CLASSIFIER, checkpoint)
+            return found
+
+        found = job.ranks.from_first(state)
+        try:
+            return restore(found)
+        except ShapeError as error:
+            raise CheckpointError(damaged) from error
+
+    def _prepared(self) -> Any:
+        if self.seed.prepare is None:
+            return None
+        with torch.inference_mode(), self.job.execution.autocast():
+            return self.seed.prepare(self._pictures(), self.job.data.images.num_classes, self.job.params)
+
+    def _pictures(self) -> Iterator[Picture]:
+        """All images of the list, for what is learned from them before the first map is made."""
+        execution, fits = self.job.execution, self.seed.restore is not None
+        records = self.job.data.readable(self.job, negatives=fits).records
+        if fits:
+            order = torch.randperm(len(records), generator=torch.Generator().manual_seed(execution.seed))
+            records = tuple(records[place] for place in order.tolist())
+        read = prefetch(self.read, records, execution.worker_count)
+        for item in progress(read, "survey", total=len(records), quiet=execution.quiet):
+            if item.problem is None:
+                yield self._picture(item)
+
+
+def prepare_network(network: CamNetwork, device: torch.device) -> CamNetwork:
+    """Put a network, in place, into the form in which it infers fastest; for inference only."""
+    network.eval().requires_grad_(False)
+    fold_batch_norms(network.backbone)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _network(job: Job[Any, DataSet]) -> MapNetwork:
+    return _classifier(job) if job.params.from_model is None else _model(job, Path(job.params.from_model))
+
+
+def _model(job: Job[Any, DataSet], folder: Path) -> MapNetwork:
+    # Not above: the models need torchvision, which takes longer to import than the rest of the program.
+    from irn_pipeline.nn.segmenters.deeplab import DeepLabV3
+
+    place = folder.absolute()
+    if place.parent.name != SEGMENTER.stage:
+        raise ConfigError(
+            f"--from-model {folder}: is no model's folder; give RUN_DIR/{SEGMENTER.stage}/deeplabv3"
+        )
+    model, checkpoint = load_segmenter(RunFolder(place.parent.parent), place.name, job.execution)
+    if not isinstance(model, DeepLabV3):
+        raise ConfigError(
+            f"--from-model {folder}: a {checkpoint.kind} has no map of a whole class; train a deeplabv3"
+        )
+    _require_classes(job, folder, checkpoint)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _require_classes(job: Job[Any, DataSet], path: Path, checkpoint: Checkpoint) -> None:
+    if checkpoint.class_names != job.data.images.class_names:
+        raise CheckpointError(
+            f"{path}: was trained on other classes ({len(checkpoint.class_names)}, here "
+            f"{job.data.images.num_classes}); use the run folder of this data set, or train again"
+        )
+
+
+def _classifier(job: Job[Any, DataSet]) -> CamNetwork:
+    checkpoint = job.run.read(CAM_NETWORK)
+    _require_classes(job, job.run.path(CAM_NETWORK), checkpoint)
+    build = partial(
+        CamNetwork,
+        num_classes=len(checkpoint.class_names),
+        backbone=checkpoint.backbone,
+        centred_if_one_map="map_offset" in checkpoint.state,
+    )
+    network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
+    return prepare_network(network, job.execution.torch_device())
