@@ -11,7 +11,7 @@ from irn_pipeline.artifacts import CAM, SEMANTIC_LABEL, read_label
 from irn_pipeline.cam_files import cam_of_label, read_cam_file
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Files, Job, Produced
-from irn_pipeline.engine.store import Artifact, RunFolder
+from irn_pipeline.engine.store import Artifact, RunFolder, require_same_classes
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.structures import Cam, ImageRecord
@@ -54,9 +54,16 @@ class CamSource:
 
     @staticmethod
     def of_folder(job: Job[Any, DataSet], folder: str | None) -> CamSource:
-        """Another project's, or the run folder's where none is given."""
-        place = None if folder is None else Path(folder)
-        return CamSource(job.run, place, job.data.images.class_names, job.data.leading_names)
+        """Another project's or another run's, or the run folder's where none is given.
+
+        Raises:
+            ArtifactError: they are those of a run folder with other classes, or in another order.
+        """
+        place, names = None if folder is None else Path(folder), job.data.images.class_names
+        stage = job.run.stage_dir(CAM.stage) if place is None else place.absolute().parent
+        if place is None or place.absolute().name in (CAM.name, SEMANTIC_LABEL.name):
+            require_same_classes(RunFolder(stage.parent), names, job.data.origin, stage.name)
+        return CamSource(job.run, place, names, job.data.leading_names)
 
     def absolute(self) -> CamSource:
         """The same maps for processes with other working folders."""

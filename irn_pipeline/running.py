@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from irn_pipeline.artifacts import CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, INSTANCE_LABEL, SEMANTIC_LABEL
 from irn_pipeline.engine.command import Pipeline
 from irn_pipeline.engine.options import Options, flat_config
 from irn_pipeline.engine.store import RunFolder
@@ -79,12 +79,15 @@ def read_labels(
 
 
 def class_names(run_dir: str | Path) -> tuple[str, ...]:
-    """Names of the classes that a run folder's networks were trained for, in the order of their class ids.
+    """Names of the classes of a run folder's maps, labels and networks, in the order of their class ids.
 
     Raises:
-        ArtifactError: no network that knows classes is there.
+        ArtifactError: the folder holds nothing that has classes.
     """
     run = RunFolder(Path(run_dir))
+    for record in map(run.record, (SEMANTIC_LABEL.stage, CAM.stage, CAM_NETWORK.stage)):
+        if record is not None and record.class_names:
+            return tuple(record.class_names)
     networks = (CAM_NETWORK, *map(segmenter_artifact, trained_variants(run)))
     return run.read(next((one for one in networks if run.has(one)), CAM_NETWORK)).class_names
 

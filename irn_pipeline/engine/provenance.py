@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
@@ -13,7 +11,13 @@ from typing import Any
 
 from irn_pipeline.engine.inputs import Inputs, digests, read_inputs, take_stock, write_inputs
 from irn_pipeline.engine.stage import FitStage, Job, MapStage, ReduceStage, Remake, Stage
-from irn_pipeline.engine.store import RESUME_NAME, StageRecord, clear_folder
+from irn_pipeline.engine.store import (
+    RESUME_NAME,
+    StageRecord,
+    clear_folder,
+    fingerprint_of,
+    require_same_classes,
+)
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.files.atomic import PART_PREFIX, remove
 from irn_pipeline.files.lock import LOCK_NAME
@@ -137,12 +141,6 @@ def _trained_on(job: Job[Any, Any]) -> list[str]:
     return sorted(item.image_id for item in (*job.data.items, *job.data.negatives))
 
 
-def fingerprint_of(value: object) -> str:
-    """A short hash of any JSON-like value."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def stage_fingerprint(
     stage: Stage[Any], job: Job[Any, Any], reads: Mapping[str, str], facts: Mapping[str, str], inputs: Inputs
 ) -> str:
@@ -190,6 +188,7 @@ def _reads(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
                 f"{job.run.root}: {stage.name} reads the {artifact.name} of stage {artifact.stage}, which {state}; "
                 f"run stage {artifact.stage} on this --run-dir first"
             )
+        require_same_classes(job.run, job.data.identity, job.data.origin, artifact.stage)
         reads[artifact.stage] = record.fingerprint
     if isinstance(stage, ReduceStage):
         # It reads whatever there is; recorded so that `status` can tell whether it is stale.

@@ -84,6 +84,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> tuple[Stag
         versions=made_with,
         facts=origin.facts,
         data=str(job.data.origin) if job.data.items else "",
+        class_names=list(job.data.identity),
     )
     if previous is None or not previous.complete:
         remove_parts(place)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +53,7 @@ class StageRecord:
 
     `seconds` is the time of all runs that made the results, `sections` where it went. `facts` is what results depend on
     beside parameters, files and other stages (`provenance.facts_of`); the earliest versions recorded none. `data` is
-    the folder or file of the data set.
+    the folder or file of the data set, `class_names` its classes in the order of the numbers in files.
     """
 
     stage: str
@@ -65,6 +67,7 @@ class StageRecord:
     sections: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     data: str = ""
+    class_names: list[str] = field(default_factory=list)
 
 
 def clear_folder(folder: Path, keep: str) -> None:
@@ -159,6 +162,43 @@ class RunFolder:
         write_json(self.stage_dir(record.stage) / RECORD_NAME, asdict(record))
 
 
+def require_same_classes(run: RunFolder, class_names: Sequence[str], origin: Path, *stages: str) -> None:
+    """Refuse results whose class numbers mean other classes than those of the data set, or another order of them.
+
+    Args:
+        run: the run folder.
+        class_names: of the data set; with none, everything goes.
+        origin: of the data set, for the message.
+        stages: folders of the run; those that are not there are passed over.
+
+    Raises:
+        ArtifactError: the classes differ; the message names both lists.
+    """
+    here, digest = list(class_names), fingerprint_of(list(class_names))
+    for record in filter(None, map(run.record, stages)):
+        then = record.class_names
+        same = then == here
+        if not then:
+            # Earlier versions recorded a hash at most, and 0.1 may have counted the background.
+            older = record.versions.get("irn_pipeline", "0.1").startswith("0.1")
+            same = older or record.facts.get("classes", digest) == digest
+        if same or not here:
+            continue
+        made = f"the classes {', '.join(then)}" if then else "other classes, or in another order"
+        order = " ".join(f'"{name}"' if " " in name else name for name in then) or "..."
+        raise ArtifactError(
+            f"{run.stage_dir(record.stage)}: was made with {made}, but {origin} has {', '.join(here)}; its files hold "
+            "class numbers, which would be mixed up. Name the data set that it was made with; if only the order "
+            f"differs, give it with --classes {order} (for a VOC folder with --class-names FILE)"
+        )
+
+
+def fingerprint_of(value: object) -> str:
+    """A short hash of any JSON-like value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _check(name: str, value: Any, hint: Any) -> None:
     """Refuse a value of a record that its type does not allow, and numbers without an end."""
     if hint is Any:
@@ -171,6 +211,9 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             _check(key, inner, get_args(hint)[1])
+    if isinstance(value, list):
+        for inner in value:
+            _check(name, inner, get_args(hint)[0])
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from irn_pipeline.cam_source import CamSource, cams_not_read
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job, ReduceStage
+from irn_pipeline.engine.store import require_same_classes
 from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, DataError, ShapeError
 from irn_pipeline.evaluation import (
     REMOVED,
@@ -77,8 +78,8 @@ def run(job: Job[Params, DataSet]) -> int:
 
 
 def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str, Any]) -> int:
-
     names, params = data.images.class_names, job.params
+    require_same_classes(job.run, names, data.origin, SEMANTIC_LABEL.stage)
     semantic = {name: SemanticTally(names, protocol=params.protocol) for name in ("cam", "semantic_label")}
     instance = {
         name: InstanceTally(names, protocol=params.protocol) for name in ("cam_components", "instance_label")

@@ -20,7 +20,7 @@ from irn_pipeline.artifacts import (
 )
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Job, ReduceStage
-from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.engine.store import RunFolder, StageRecord, require_same_classes
 from irn_pipeline.errors import ArtifactError, ConfigError, IrnError
 from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.json_text import parse_json
@@ -195,6 +195,8 @@ def _pictures_of(job: Job[Params, DataSet]) -> tuple[tuple[str, ...], list[Image
     """Class names and those pictures of which the run holds anything; without a data set, what the run knows."""
     kinds = (SEMANTIC_LABEL, CAM, INSTANCE_LABEL, IR_LABEL)
     if job.data.items:
+        stages = (kind.stage for kind in kinds)
+        require_same_classes(job.run, job.data.images.class_names, job.data.origin, *stages)
         items = [r for r in job.data.items if any(job.run.has(kind, r.image_id) for kind in kinds)]
         return job.data.images.class_names, items
     names = job.run.read(CAM_NETWORK).class_names if job.run.has(CAM_NETWORK) else ()
