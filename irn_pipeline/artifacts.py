@@ -16,7 +16,7 @@ from PIL import Image
 
 from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.engine.store import Artifact
-from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, ShapeError
+from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, ShapeError, require_memory
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.npy import load_pickled_npy
 from irn_pipeline.files.regular import open_regular, regular_bytes
@@ -164,9 +164,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ):
             raise TypeError("its category ids do not fit its classes")
         return Checkpoint(kind, backbone, names, state, category_ids, str(content.get("made_from", "")))
-    except MemoryError:
-        raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
+        require_memory(error, path)
         raise CheckpointError(
             f"{path}: is no checkpoint of this package ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}); train the network again"

@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 
 from irn_pipeline.engine.dask_backend import dask_map
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.faults import MemoryExhausted, WorkerDied, is_out_of_memory
+from irn_pipeline.engine.faults import WorkerDied
+from irn_pipeline.errors import MemoryExhausted, is_out_of_memory
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -14,9 +14,9 @@ from irn_pipeline.engine.stage import FitStage, Job, MapStage, ReduceStage, Rema
 from irn_pipeline.engine.store import (
     RESUME_NAME,
     StageRecord,
-    clear_folder,
     fingerprint_of,
     require_same_classes,
+    set_aside,
 )
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.files.atomic import PART_PREFIX, remove
@@ -38,7 +38,7 @@ class Origin:
 
 
 def origin_of(stage: Stage[Any], job: Job[Any, Any]) -> Origin:
-    """Compare what a stage's folder holds with what it would be made from now; with --overwrite, clear the folder.
+    """Compare what a stage's folder holds with what it would be made from now; with --overwrite, set it aside.
 
     The caller holds the folder's lock. Results of a run that failed before it made anything are none.
 
@@ -54,7 +54,7 @@ def origin_of(stage: Stage[Any], job: Job[Any, Any]) -> Origin:
     known = read_inputs(place)
     if previous is not None and job.execution.overwrite:
         _require_sources_elsewhere(place, job.params)
-        clear_folder(place, keep=LOCK_NAME)
+        set_aside(place, keep=LOCK_NAME)
         previous = None
     if not isinstance(stage, ReduceStage) and not has_results(stage, place):
         previous = None

@@ -6,22 +6,22 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from irn_pipeline.engine.execution import seed_everything
-from irn_pipeline.engine.faults import MemoryExhausted, explained, is_out_of_memory
+from irn_pipeline.engine.faults import explained
 from irn_pipeline.engine.progress import progress_bar
-from irn_pipeline.engine.provenance import origin_of
+from irn_pipeline.engine.provenance import has_results, origin_of
 from irn_pipeline.engine.ranks import ALONE
 from irn_pipeline.engine.stage import Clock, FitStage, Item, Job, MapStage, Produced, ReduceStage, Stage
-from irn_pipeline.engine.store import RESUME_NAME, StageRecord, versions
-from irn_pipeline.errors import DataError
-from irn_pipeline.files.atomic import remove_parts, require_own_folder
-from irn_pipeline.files.lock import stage_lock
+from irn_pipeline.engine.store import ASIDE_NAME, RESUME_NAME, StageRecord, put_back, versions
+from irn_pipeline.errors import DataError, MemoryExhausted, is_out_of_memory
+from irn_pipeline.files.atomic import remove, remove_parts, require_own_folder
+from irn_pipeline.files.lock import LOCK_NAME, stage_lock
 
 logger = logging.getLogger(__name__)
 _MEMORY_ATTEMPTS = 3
@@ -68,6 +68,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> tuple[Stag
     place = job.run.stage_dir(folder)
     require_own_folder(job.run.root, place)
     held.enter_context(stage_lock(place))
+    held.enter_context(_until_replaced(stage, place))
     origin = origin_of(stage, job)
     previous, made_with = origin.previous, versions()
     if isinstance(stage, MapStage) and previous is not None:
@@ -91,6 +92,24 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> tuple[Stag
     if not (isinstance(stage, FitStage) and previous is not None and previous.complete):
         job.run.write_record(record)
     return record, previous
+
+
+@contextmanager
+def _until_replaced(stage: Stage[Any], place: Path) -> Iterator[None]:
+    """Put back what --overwrite sets aside if the stage ends, or was killed, before it has made anything."""
+
+    def settle() -> None:
+        if isinstance(stage, ReduceStage) or not has_results(stage, place):
+            put_back(place, keep=LOCK_NAME)
+        remove(place / ASIDE_NAME)
+
+    settle()
+    try:
+        yield
+    except BaseException:
+        settle()
+        raise
+    remove(place / ASIDE_NAME)
 
 
 def _finish(
@@ -145,7 +164,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     problems: list[Produced] = []
     formats: Counter[str] = Counter()
     elsewhere: Counter[str] = Counter()
-    here = Clock()
+    here, new = Clock(), False
     with progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar:
         for produced in here.waiting("results", _produce(stage, job, pending)):
             elsewhere.update(produced.seconds)
@@ -158,6 +177,10 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
                 for artifact, value in zip(writes, produced.values, strict=True):
                     with here.section("write"):
                         job.run.write(artifact, value, produced.image_id)
+                if job.ranks.is_first and not new:
+                    # Old and new maps of many images together may not fit on a disk.
+                    remove(job.run.stage_dir(stage.folder(job.params)) / ASIDE_NAME)
+                    new = True
             bar.update()
     # Workers that are busy at the same time count for as long as this process waited for them.
     at_once = max(sum(elsewhere.values()) / max(here.seconds.get("results", 0.0), 1e-9), 1.0)

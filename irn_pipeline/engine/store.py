@@ -21,6 +21,8 @@ from irn_pipeline.files.regular import regular_bytes
 T = TypeVar("T")
 RECORD_NAME = "stage.json"
 RESUME_NAME = "resume.pt"
+ASIDE_NAME = ".replaced"
+"""Folder of the results that --overwrite replaces, until there are new ones."""
 _STAGE_NAME = re.compile(r"\w+(/\w[\w.-]*)?")
 
 
@@ -70,14 +72,29 @@ class StageRecord:
     class_names: list[str] = field(default_factory=list)
 
 
-def clear_folder(folder: Path, keep: str) -> None:
-    """Remove what a stage's folder holds but for one file; the record goes last.
+def set_aside(folder: Path, keep: str) -> None:
+    """Move what a stage's folder holds, but for one file, to a folder in it; the record goes last.
 
     Without its record, what an interruption leaves would later be taken for results of other parameters.
     """
+    aside = folder / ASIDE_NAME
+    remove(aside)
+    aside.mkdir()
     for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD_NAME):
-        if path.name != keep:
+        if path.name not in (keep, ASIDE_NAME):
+            path.rename(aside / path.name)
+
+
+def put_back(folder: Path, keep: str) -> None:
+    """Undo `set_aside`; what has come into the folder since is removed."""
+    aside = folder / ASIDE_NAME
+    if not aside.is_dir() or aside.is_symlink():
+        return
+    for path in folder.iterdir():
+        if path.name not in (keep, ASIDE_NAME):
             remove(path)
+    for path in sorted(aside.iterdir(), key=lambda path: path.name == RECORD_NAME):
+        path.rename(folder / path.name)
 
 
 class RunFolder:

@@ -20,7 +20,7 @@ from irn_pipeline.engine.progress import progress_bar
 from irn_pipeline.engine.ranks import ALONE, Ranks
 from irn_pipeline.engine.store import RESUME_NAME
 from irn_pipeline.engine.training_log import TrainingLog
-from irn_pipeline.errors import CheckpointError, ConfigError, DataError, IrnError
+from irn_pipeline.errors import CheckpointError, ConfigError, DataError, IrnError, require_memory
 from irn_pipeline.files.atomic import atomic_path
 from irn_pipeline.files.regular import open_regular
 from irn_pipeline.files.torch_file import load_torch
@@ -259,6 +259,7 @@ class TrainingState:
                 self.averaged.load_state_dict(state["averaged"])
             epoch = int(state["epoch"])
         except Exception as error:
+            require_memory(error, path)
             raise CheckpointError(
                 f"{path}: damaged or of another network ({type(error).__name__}); delete it to train from the "
                 "beginning"

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from irn_pipeline.errors import CheckpointError, ConfigError
+from irn_pipeline.errors import CheckpointError, ConfigError, require_memory
 from irn_pipeline.files.regular import open_regular
 from irn_pipeline.files.torch_file import load_torch
 
@@ -242,9 +242,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         with open_regular(path) as stream:
             content = _read_safetensors(stream) if path.suffix == ".safetensors" else load_torch(stream)
-    except MemoryError:
-        raise
     except Exception as error:  # torch raises many types for damaged and for hostile files
+        require_memory(error, path)
         raise CheckpointError(
             f"{path}: is no readable file of weights ({' '.join(str(error).split())[:120]}); "
             "expected a torch state dict of plain tensors"

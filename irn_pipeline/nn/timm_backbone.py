@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from irn_pipeline.errors import CheckpointError, ConfigError
+from irn_pipeline.errors import CheckpointError, ConfigError, require_memory
 from irn_pipeline.nn.backbone import NUM_STAGES, RESNETS, Backbone, read_state_dict
 from irn_pipeline.nn.imagenet import LITE0_SCALING, installed_weights
 from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD, strided_size
@@ -291,6 +291,7 @@ def _downloaded(timm: Any, name: str) -> dict[str, Tensor]:
     try:
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # network, disk, hub; a name without weights
+        require_memory(error, f"{name}: timm's ImageNet weights")
         raise CheckpointError(
             f"{name}: timm's ImageNet weights could not be loaded ({' '.join(str(error).split())[:160]}); download "
             "them elsewhere and name the file: --backbone-weights PATH, or start at random: --backbone-weights none"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from irn_pipeline.errors import CheckpointError, ConfigError
+from irn_pipeline.errors import CheckpointError, ConfigError, require_memory
 from irn_pipeline.refiners import walk
 from irn_pipeline.refiners.base import Picture, Refiner
 from irn_pipeline.structures import BoolArray, LabelArray
@@ -72,6 +72,7 @@ def prepare(params: SamParams, device: torch.device) -> MaskMaker:
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         maker = pipeline("mask-generation", model=model, image_processor=processor, device=device)
     except Exception as error:  # transformers and safetensors raise many types for damaged files
+        require_memory(error, f"--sam-checkpoint {folder}")
         raise CheckpointError(
             f"--sam-checkpoint {folder}: cannot be loaded ({' '.join(str(error).split())[:160]}); give {_EXPECTED}"
         ) from error

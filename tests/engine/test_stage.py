@@ -9,8 +9,9 @@ import pytest
 
 from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.stage import Job, Produced
-from irn_pipeline.engine.store import RunFolder, StageRecord
-from irn_pipeline.errors import ArtifactError, DataError
+from irn_pipeline.engine.store import ASIDE_NAME, RunFolder, StageRecord, set_aside
+from irn_pipeline.errors import ArtifactError, ConfigError, DataError
+from irn_pipeline.files.lock import LOCK_NAME
 from tests.engine.samples import REPORT, TOTAL, UPPER, CountParams, Stages, UpperParams, Words, job
 
 
@@ -64,6 +65,48 @@ def test_overwrite_builds_everything_again(tmp_path: Path, stages: Stages) -> No
     assert RunFolder(tmp_path).read(UPPER, "w0") == "ONEONEONE"
     assert record.counts["images"] == 3
     assert not stray.exists()
+
+
+def everything(folder: Path) -> dict[str, str]:
+    """Every file below a folder but the lock, with its text."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME)
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+@pytest.mark.parametrize("kind", ["count", "upper", "report"])
+@pytest.mark.parametrize("error", [ConfigError, KeyboardInterrupt])
+def test_overwrite_loses_nothing_when_the_stage_refuses_to_begin(
+    tmp_path: Path, stages: Stages, kind: str, error: type[BaseException]
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise error("no such network")
+
+    for name in ("count", "upper", "report"):
+        run_stage(getattr(stages, name), job(tmp_path, UpperParams() if name == "upper" else CountParams()))
+    before = everything(tmp_path)
+    assert f"{kind}/stage.json" in before
+    params = UpperParams(repeat=2) if kind == "upper" else CountParams(start=2)
+    function = {"count": "fit"}.get(kind, "run")
+    with pytest.raises(error, match="no such network"):
+        run_stage(replace(getattr(stages, kind), **{function: refuse}), job(tmp_path, params, overwrite=True))
+    assert everything(tmp_path) == before
+
+
+def test_what_was_made_stays_when_an_overwriting_stage_is_interrupted(tmp_path: Path, stages: Stages) -> None:
+    run_stage(stages.upper, job(tmp_path, UpperParams()))
+    stages.fail_at = "w1"
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stages.upper, job(tmp_path, UpperParams(repeat=2), overwrite=True))
+    assert {path.name for path in (tmp_path / "upper" / "upper").iterdir()} == {"w0.txt"}
+    assert RunFolder(tmp_path).read(UPPER, "w0") == "ONEONE"
+    assert not (tmp_path / "upper" / ASIDE_NAME).exists()
+
+
+def test_a_kill_before_the_first_new_result_brings_the_old_ones_back(tmp_path: Path, stages: Stages) -> None:
+    run_stage(stages.upper, job(tmp_path, UpperParams()))
+    set_aside(tmp_path / "upper", LOCK_NAME)
+    assert not RunFolder(tmp_path).has(UPPER, "w0")
+    assert run_stage(stages.upper, job(tmp_path, UpperParams())).counts["kept"] == 3
 
 
 def test_other_parameters_are_refused_with_both_ways_out(tmp_path: Path, stages: Stages) -> None:
