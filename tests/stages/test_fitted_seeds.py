@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from irn_pipeline.activation_maps import MapMaker
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, Checkpoint
 from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES
@@ -19,7 +20,6 @@ from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.seeds import cells
 from irn_pipeline.seeds.cells import CellClassifier
-from irn_pipeline.stages import make_cam
 from irn_pipeline.stages.catalogue import main, stage_main
 from irn_pipeline.structures import Cam
 from tests.stages.conftest import TinyRun
@@ -81,7 +81,7 @@ def test_an_interrupted_stage_goes_on_without_fitting_again(
     made = cams_of(run)
     for path in sorted((run.run_dir / "make_cam" / "cam").iterdir())[3:]:
         path.unlink()
-    monkeypatch.setattr(make_cam, "_prepared", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(MapMaker, "_prepared", lambda _: pytest.fail("fitted again"))
     assert make(run, "pixels") == 0
     assert same(made, cams_of(run))
 
