@@ -80,7 +80,7 @@ def main() -> None:
             pictures.append(evaluators["protocol voc"].hits(found, truth))
     if not pictures:
         raise SystemExit(
-            f"{arguments.run_dir}: no picture has both true masks and instance labels; run stage 5"
+            f"{arguments.run_dir}: no image has both ground-truth masks and instance labels; run stage 5"
         )
     for what, evaluator in evaluators.items():
         write(what, 100 * np.array(evaluator.result().mean_ap, np.float32))
@@ -88,10 +88,13 @@ def main() -> None:
     draws = generator.integers(0, len(pictures), (REPEATS, len(pictures)))
     drawn = np.stack([mean_ap([pictures[index] for index in draw], num_classes) for draw in draws])
     write("voc, equal scores in any order, mean", any_order.mean(0))
-    write("voc, standard deviation over pictures", drawn.std(0))
+    write("voc, standard deviation over images", drawn.std(0))
     found_truths = np.sum([each.hits.sum(1) for each in pictures], axis=0)
     total = sum(len(each.truths) for each in pictures)
-    line = {"true instances": total, **dict(zip(map(str, THRESHOLDS), found_truths.tolist(), strict=True))}
+    line = {
+        "ground-truth instances": total,
+        **dict(zip(map(str, THRESHOLDS), found_truths.tolist(), strict=True)),
+    }
     sys.stdout.write(json.dumps(line) + "\n")
 
 

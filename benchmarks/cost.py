@@ -89,9 +89,9 @@ def main() -> None:
     )
     parser.add_argument("--pictures", nargs="+", type=int, default=[10_582, 118_287, 10_000_000])
     parser.add_argument("--tflops", type=float, default=30.0, help="sustained rate of one GPU")
-    parser.add_argument("--crf-seconds", type=float, default=0.25, help="both CRFs of a picture, one core")
+    parser.add_argument("--crf-seconds", type=float, default=0.25, help="both CRFs of an image, one core")
     parser.add_argument(
-        "--label-seconds", type=float, default=0.3, help="walk and labels of a picture, one core"
+        "--label-seconds", type=float, default=0.3, help="walk and labels of an image, one core"
     )
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8, 64])
     arguments = parser.parse_args()

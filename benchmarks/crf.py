@@ -79,7 +79,7 @@ def compare(size, num_labels, repeats, seed=0) -> None:
         rows.append((*slow, *fast))
     slow_wall, slow_own, fast_wall, fast_own = (median(column) for column in zip(*rows, strict=True))
     report(
-        what="both CRFs of a picture",
+        what="both CRFs of an image",
         size=f"{size[0]}x{size[1]}",
         labels=num_labels,
         pydensecrf_seconds=round(slow_own, 3),

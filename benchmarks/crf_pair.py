@@ -30,7 +30,7 @@ def agreement(ours: Arrays, theirs: Arrays) -> float:
 
 BENCHMARK = Benchmark(
     name="crf",
-    summary="both CRFs of a picture; a case's count is its labels with the background",
+    summary="both CRFs of an image; a case's count is its labels with the background",
     cases=(Case((375, 500), 3), Case((750, 1000), 3), Case((375, 500), 4)),
     small=(Case((96, 128), 3),),
     ours=Method("shared lattices", ours),

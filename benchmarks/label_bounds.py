@@ -106,7 +106,7 @@ def main() -> None:
             tallies[kind].add(found, truth)
     if not pictures:
         raise SystemExit(
-            f"{arguments.run_dir}: no picture has both true masks and kept scores; "
+            f"{arguments.run_dir}: no image has both ground-truth masks and kept scores; "
             "run stage synthesize_labels with --keep-scores"
         )
     for kind, tally in tallies.items():

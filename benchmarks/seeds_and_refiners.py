@@ -291,7 +291,7 @@ def compare(options: Options, source: Source, execution: Execution) -> None:
     truths = {record.image_id: data.ground_truth(record.image_id) for record in data.items}
     known_truths = {image_id: truth for image_id, truth in truths.items() if truth is not None}
     if len(known_truths) < 2:
-        raise DataError(f"{data.origin}: two or more pictures with true masks are needed")
+        raise DataError(f"{data.origin}: two or more images with ground-truth masks are needed")
     _require_same(out, run, options, data.items)
     comparison = Comparison(options, data, execution, run, out)
     comparison.judge(known_truths)
@@ -326,7 +326,7 @@ def _require_same(out: Path, run: RunFolder, options: Options, records: Sequence
     path = out / "settings.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise DataError(
-            f"{out}: holds figures of other networks, pictures, backgrounds or scales; name another --out"
+            f"{out}: holds figures of other networks, images, backgrounds or scales; name another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:

@@ -31,7 +31,7 @@ from irn_pipeline.gallery import Gallery, GalleryOptions
 from irn_pipeline.structures import ImageRecord, LabelArray
 
 logger = logging.getLogger(__name__)
-TITLES = ("photograph", "CAM", "instance labels", "semantic labels", "true instances")
+TITLES = ("photograph", "CAM", "instance labels", "semantic labels", "ground-truth instances")
 CELL, GAP, LINE = 240, 6, 30
 """Width of a panel, space between panels, height of a line of text; pixels."""
 MEDIANS = 4
@@ -58,18 +58,18 @@ def choose(records: Sequence[ImageRecord], ious: Sequence[float | None]) -> list
     known = [(iou, record) for iou, record in zip(ious, records, strict=True) if iou is not None]
     if not known:
         raise ArtifactError(
-            "no picture of the run has both labels and true masks; run stage synthesize_labels first, and name the "
-            "data set that the run worked on"
+            "no image of the run has both labels and ground-truth masks; run stage synthesize_labels first, and name "
+            "the data set that the run worked on"
         )
     known.sort(key=lambda pair: -pair[0])
     *others, worst = known
     start = max((len(known) - MEDIANS) // 2, 0)
     rows = [
-        Row(record, f"median {number} of {len(known)} pictures, label IoU {100 * iou:.0f} %")
+        Row(record, f"median {number} of {len(known)} images, label IoU {100 * iou:.0f} %")
         for number, (iou, record) in enumerate(others[start : start + MEDIANS], 1)
     ]
     iou, record = worst
-    return [*rows, Row(record, f"worst of {len(known)} pictures, label IoU {100 * iou:.0f} %")]
+    return [*rows, Row(record, f"worst of {len(known)} images, label IoU {100 * iou:.0f} %")]
 
 
 def panels(run: RunFolder, data: DataSet, record: ImageRecord) -> list[LabelArray]:
@@ -141,18 +141,18 @@ def render(arguments: argparse.Namespace) -> None:
         Image.fromarray(drawn).save(temporary, quality=88)
     for row in rows:
         logger.info("%s: %s", row.record.image_id, row.caption)
-    logger.info("%s: %d pictures", out, len(rows))
+    logger.info("%s: %d images", out, len(rows))
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Parse the command line and draw; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description="Draw the median pictures of a finished run by label IoU, and the worst one."
+        description="Draw the median images of a finished run by label IoU, and the worst one."
     )
     parser.add_argument("--run-dir", default="runs/demo", help="run folder with stages 1 to 5 done")
     parser.add_argument("--voc-root", default="data/demo", help="the data set that run worked on")
     parser.add_argument("--image-list", help="as for the stages")
-    parser.add_argument("--out", default="docs/overview.jpg", help="the picture to write")
+    parser.add_argument("--out", default="docs/overview.jpg", help="the image to write")
     arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_command(lambda: render(arguments))

@@ -208,12 +208,12 @@ def _model(job: Job[Any, DataSet], folder: Path) -> MapNetwork:
     place = folder.absolute()
     if place.parent.name != SEGMENTER.stage:
         raise ConfigError(
-            f"--from-model {folder}: is no model's folder; give RUN_DIR/{SEGMENTER.stage}/deeplabv3"
+            f"--from-model {folder}: is not a model's folder; give RUN_DIR/{SEGMENTER.stage}/deeplabv3"
         )
     model, checkpoint = load_segmenter(RunFolder(place.parent.parent), place.name, job.execution)
     if not isinstance(model, DeepLabV3):
         raise ConfigError(
-            f"--from-model {folder}: a {checkpoint.kind} has no map of a whole class; train a deeplabv3"
+            f"--from-model {folder}: a {checkpoint.kind} has no map for each class; train a deeplabv3"
         )
     _require_classes(job, folder, checkpoint)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -154,9 +154,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         kind, backbone, names = content["kind"], content["backbone"], tuple(content["class_names"])
         state = dict(content["network"])
         if not all(isinstance(name, str) for name in (kind, backbone, *names, *state)):
-            raise TypeError("a name is no text")
+            raise TypeError("a name is not a string")
         if not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError("a weight is no tensor")
+            raise TypeError("a weight is not a tensor")
         category_ids = tuple(content.get("category_ids", ()))
         if category_ids and not (
             len(set(category_ids)) == len(names) == len(category_ids)
@@ -167,7 +167,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # torch raises many types for damaged and for hostile files
         require_memory(error, path)
         raise CheckpointError(
-            f"{path}: is no checkpoint of this package ({type(error).__name__}: "
+            f"{path}: is not a checkpoint of this package ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}); train the network again"
         ) from error
 

@@ -195,8 +195,8 @@ def _require_space(
     needed, free = 2 * pixels * per_pixel / 2**30, shutil.disk_usage(folder).free / 2**30
     if needed > _FREE_SHARE * free:
         raise ConfigError(
-            f"--cached-features: the features of {len(records)} pictures take {needed:.1f} GiB, {folder} has "
+            f"--cached-features: the features of {len(records)} images take {needed:.1f} GiB, {folder} has "
             f"{free:.1f} GiB free; give fewer or smaller scales, a backbone with fewer channels, such as "
             "efficientnet_lite0, or train without this flag"
         )
-    logger.info("features of %d pictures: %.1f GiB until the end of the training", len(records), needed)
+    logger.info("features of %d images: %.1f GiB until the end of the training", len(records), needed)

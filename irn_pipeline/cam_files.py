@@ -122,7 +122,7 @@ def _of_classes(path: Path, content: Mapping[Any, Any], size: tuple[int, int] | 
 def _no_class(path: Path, size: tuple[int, int] | None) -> Cam:
     if size is None:
         raise ArtifactError(
-            f"{path}: holds no class and no map, and so not the size of its picture either; "
+            f"{path}: holds no classes and no maps, so the size of its image is unknown; "
             "give the stage the folder as --cam-dir"
         )
     return Cam(

@@ -96,7 +96,7 @@ class CamSource:
             cam, name = read_cam_file(path, size)
         if cam.size != size:
             raise ArtifactError(
-                f"{path}: is of a {cam.size[0]}x{cam.size[1]} picture, but {record.path} is {size[0]}x{size[1]}"
+                f"{path}: is for a {cam.size[0]}x{cam.size[1]} image, but {record.path} is {size[0]}x{size[1]}"
                 f"{rotation_hint(record)}; make the CAMs of this data set again"
             )
         largest = int(max(cam.class_ids, default=-1))
@@ -104,7 +104,7 @@ class CamSource:
             raise ArtifactError(
                 f"{path}: holds maps of class {largest}, counted from 0, but the data set has "
                 f"{len(self.class_names)} classes ({', '.join(self.class_names[:3])} ...); "
-                "name the data set that the maps were made of"
+                "use the data set that the maps were made from"
             )
         # Most often a sign that the other project orders or counts its classes otherwise.
         if name is not None and not set(cam.class_ids.tolist()) <= set(record.class_ids):
@@ -167,9 +167,9 @@ def require_files(flag: str, name: str, suffix: str = CAM.suffix) -> None:
     folder = Path(name)
     if not folder.is_dir():
         raise DataError(
-            f"{flag} {folder}: no such folder; give the one that holds a file ID{suffix} per picture"
+            f"{flag} {folder}: no such folder; give the folder that holds one file ID{suffix} per image"
         )
     if next(folder.rglob(f"*{suffix}"), None) is None:
         raise DataError(
-            f"{flag} {folder}: holds no {suffix} file; give the one that holds a file ID{suffix} per picture"
+            f"{flag} {folder}: holds no {suffix} file; give the folder that holds one file ID{suffix} per image"
         )

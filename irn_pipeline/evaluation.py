@@ -144,9 +144,7 @@ def model_figures(
     instances = InstanceTally(names, protocol=protocol, count_from=0.5)
     label = SemanticTally(names, protocol=protocol)
     count, foreground = 0, False
-    for record in progress(
-        (*pictures.items, *pictures.negatives), "held-out pictures", quiet=execution.quiet
-    ):
+    for record in progress((*pictures.items, *pictures.negatives), "held-out images", quiet=execution.quiet):
         truth = pictures.ground_truth(record.image_id)
         if truth is None:
             continue
@@ -156,7 +154,7 @@ def model_figures(
         instances.add(found, truth)
         label.add(painted, truth)
     if not count:
-        raise DataError(f"{pictures.origin}: no picture of the held-out list has true masks")
+        raise DataError(f"{pictures.origin}: no image in the held-out list has ground-truth masks")
     require_foreground(foreground, count, pictures.origin)
     log_without_instances(instances)
     return {"pictures": count, **label.report(), **(instances.report() if instances.count else {})}
@@ -168,11 +166,13 @@ def log_without_instances(instances: InstanceTally) -> None:
     if without and instances.count:
         whole = instances.count + without
         logger.warning(
-            "average precision is that of %d of %d pictures: the others have no object masks (SegmentationObject)",
+            "average precision covers %d of %d images: the others have no object masks (SegmentationObject)",
             *(instances.count, whole),
         )
     elif without:
-        logger.warning("no average precision: the true masks tell no objects apart (no SegmentationObject)")
+        logger.warning(
+            "no average precision: the ground-truth masks do not separate objects (no SegmentationObject)"
+        )
 
 
 def require_foreground(found: bool, count: int, origin: Path) -> None:
@@ -188,9 +188,9 @@ def require_foreground(found: bool, count: int, origin: Path) -> None:
     """
     if count and not found:
         raise DataError(
-            f"{origin}: the true masks of {count} pictures show no object of any class, only background and pixels "
-            "that are not counted; expected class labels from 1 in PNGs (0 is background and 255 is not counted: in "
-            "masks of 0 and 255 write the class's label for 255), or masks without iscrowd in a COCO file"
+            f"{origin}: the ground-truth masks of {count} images show no object of any class, only background and "
+            "pixels that are not counted; expected class labels from 1 in PNGs (0 is background and 255 is not "
+            "counted: in masks of 0 and 255 write the class's label for 255), or masks without iscrowd in a COCO file"
         )
 
 

@@ -120,7 +120,7 @@ class Facts:
         classes = f"{len(self.per_class)} class{'' if len(self.per_class) == 1 else 'es'}"
         machine = "a GPU" if self.gpu else f"no GPU, {self.cores} core{'' if self.cores == 1 else 's'}"
         return (
-            f"{self.pictures} pictures with tags of {classes} ({self.tags:.1f} a picture), {self.negatives} negatives; "
+            f"{self.pictures} images with tags of {classes} ({self.tags:.1f} an image), {self.negatives} negatives; "
             f"median size {width}x{height}, sides {self.shortest} to {self.longest}; {machine}, "
             f"{self.memory:.0f} GiB, {'bf16' if self.bf16 else 'float32'}"
         )
@@ -131,28 +131,28 @@ def notes(facts: Facts) -> list[str]:
     found = []
     if facts.all_pictures < _FEW:
         found.append(
-            f"{facts.all_pictures} picture{' is' if facts.all_pictures == 1 else 's are'} too few to tell what makes a "
-            "class; add some dozens of each"
+            f"{facts.all_pictures} image{' is' if facts.all_pictures == 1 else 's are'} too few to learn what makes up "
+            "a class; add a few dozen of each"
         )
     rare = [name for name, count in facts.per_class.items() if 1 < count < min(_FEW, facts.pictures)]
     if rare and facts.all_pictures >= _FEW:
         found.append(
-            f"classes with fewer than {_FEW} pictures will hardly be learned: {', '.join(rare[:5])}"
-            f"{' ...' if len(rare) > 5 else ''}; add pictures, or leave them out with --classes"
+            f"classes with fewer than {_FEW} images will hardly be learned: {', '.join(rare[:5])}"
+            f"{' ...' if len(rare) > 5 else ''}; add images, or leave them out with --classes"
         )
     if facts.longest > _UNLIKE * facts.shortest:
         found.append(
-            f"sides go from {facts.shortest} to {facts.longest} pixels: values follow the median "
-            f"{facts.size[1]}x{facts.size[0]} and suit the ends badly; split the set by size"
+            f"sides range from {facts.shortest} to {facts.longest} pixels: values follow the median "
+            f"{facts.size[1]}x{facts.size[0]} and may not suit the extremes; consider splitting the set by size"
         )
     if facts.shortest < _SMALL:
         found.append(
-            f"the smallest picture has a side of {facts.shortest} pixels, {-(-facts.shortest // 4)} cells of "
+            f"the smallest image has a side of {facts.shortest} pixels, {-(-facts.shortest // 4)} cells of "
             f"the grid: enlarge those below {_SMALL}, or leave them out"
         )
     if facts.longest > _LARGE:
         found.append(
-            f"the largest picture has a side of {facts.longest} pixels: it takes much memory and time; "
+            f"the largest image has a side of {facts.longest} pixels, which takes much memory and time; "
             f"reduce those above {_LARGE}, or cut them into parts and tag the parts"
         )
     return found
@@ -233,7 +233,7 @@ def _by_area(data: DataSet) -> list[tuple[tuple[int, int], ImageRecord]]:
         except DataError as error:
             last = error  # the first stage names each
     if not found:
-        raise DataError(f"{data.origin}: none of its pictures can be read; the last: {last}")
+        raise DataError(f"{data.origin}: none of its images can be read; the last: {last}")
     return sorted(found, key=lambda one: math.prod(one[0]))
 
 

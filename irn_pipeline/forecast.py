@@ -28,9 +28,9 @@ _TIMED = 2
 _SHORTER = {
     "train_cam": "fewer --train_cam.epochs, a smaller --train_cam.crop",
     "make_cam": "fewer and smaller --make_cam.scales",
-    "mine_relations": "more cores, smaller pictures",
+    "mine_relations": "more cores, smaller images",
     "train_irn": "fewer --train_irn.epochs, a smaller --train_irn.crop",
-    "synthesize_labels": "a smaller --synthesize_labels.exp_times, smaller pictures",
+    "synthesize_labels": "a smaller --synthesize_labels.exp_times, smaller images",
 }
 
 
@@ -142,7 +142,7 @@ class _Bench:
             scale = min(1.0, params.long_side[-1] / max(self.size))
             image = self._picture(scaled_size(self.size, scale))
             seconds = self._timed(lambda: network.paired_activation_maps(image), times=1)
-            return Work("train_cam", f"{pictures} pictures", pictures, self.reading + seconds)
+            return Work("train_cam", f"{pictures} images", pictures, self.reading + seconds)
         seconds = self._step(network, params, lambda output: output.float().square().mean())
         return _training("train_cam", params, pictures, seconds)
 
@@ -186,7 +186,7 @@ class _Bench:
         pictures = [self._picture(size) for size in sizes]
         seconds = self._timed(lambda: [network.paired_activation_maps(one) for one in pictures], times=1)
         return Work(
-            "make_cam", f"{len(self.data.items)} pictures", len(self.data.items), self.reading + seconds
+            "make_cam", f"{len(self.data.items)} images", len(self.data.items), self.reading + seconds
         )
 
     def mine_relations(self) -> Work:
@@ -200,7 +200,7 @@ class _Bench:
 
         seconds = self._timed(label) / self.execution.worker_count
         return Work(
-            "mine_relations", f"{len(self.data.items)} pictures", len(self.data.items), self.reading + seconds
+            "mine_relations", f"{len(self.data.items)} images", len(self.data.items), self.reading + seconds
         )
 
     def synthesize_labels(self) -> Work:
@@ -224,7 +224,7 @@ class _Bench:
         seconds = self._timed(labels, times=1)
         return Work(
             "synthesize_labels",
-            f"{len(self.data.items)} pictures",
+            f"{len(self.data.items)} images",
             len(self.data.items),
             self.reading + seconds,
         )
@@ -282,7 +282,7 @@ class _Bench:
 
 def _training(stage: str, params: Any, pictures: int, seconds: float) -> Work:
     steps = params.epochs * max(pictures // params.batch_size, 1)
-    return Work(stage, f"{steps} steps of {params.batch_size} pictures", steps * params.batch_size, seconds)
+    return Work(stage, f"{steps} steps of {params.batch_size} images", steps * params.batch_size, seconds)
 
 
 def _network_name(params: Any) -> str:

@@ -85,7 +85,7 @@ class Gallery:
     def pictures(self, items: Sequence[ImageRecord], qualities: Sequence[Quality]) -> Iterator[Picture]:
         """Each picture with its panels, in order; its quality with what its map says."""
         drawn = prefetch(self._draw, items, self.execution.worker_count)
-        bar = progress(drawn, "report: pictures", total=len(items), quiet=self.execution.quiet)
+        bar = progress(drawn, "report: images", total=len(items), quiet=self.execution.quiet)
         for one, quality in zip(bar, qualities, strict=True):
             fields = _attempt(one.record, partial(self._fields, one.image)) or ()
             yield Picture(
@@ -166,9 +166,9 @@ class Gallery:
         if label is not None:
             labels.append(maker.label(label, "semantic labels"))
         if truth is not None and truth.has_instances:
-            labels.append(maker.masks(truth.instances, "true instances", truth.ignore))
+            labels.append(maker.masks(truth.instances, "ground-truth instances", truth.ignore))
         if truth is not None:
-            labels.append(maker.label(truth.label, "true labels"))
+            labels.append(maker.label(truth.label, "ground-truth labels"))
         sizes = [a.shape[:2] for a in (image, confident, label) if a is not None]
         sizes += [one.size for one in (cam, instances) if one is not None]
         height, width = sizes[0] if sizes else (1, 1)

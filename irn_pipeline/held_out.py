@@ -86,7 +86,7 @@ def measure(
     }
     known = {name: value for name, value in precisions.items() if value is not None}
     told = ", ".join(f"{name} {value:.2f}" for name, value in known.items()) or "too few to say"
-    logger.info("average precision on %d pictures kept out: %s", len(kept_out), told)
+    logger.info("average precision on %d held-out images: %s", len(kept_out), told)
     mean = sum(known.values()) / len(known) if known else None
     figures = {"pictures": len(kept_out), "mean": mean, "ap_per_class": precisions}
     write_json(folder / HELD_OUT_NAME, figures)

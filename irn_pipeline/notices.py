@@ -102,8 +102,8 @@ def untold_classes(precisions: Mapping[str, float | None], shares: Mapping[str, 
         else f"{', '.join(untold[:5])}{' ...' * (len(untold) > 5)}: not"
     )
     return (
-        f"{which} told from the others on held-out pictures; look at their tags, add pictures of these classes, or "
-        "train for more epochs"
+        f"{which} recognised better than by guessing on held-out images; check their tags, add images of these "
+        "classes, or train for more epochs"
     )
 
 
@@ -117,12 +117,12 @@ def odd_maps(shares: Sequence[float]) -> str | None:
     nothing = sum(share <= NOTHING for share in shares)
     if everything > MANY * len(shares):
         return (
-            f"the maps of {everything} of {len(shares)} pictures cover everything: the classifier looks at the whole "
-            "picture; train it longer, or add pictures without these classes"
+            f"the maps of {everything} of {len(shares)} images cover everything: the classifier looks at the whole "
+            "image; train it longer, or add images without these classes"
         )
     if nothing > MANY * len(shares):
         return (
-            f"the maps of {nothing} of {len(shares)} pictures cover nothing: the classifier has not found these "
+            f"the maps of {nothing} of {len(shares)} images cover nothing: the classifier has not found these "
             "classes; train it longer"
         )
     return None
@@ -138,8 +138,8 @@ def no_boundaries(highest: Sequence[float]) -> str | None:
     if without <= MANY * len(highest):
         return None
     return (
-        f"no boundary formed in {without} of {len(highest)} pictures, so nothing holds the walk back; train train_irn "
-        "longer, or move the thresholds of mine_relations closer to one another"
+        f"no boundary formed in {without} of {len(highest)} images, so nothing stops the walk; train train_irn "
+        "longer, or move the thresholds of mine_relations closer together"
     )
 
 
@@ -153,8 +153,8 @@ def far_walk(shares: Sequence[tuple[float, float]]) -> str | None:
     if crossed <= MANY * len(shares):
         return None
     return (
-        f"the walk covered {crossed} of {len(shares)} pictures whole, whose maps did not: give a smaller "
-        "--exp-times, or a higher --semantic-bg-threshold"
+        f"in {crossed} of {len(shares)} images the walk spread over the whole image, although the maps did not: use a "
+        "smaller --exp-times, or a higher --semantic-bg-threshold"
     )
 
 

@@ -75,7 +75,7 @@ def require_current(
     if leading_names:
         reason = "took the names of the background in the class file for classes"
     elif count:
-        reason = f"did not apply EXIF rotations, and {count} of the pictures carry one"
+        reason = f"did not apply EXIF rotations, and {count} of the images carry one"
     if reason and _is_older(run, stage):
         raise ArtifactError(
             f"{run.stage_dir(stage)}: was made by an older version, which {reason}; give another --run-dir, or run "

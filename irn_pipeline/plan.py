@@ -78,7 +78,7 @@ def _network(facts: Facts, given: Given) -> Sequence[Choice]:
     if "train_cam.backbone" in given:
         return ()
     if weights == "none":
-        return [Choice(stage, "backbone", "resnet18", "small enough to learn from nothing")]
+        return [Choice(stage, "backbone", "resnet18", "small enough to train from random weights")]
     if facts.gpu:
         return [Choice(stage, "backbone", "resnet50", "the published network; there is a GPU")]
     if facts.lite0:
@@ -97,7 +97,7 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     if given.get("train_cam.original_checkpoint") is not None:
         return ()
     held_out = given.get("train_cam.held_out", 0.2 if facts.all_pictures >= 50 else 0.0)
-    kept = [Choice(stage, "held_out", held_out, "tells whether the classes were learned")] if held_out else []
+    kept = [Choice(stage, "held_out", held_out, "shows whether the classes were learned")] if held_out else []
     if _fits_a_probe(facts, given):
         why = "no GPU: a linear classifier of ImageNet features, fitted in one pass over the images"
         sides = Choice(stage, "long_side", [_seed_side(facts)], "as for the maps")
@@ -113,11 +113,11 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     rate, factor = (0.02, 1.0) if probe else (0.001, 1.0) if scratch else (0.0001, 10.0)
     why = f"{'no GPU: a classifier on fixed' if probe else 'half of the'} ImageNet features"
     choices = [
-        Choice(stage, "frozen_stages", frozen, "from nothing: everything learns" if scratch else why),
-        *([Choice(stage, "frozen_batch_norm", False, "from nothing: statistics of these pictures")] if scratch else []),
+        Choice(stage, "frozen_stages", frozen, "from random weights: everything learns" if scratch else why),
+        *([Choice(stage, "frozen_batch_norm", False, "from random weights: statistics are learned")] if scratch else []),
         _epochs(stage, steps, batch, learned),
         Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
-        Choice(stage, "crop", side, f"a whole picture: the median long side is {facts.long_side}"),
+        Choice(stage, "crop", side, f"a whole image: the median long side is {facts.long_side}"),
         Choice(
             stage, "long_side", [to_multiple(side * 2 / 3), to_multiple(side * 4 / 3)],
             f"around {side}, by as much as published around 480",
@@ -134,7 +134,7 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
             stage,
             "head_lr_factor",
             factor,
-            "one rate" if factor == 1 else "the new layer starts from nothing",
+            "one rate" if factor == 1 else "the new layer starts from random weights",
         ),
         Choice(stage, "weight_decay", 0.01, "AdamW's is relative to its rate"),
     ]
@@ -161,13 +161,15 @@ def _seeds(facts: Facts, given: Given) -> Sequence[Choice]:
     if elsewhere or "make_cam.scales" in given or not _fits_a_probe(facts, given):
         return ()
     if facts.centred:
-        why = "one object in the middle of every image: its middle is told from its border"
+        why = "one object in the middle of every image: the middle is compared with the border"
         return [
             Choice(stage, "seeds", "centre", why),
             Choice("synthesize_labels", "refiner", "none", "these maps end at the objects already"),
             Choice("synthesize_labels", "semantic_bg_threshold", 0.5, "halfway between middle and border"),
             Choice("synthesize_labels", "instance_bg_threshold", 0.5, "halfway between middle and border"),
-            Choice("synthesize_labels", "center_threshold", 1000.0, "one object an image: nothing to part"),
+            Choice(
+                "synthesize_labels", "center_threshold", 1000.0, "one object per image: nothing to separate"
+            ),
         ]
     return [
         Choice(stage, "seeds", "pixels", "a classifier of cells that also knows the background"),
@@ -207,11 +209,11 @@ def _relations(facts: Facts, given: Given) -> Sequence[Choice]:
     choices += [
         _epochs(stage, 300, batch, facts.pictures),
         Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
-        Choice(stage, "crop", crop, f"a whole picture of {facts.long_side}, {longest} at most"),
+        Choice(stage, "crop", crop, f"a whole image of {facts.long_side}, {longest} at most"),
         Choice(stage, "radius", radius, f"pairs across at most a sixth of the crop's {crop // 4} cells, 5 to 10"),
     ]  # fmt: skip
     if not given.get("train_irn.cached_features"):
-        why = "small pictures: halved, objects are a few cells" if small else "as published"
+        why = "small images: halved, objects are a few cells" if small else "as published"
         choices.append(Choice(stage, "rescale", [0.75, 1.5] if small else [0.5, 1.5], why))
     if given.get("train_irn.optimizer") == "sgd":
         return choices
@@ -252,7 +254,7 @@ def _thresholds(facts: Facts, given: Given) -> Sequence[Choice]:
     followed = foreign or any(f"{stage}.{name}" in given for name in own)
     # Maps of classifiers of cells do as well with one threshold (docs/RESULTS.md).
     if not followed and not _at_one_size(given) and given.get("train_cam.backbone_weights") != "none":
-        why = "each picture's own background score, by ImageNet features; needs no masks"
+        why = "each image's own background score, by ImageNet features; needs no masks"
         choices.append(Choice(stage, "bg_search", [0.2, 0.55], why))
     return choices
 
@@ -271,7 +273,7 @@ def _same_network(stage: str, given: Given) -> list[Choice]:
     if any(name in given for name in named) or given.get("train_cam.original_checkpoint") is not None:
         return []
     weights = given.get("train_cam.backbone_weights", "imagenet")
-    learned = "what train_cam has learned: there is nothing else to start from"
+    learned = "what train_cam has learned: there are no other weights to start from"
     return [
         Choice(stage, "backbone", given.get("train_cam.backbone", "resnet50"), "that of train_cam"),
         Choice(
@@ -287,9 +289,9 @@ def _epochs(stage: str, steps: int, batch: int, pictures: int) -> Choice:
     """Passes that make about so many steps, up to a number of passes."""
     a_pass = max(pictures // batch, 1)
     epochs = min(max(round(steps / a_pass), 1), _MOST_PASSES)
-    made = f"{epochs * a_pass} steps of {batch} pictures"
+    made = f"{epochs * a_pass} steps of {batch} images"
     if epochs * a_pass < 0.9 * steps:
-        return Choice(stage, "epochs", epochs, f"{made}: more passes over so few pictures add little")
+        return Choice(stage, "epochs", epochs, f"{made}: more passes over so few images add little")
     return Choice(stage, "epochs", epochs, f"{made}: about {steps} are enough")
 
 

@@ -87,6 +87,6 @@ class Predictor:
         if isinstance(image, str | Path):
             image = read_image(Path(image))
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ShapeError(f"a picture must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+            raise ShapeError(f"an image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         found, _ = look_at(self._segmenter, image, self._execution)
         return found.select(found.scores >= min_score)

@@ -116,7 +116,7 @@ class Cam:
             )
         if self.cam.shape[1:] != strided_size(self.size):
             raise ShapeError(
-                f"cam of a {self.size[0]}x{self.size[1]} picture must be {strided_size(self.size)}, "
+                f"cam of a {self.size[0]}x{self.size[1]} image must be {strided_size(self.size)}, "
                 f"got {self.cam.shape[1:]}"
             )
 

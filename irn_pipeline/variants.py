@@ -51,7 +51,7 @@ def unused_by(chosen: Sequence[str], params: Mapping[str, type[Any]]) -> dict[st
         for entry in fields(kind):
             owners.setdefault(entry.name, []).append(variant)
     return {
-        name: f"of no effect on {' and '.join(chosen)}; it is for {' and '.join(having)}"
+        name: f"has no effect with {' and '.join(chosen)}; it is for {' and '.join(having)}"
         for name, having in sorted(owners.items())
         if not set(having) & set(chosen)
     }

@@ -36,7 +36,7 @@ class WalkedScores:
         count, grid = len(self.class_ids), strided_size(self.size)
         if self.class_ids.ndim != 1 or self.maps.dtype != np.float16 or self.maps.shape != (count, *grid):
             raise ShapeError(
-                f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} picture must be "
+                f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} image must be "
                 f"{(count, *grid)} float16, got {self.maps.shape} {self.maps.dtype}"
             )
         if self.evidence is not None and self.evidence.ndim != 1:
@@ -56,7 +56,7 @@ def read_walked_scores(path: Path) -> WalkedScores:
             )
         class_ids, (height, width) = ids.astype(np.int64), size.tolist()
         if not np.isfinite(maps).all() or (class_ids < 0).any() or (class_ids >= IGNORE - 1).any():
-            raise ShapeError("its maps are not finite, or its class ids no class ids")
+            raise ShapeError("its maps are not finite, or its class ids are invalid")
         if any(np.isnan(each).any() for each in evidence):
             raise ShapeError("its evidence holds NaN")
         return WalkedScores(class_ids, maps, (height, width), *(each.astype(np.float32) for each in evidence))

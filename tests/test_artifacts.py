@@ -172,7 +172,7 @@ def test_a_label_comes_back(tmp_path: Path) -> None:
 def test_labels_that_are_no_grey_png_are_named(tmp_path: Path) -> None:
     write_label(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
     write_label(tmp_path / "deep.png", np.zeros((2, 2), np.uint16))
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name in ("colour.png", "deep.png", "text.png", "gone.png"):
         with pytest.raises(ArtifactError, match=name):
             read_label(tmp_path / name)
@@ -231,7 +231,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, content: bytes) -> None:
 
 def test_a_state_dict_alone_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"other\.pt: is no checkpoint of this package"):
+    with pytest.raises(CheckpointError, match=r"other\.pt: is not a checkpoint of this package"):
         read_checkpoint(tmp_path / "other.pt")
 
 

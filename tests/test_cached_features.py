@@ -176,7 +176,7 @@ def test_features_that_do_not_fit_are_refused_before_work(
         pass
     disk(1.1 * written)
     with (
-        pytest.raises(ConfigError, match=r"1 pictures take 0\.0 GiB.*fewer or smaller scales"),
+        pytest.raises(ConfigError, match=r"1 images take 0\.0 GiB.*fewer or smaller scales"),
         setting.samples(scales=(1.0, 2.0)),
     ):
         pass

@@ -77,8 +77,8 @@ def test_classes_that_are_not_told_from_the_others() -> None:
     [
         ([0.2, 0.5, 0.9], None),
         ([1.0, 0.5, 0.9], None),  # one of three is not more than a third
-        ([1.0, 0.96, 0.3], "2 of 3 pictures cover everything"),
-        ([0.0, 0.001, 0.3], "2 of 3 pictures cover nothing"),
+        ([1.0, 0.96, 0.3], "2 of 3 images cover everything"),
+        ([0.0, 0.001, 0.3], "2 of 3 images cover nothing"),
         ([], None),
     ],
 )
@@ -92,7 +92,7 @@ def test_boundaries_that_never_formed() -> None:
     assert no_boundaries([]) is None
     line = no_boundaries([0.9, 0.2, 0.3])
     assert line is not None
-    assert "in 2 of 3 pictures" in line
+    assert "in 2 of 3 images" in line
 
 
 def test_a_walk_across_the_whole_grid() -> None:
@@ -101,7 +101,7 @@ def test_a_walk_across_the_whole_grid() -> None:
     assert far_walk([]) is None
     line = far_walk([(0.3, 1.0), (0.4, 0.99), (0.2, 0.3)])
     assert line is not None
-    assert "covered 2 of 3 pictures whole" in line
+    assert "in 2 of 3 images the walk spread over the whole image" in line
 
 
 def test_what_maps_cover() -> None:
@@ -143,11 +143,9 @@ def test_a_classifier_that_learns_nothing_says_so_here_and_in_the_report(
     assert 0 < found["pictures"] <= 12
     assert all(value is None or 0 < value <= 1 for value in found["ap_per_class"].values())
     assert stage_main("report", ["--run-dir", f"{tmp_path}/run", "--quiet"]) == 0
-    assert (
-        "tags of pictures kept out of train_cam" in (tmp_path / "run" / "report" / "report.html").read_text()
-    )
+    assert "tags of images held out of train_cam" in (tmp_path / "run" / "report" / "report.html").read_text()
 
 
 def test_a_share_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stage_main("train_cam", [*flags(tmp_path)[:-1], "0.7"]) == 1
-    assert "held_out is 0.7; it must be a share from 0 to 0.5" in capsys.readouterr().err
+    assert "held_out is 0.7; it must be a fraction from 0 to 0.5" in capsys.readouterr().err

@@ -131,11 +131,11 @@ def test_the_walk_follows_from_the_grid() -> None:
 @pytest.mark.parametrize(
     ("pictures", "batch", "epochs", "reason"),
     [
-        (590, 8, 5, "295 steps of 8 pictures: about 300 are enough"),
-        (240, 8, 12, "288 steps of 8 pictures: about 300 are enough"),
-        (20, 8, 60, "120 steps of 8 pictures: more passes over so few pictures add little"),
-        (1, 8, 60, "60 steps of 8 pictures: more passes over so few pictures add little"),
-        (100_000, 8, 1, "10000 steps of 8 pictures: about 300 are enough"),
+        (590, 8, 5, "295 steps of 8 images: about 300 are enough"),
+        (240, 8, 12, "288 steps of 8 images: about 300 are enough"),
+        (20, 8, 60, "120 steps of 8 images: more passes over so few images add little"),
+        (1, 8, 60, "60 steps of 8 images: more passes over so few images add little"),
+        (100_000, 8, 1, "10000 steps of 8 images: about 300 are enough"),
     ],
 )
 def test_epochs_are_a_number_of_steps(pictures: int, batch: int, epochs: int, reason: str) -> None:
@@ -217,11 +217,11 @@ def test_a_rule_is_a_function_in_a_list() -> None:
         (VOC, []),
         (CELLS, []),
         (TILES, []),
-        (replace(VOC, pictures=1, per_class={"cat": 1, "dog": 0}), ["1 picture is too few"]),
-        (replace(VOC, pictures=0, per_class={}), ["0 pictures are too few"]),
+        (replace(VOC, pictures=1, per_class={"cat": 1, "dog": 0}), ["1 image is too few"]),
+        (replace(VOC, pictures=0, per_class={}), ["0 images are too few"]),
         (
             replace(VOC, per_class={"cat": 3, "dog": 400}),
-            ["fewer than 10 pictures will hardly be learned: cat"],
+            ["fewer than 10 images will hardly be learned: cat"],
         ),
         (
             replace(VOC, shortest=20, longest=6000),
@@ -252,8 +252,8 @@ def test_facts_are_counted(tmp_path: Path) -> None:
     assert (facts.cores, facts.gpu, facts.bf16) == (3, False, False)
     assert facts.memory > 0.1
     for path in (tmp_path / "p").iterdir():
-        path.write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of its pictures can be read"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of its images can be read"):
         Facts.of(data, Execution(device="cpu"))
 
 
@@ -315,12 +315,12 @@ def test_times_are_of_the_stages_that_do_work(voc_root: Path) -> None:
     execution = Execution(device="cpu", workers=1)
     assert forecast(data, execution, params, ["train_cam", "make_cam"]).startswith("nothing to time")
     shown = forecast(data, execution, params, ["mine_relations"])
-    assert "mine_relations     4 pictures" in shown
+    assert "mine_relations     4 images" in shown
 
 
 def test_the_table_adds_up_and_names_the_longest_stage() -> None:
     shown = table(
-        [Work("train_cam", "30 steps", 300, 2.0), Work("make_cam", "10 pictures", 10, 30.0)], on_gpu=False
+        [Work("train_cam", "30 steps", 300, 2.0), Work("make_cam", "10 images", 10, 30.0)], on_gpu=False
     )
     assert "train_cam          30 steps     10 min" in shown
     assert "together                        15 min" in shown

@@ -42,18 +42,18 @@ PARAMS = {"cross": Cross, "disc": Disc, "nothing": Nothing}
 @pytest.mark.parametrize(
     ("chosen", "unused"),
     [
-        (["cross"], {"radius": "of no effect on cross; it is for disc"}),
-        (["disc"], {"arms": "of no effect on disc; it is for cross"}),
+        (["cross"], {"radius": "has no effect with cross; it is for disc"}),
+        (["disc"], {"arms": "has no effect with disc; it is for cross"}),
         (["cross", "disc"], {}),
         (
             ["nothing"],
             {
-                "arms": "of no effect on nothing; it is for cross",
-                "radius": "of no effect on nothing; it is for disc",
-                "size": "of no effect on nothing; it is for cross and disc",
+                "arms": "has no effect with nothing; it is for cross",
+                "radius": "has no effect with nothing; it is for disc",
+                "size": "has no effect with nothing; it is for cross and disc",
             },
         ),
-        (["cross", "nothing"], {"radius": "of no effect on cross and nothing; it is for disc"}),
+        (["cross", "nothing"], {"radius": "has no effect with cross and nothing; it is for disc"}),
     ],
 )
 def test_what_no_chosen_variant_has_is_named(chosen: list[str], unused: dict[str, str]) -> None:

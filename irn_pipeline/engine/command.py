@@ -224,6 +224,6 @@ def run_command(command: Callable[[], None]) -> int:
         sys.stderr.write(f"error: {plain_line(str(error))}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: what is finished is kept; the same command goes on from there\n")
+        sys.stderr.write("interrupted: finished work is kept; the same command continues from there\n")
         return 130
     return 0

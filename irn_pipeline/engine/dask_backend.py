@@ -31,7 +31,7 @@ B = TypeVar("B")
 _PATIENCE = 5.0
 """Seconds in which a scheduler must answer."""
 _LOUD = ("distributed", "distributed.client", "distributed.core", "tornado", "tornado.application", "asyncio")
-_LOST = "the Dask scheduler was lost; what is finished is kept: give the same command again when it is back"
+_LOST = "the Dask scheduler was lost; finished work is kept: give the same command again when it is back"
 
 
 def require_dask() -> None:
@@ -132,8 +132,8 @@ def _require_fit(client: Client, task: _Task[A, B]) -> None:
         # One that has left meanwhile answers with an error of its connection.
         if isinstance(answer, Exception) and not isinstance(answer, OSError):
             raise ConfigError(
-                f"Dask worker {address} cannot load what it shall run ({type(answer).__name__}: {answer}); install "
-                "this version of irn_pipeline there, with its packages, and start the worker again"
+                f"Dask worker {address} cannot load the code that it should run ({type(answer).__name__}: {answer}); "
+                "install this version of irn_pipeline there, with its packages, and start the worker again"
             )
         if answer and isinstance(answer, str):
             raise ConfigError(f"Dask worker {address} {answer}")
@@ -151,9 +151,9 @@ def _explained(future: Future, item: object) -> BaseException:
     error = future.exception() if future.status == "error" else None
     if isinstance(error, KilledWorker):
         return WorkerDied(
-            f"{getattr(item, 'image_id', item)}: {error.allowed_failures + 1} Dask workers died while they had it, "
-            "most often for want of memory; what is finished is kept: give the workers more memory or fewer threads "
-            "(their logs tell more), or leave that picture out, then give the same command again"
+            f"{getattr(item, 'image_id', item)}: {error.allowed_failures + 1} Dask workers died while working on it, "
+            "most often for lack of memory; finished work is kept: give the workers more memory or fewer threads "
+            "(see their logs), or leave that image out, then give the same command again"
         )
     return error or WorkerDied(_LOST)
 
@@ -202,7 +202,7 @@ def _require_scheduler(address: str) -> None:
         reason = f"nothing in {_PATIENCE:.0f} s" if late else f"{type(error).__name__}: {str(error)[:200]}"
         raise ConfigError(
             f"--scheduler {address}: no Dask scheduler answers there ({reason.splitlines()[0]}); give the address that "
-            "`dask scheduler` tells when it starts, such as tcp://HOST:8786"
+            "`dask scheduler` prints when it starts, such as tcp://HOST:8786"
         ) from error
     if kind != "Scheduler":
         raise ConfigError(f"--scheduler {address}: is the address of a Dask {kind}; give the scheduler's")

@@ -43,7 +43,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.scheduler is not None and self.backend != "dask":
-            raise ConfigError(f"--scheduler {self.scheduler} goes with --backend dask; give both, or neither")
+            raise ConfigError(f"--scheduler {self.scheduler} needs --backend dask; give both or neither")
 
     @property
     def worker_count(self) -> int:

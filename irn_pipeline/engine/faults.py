@@ -27,14 +27,14 @@ def explained(error: Exception, stage: str, folder: Path) -> IrnError | None:
     if is_out_of_memory(error):
         return MemoryExhausted(
             f"{stage}: out of memory ({reason}); use smaller batches, crops or scales, fewer --workers, or another "
-            "--device; what is finished is kept"
+            "--device; finished work is kept"
         )
     # joblib's TerminatedWorkerError is a BrokenProcessPool.
     if isinstance(error, BrokenProcessPool) or (
         isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
     ):
         return WorkerDied(
-            f"{stage}: a worker process was killed, most often for want of memory ({reason}); what is finished is "
+            f"{stage}: a worker process was killed, most often for lack of memory ({reason}); what is finished is "
             "kept: give the same command again with fewer --workers, or with --workers 1"
         )
     if isinstance(error, OSError):

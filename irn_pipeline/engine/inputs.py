@@ -63,7 +63,7 @@ def read_inputs(folder: Path) -> Inputs:
         }
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ArtifactError(
-            f"{path}: damaged ({type(error).__name__}); delete it, and the files that parameters name are taken for "
+            f"{path}: damaged ({type(error).__name__}); delete it; the files that parameters name are then taken for "
             "those that the results were made from"
         ) from error
 
@@ -153,7 +153,7 @@ def _compare(files: Files, old: FileSet, new: FileSet, made: Callable[[str], boo
         if (now is not None and now.digest == stamp.digest) or not made(key):
             continue
         if now is not None:
-            found.append(f"{files.of[key]}: its content is not what it was")
+            found.append(f"{files.of[key]}: its content has changed")
         elif key in files.of and new.path != old.path:
             found.append(f"{files.of[key]}: not found; {old.path} was read before")
         else:

@@ -189,14 +189,14 @@ class Invocation:
             self._parse({one.key: one.value for one in choices})
         elif self._planned and path.is_file():
             text = regular_bytes(path).decode(errors="replace")
-            logger.warning("%s, which later commands follow:\n%s", path, text)
+            logger.warning("%s, which later commands use:\n%s", path, text)
         else:
             why = (
-                f"{path.parent} has results that were begun without a plan"
+                f"{path.parent} has results that were started without a plan"
                 if self._planned
                 else "--plan published"
             )
-            logger.warning("%s: values that nothing gives are the published ones", why)
+            logger.warning("%s: values that you do not give are the published ones", why)
         logger.warning("%s", planner.forecast(data, execution, self.params, planner.stages))
 
 
@@ -222,7 +222,9 @@ def require_effect(
     idle = sorted(name for name, value in values.items() if value != defaults[name])
     if idle:
         set_up_logging(quiet=False)
-        logger.warning("%s: set in the configuration, but of no effect here: %s", stage.name, ", ".join(idle))
+        logger.warning(
+            "%s: set in the configuration, but without effect here: %s", stage.name, ", ".join(idle)
+        )
 
 
 def _flag_names(arguments: Sequence[str]) -> set[str]:

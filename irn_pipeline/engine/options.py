@@ -35,7 +35,7 @@ class OptionParser(ArgumentParser):
             flag = next((word for word in words if word.startswith("--")), "").split("=")[0]
             name = flag.lstrip("-").replace("-", "_")
             if name in self.removed:
-                raise ConfigError(f"{flag} is gone: {self.removed[name]}")
+                raise ConfigError(f"{flag} was removed: {self.removed[name]}")
             if name:
                 known = [action.dest for action in self._actions if action.dest != "help"]
                 raise ConfigError(f"unknown flag {flag}{nearest(name, known)} (--help lists every flag)")
@@ -157,7 +157,7 @@ def flat_config(content: Mapping[str, Any], options: Iterable[Options], source: 
                 name = str(raw_inner).replace("-", "_")
                 full = f"{key}.{name}"
                 if full in removed:
-                    raise ConfigError(f"{source}: {full} is gone: {removed[full]}")
+                    raise ConfigError(f"{source}: {full} was removed: {removed[full]}")
                 if name not in sections[key]:
                     hint = nearest(name, list(sections[key]))
                     raise ConfigError(f"{source}: unknown key '{raw_inner}' in {key}{hint}")

@@ -67,8 +67,8 @@ def parallel_map(
             yield result
     except BrokenProcessPool as error:  # joblib's TerminatedWorkerError among them
         raise WorkerDied(
-            f"one of {workers} worker processes was killed, most often for want of memory, with {done} of "
-            f"{len(items)} pictures done; they are kept: give the same command again with fewer --workers, or with "
+            f"one of {workers} worker processes was killed, most often for lack of memory, with {done} of "
+            f"{len(items)} images done; they are kept: give the same command again with fewer --workers, or with "
             "--workers 1"
         ) from error
 

@@ -96,7 +96,7 @@ def _half_way(
     found = differences(stage, job, reads, facts, previous, remake.free)
     if found:
         raise ArtifactError(
-            f"{place}: holds results made from other things ({'; '.join(found)}); with {remake.flag} only "
+            f"{place}: holds results made with other settings or data ({'; '.join(found)}); with {remake.flag} only "
             f"{', '.join(remake.free)} may change; give the others as they were, or --overwrite {remake.keep_flag} "
             f"without {remake.flag} to build this stage again"
         )
@@ -110,7 +110,7 @@ def _half_way(
     ]
     if lost:
         raise ArtifactError(
-            f"{place}: no {remake.source.name} were kept of {len(lost)} pictures, the first is {lost[0]}; run "
+            f"{place}: no {remake.source.name} were kept of {len(lost)} images, the first is {lost[0]}; run "
             f"{stage.name} with {remake.keep_flag} and the parameters of these results first"
         )
     if remake.require is not None:
@@ -237,7 +237,7 @@ def differences(
         if stage_fingerprint(stage, then, previous.reads, {}, {}) != previous.fingerprint:
             found.append(_UNKNOWN)
     return found + [
-        f"the results of {name} it reads were made anew"
+        f"the results of {name} that it reads were made again"
         for name, now in reads.items()
         if previous.reads.get(name, now) != now
     ]
@@ -256,10 +256,12 @@ def _refusal(place: Path, found: list[str], previous: StageRecord, facts: Mappin
     ways = ["give another --run-dir, or --overwrite to build this stage again"]
     then = previous.facts.get("precision", "")
     if facts.get("precision", then) != then:
-        ways.insert(0, f"give --precision {then} to go on as it was begun")
+        ways.insert(0, f"give --precision {then} to continue as it was started")
     if _EARLIER in found:
         ways.insert(0, "run the later stages by name to use them as they are")
-    return f"{place}: holds results made from other things ({'; '.join(found)}); {', or '.join(ways)}"
+    return (
+        f"{place}: holds results made with other settings or data ({'; '.join(found)}); {', or '.join(ways)}"
+    )
 
 
 def _require_sources_elsewhere(place: Path, params: Any) -> None:
@@ -270,8 +272,8 @@ def _require_sources_elsewhere(place: Path, params: Any) -> None:
             there = isinstance(text, str) and os.path.exists(text)  # noqa: PTH110
             if there and Path(text).resolve().is_relative_to(place.resolve()):
                 raise ArtifactError(
-                    f"--{name.replace('_', '-')} {text}: lies in {place}, which --overwrite would clear; "
-                    "copy it to another place first, or give another --run-dir"
+                    f"--{name.replace('_', '-')} {text}: is inside {place}, which --overwrite would replace; "
+                    "copy it elsewhere first, or give another --run-dir"
                 )
 
 

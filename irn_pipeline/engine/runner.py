@@ -205,7 +205,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
 def _checked(name: str, counts: dict[str, int]) -> dict[str, int]:
     if counts["skipped"] and not counts["images"] + counts["kept"]:
         raise DataError(
-            f"{name}: every one of the {counts['skipped']} pictures was skipped; see the messages above"
+            f"{name}: every one of the {counts['skipped']} images was skipped; see the messages above"
         )
     return counts
 
@@ -230,7 +230,7 @@ def _produce(stage: MapStage[Any], job: Job[Any, Any], pending: Sequence[Item]) 
         image_id = next(iter(left)) if named is None else named
         left.pop(image_id, None)
         yield Produced(
-            image_id, problem="not enough memory for it; give it more, or make the picture smaller"
+            image_id, problem="not enough memory for this image; make it smaller, or free some memory"
         )
 
 

@@ -134,7 +134,7 @@ class RunFolder:
             return artifact.read(path)
         except OSError as error:
             raise ArtifactError(
-                f"{path}: cannot be read ({error.strerror or error}); mend its permissions or its disk, or delete it "
+                f"{path}: cannot be read ({error.strerror or error}); fix its permissions or the disk, or delete it "
                 f"and run stage {artifact.stage} again"
             ) from error
 
@@ -164,7 +164,7 @@ class RunFolder:
                 _check(name, getattr(record, name), hint)
             # Their records are looked for: a name must not lead out of the run folder.
             if not all(map(_STAGE_NAME.fullmatch, record.reads)):
-                raise ValueError("'reads' names something that is no stage")
+                raise ValueError("'reads' names something that is not a stage")
         except (ValueError, TypeError, OSError) as error:
             raise ArtifactError(f"{path}: damaged ({error}); delete it to run the stage again") from error
         return record

@@ -122,10 +122,10 @@ def train(
     """
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
-        raise DataError(f"{name}: no picture to train on")
+        raise DataError(f"{name}: no images to train on")
     if schedule.batch_size % ranks.count:
         raise ConfigError(
-            f"{name}: a batch of {schedule.batch_size} pictures cannot be divided among {ranks.count} processes; "
+            f"{name}: a batch of {schedule.batch_size} images cannot be divided among {ranks.count} processes; "
             f"give --batch-size {-(-schedule.batch_size // ranks.count) * ranks.count}, or another number of processes"
         )
     on_gpu = execution.torch_device().type == "cuda"
@@ -156,9 +156,9 @@ def train(
                 if not math.isfinite(sum(values.values())):
                     here = not bool(parts.isfinite().all())
                     names = picture_names(batch) if picture_names is not None and here else ()
-                    pictures = f", pictures {', '.join(names)}" if names else ""
+                    pictures = f", images {', '.join(names)}" if names else ""
                     raise TrainingDiverged(
-                        f"{name}: the loss is no number at step {step} of {steps}{pictures} ({values}); lower the "
+                        f"{name}: the loss is not a number at step {step} of {steps}{pictures} ({values}); lower the "
                         f"learning rate, or use --precision float32; the state after epoch {epoch} is kept in {folder}"
                     )
                 optimizer.zero_grad(set_to_none=True)

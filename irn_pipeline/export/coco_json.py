@@ -148,14 +148,14 @@ class CocoWriter:
     ) -> None:
         if file_name in self._images:
             raise DataError(
-                f"{file_name}: is already in {self._path.name}; every picture needs a file name of its own"
+                f"{file_name}: is already in {self._path.name}; every image needs its own file name"
             )
         if image_id in self._image_ids:
-            raise DataError(f"{file_name}: another picture of {self._path.name} has its id {image_id} too")
+            raise DataError(f"{file_name}: another image of {self._path.name} has its id {image_id} too")
         if len(instances) and instances.size != size:
             raise ShapeError(
                 f"{file_name}: has {size[0]}x{size[1]} pixels, but its masks {instances.size[0]}x"
-                f"{instances.size[1]}; make them again from this picture"
+                f"{instances.size[1]}; make them again from this image"
             )
         for class_id in instances.class_ids[
             (instances.class_ids < 0) | (instances.class_ids >= len(self._names))

@@ -78,7 +78,7 @@ def over(image: LabelArray, layer: LabelArray) -> LabelArray:
         ShapeError: the sizes differ.
     """
     if layer.shape[:2] != image.shape[:2]:
-        raise ShapeError(f"masks over a {image.shape[:2]} picture must have its size, got {layer.shape[:2]}")
+        raise ShapeError(f"masks over a {image.shape[:2]} image must have its size, got {layer.shape[:2]}")
     drawn, shown = image.copy(), layer[..., 3] > 0
     alpha = layer[shown][:, 3:].astype(np.float32) / 255
     drawn[shown] = np.rint((1 - alpha) * image[shown] + alpha * layer[shown][:, :3]).astype(np.uint8)
@@ -88,7 +88,7 @@ def over(image: LabelArray, layer: LabelArray) -> LabelArray:
 def require_picture(image: LabelArray) -> None:
     """Refuse with a `ShapeError` what is not an (H, W, 3) uint8 picture."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ShapeError(f"a picture must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        raise ShapeError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
 
 
 def heat(values: FloatArray | LabelArray) -> LabelArray:

@@ -23,8 +23,8 @@ _NOT_SHARES = ("instances", "pictures", "abs_dic")
 """Figures that are no shares of 1."""
 _PANELS = (
     ("photograph", "CAM"),
-    ("instance labels", "true instances"),
-    ("semantic labels", "true labels"),
+    ("instance labels", "ground-truth instances"),
+    ("semantic labels", "ground-truth labels"),
 )
 """Rows of panels of a picture on the first screen."""
 _PANELS_WITHOUT_TRUTH = (_PANELS[0], ("instance labels", "semantic labels"))
@@ -226,7 +226,7 @@ def signs_of_trouble(
         told.append(f"IoU below half of the mean: {len(low) - _MOST_CLASSES} more classes.")
     for kind in dict.fromkeys(sign.kind for quality in qualities for sign in quality.signs):
         count = sum(any(sign.kind == kind for sign in quality.signs) for quality in qualities)
-        told.append(f"{count} of {len(qualities)} pictures: {kind}.")
+        told.append(f"{count} of {len(qualities)} images: {kind}.")
     return tuple(told)
 
 
@@ -235,7 +235,7 @@ def _panels(report: Report) -> list[list[list[tuple[str, Any]]]]:
     pictures = [report.pictures[place] for _, place in report.chosen]
     of = [{panel.title: panel for panel in picture.panels} for picture in pictures]
     there = {title for panels in of for title in panels}
-    rows = _PANELS if there & {"true instances", "true labels"} else _PANELS_WITHOUT_TRUTH
+    rows = _PANELS if there & {"ground-truth instances", "ground-truth labels"} else _PANELS_WITHOUT_TRUTH
     shown = [row for row in rows if there & set(row)]
     return [[[(title, panels.get(title)) for title in row] for row in shown] for panels in of]
 

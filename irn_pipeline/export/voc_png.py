@@ -41,7 +41,7 @@ def object_map(instances: Instances, size: tuple[int, int]) -> ObjectMap:
         ShapeError: the masks are not of the picture's size.
     """
     if len(instances) and instances.size != size:
-        raise ShapeError(f"masks of a {size[0]}x{size[1]} picture must have its size, got {instances.size}")
+        raise ShapeError(f"masks of a {size[0]}x{size[1]} image must have its size, got {instances.size}")
     ascending = np.argsort(instances.scores, kind="stable")[-MAX_OBJECTS:]
     positions = np.sort(ascending).astype(np.int64)
     ids = np.zeros(size, np.uint8)

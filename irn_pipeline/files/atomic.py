@@ -110,7 +110,7 @@ def require_own_folder(root: Path, folder: Path) -> None:
             return
         if place.is_symlink():
             raise ArtifactError(
-                f"{place}: is a link, and nothing is written to or removed from what it leads to; remove the link "
+                f"{place}: is a link, and its target is never written to or removed from; remove the link "
                 "(to read results of another run, link them in a --run-dir whose stages are not run again)"
             )
 
@@ -134,7 +134,7 @@ def write_fault(path: Path, error: Exception, temporary: Path | None = None) -> 
         return None
     return ArtifactError(
         f"{path}: cannot be written ({os.strerror(found.errno)}); {_WRITE_REMEDIES[found.errno]}, then give the same "
-        "command again: it goes on with what is there"
+        "command again: it continues with what is there"
     )
 
 

@@ -69,7 +69,9 @@ def _take(lock: FileLock, path: Path) -> None:
         while not lock.is_locked:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not _may_be_lock(path):
-                raise ArtifactError(f"{path}: is a link or no regular file, so it is no lock; remove it")
+                raise ArtifactError(
+                    f"{path}: is a link or not a regular file, so it cannot be locked; remove it"
+                )
             with suppress(FileNotFoundError):  # another process has just removed the folder that it had made
                 lock.acquire()
         since = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -77,14 +79,14 @@ def _take(lock: FileLock, path: Path) -> None:
         path.write_bytes(text.encode(errors="replace")[:_LONGEST])
     except Timeout as error:
         raise ArtifactError(
-            f"{path.parent}: {holder_of(path.parent) or 'another process'} works in it; wait for it, end it, or name "
-            "another --run-dir"
+            f"{path.parent}: {holder_of(path.parent) or 'another process'} is working in it; wait for it, stop it, or "
+            "give another --run-dir"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             refused = ArtifactError(f"{path}: cannot be locked ({error.strerror})")
             raise write_fault(path, error) or refused from error
-        logger.warning("%s: cannot be locked (%s); start no second process there", path, error.strerror)
+        logger.warning("%s: cannot be locked (%s); do not start a second process there", path, error.strerror)
 
 
 def _may_be_lock(path: Path) -> bool:

@@ -42,7 +42,7 @@ def load_pickled_npy(path: Path) -> object:
     except Exception as error:  # a damaged pickle can raise nearly anything
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
-            f"{path}: is no readable .npy file ({type(error).__name__}: {reason}); delete it and run its stage again"
+            f"{path}: is not a readable .npy file ({type(error).__name__}: {reason}); delete it and run its stage again"
         ) from error
 
 
@@ -58,7 +58,7 @@ def read_npy(stream: BinaryIO) -> object:
         return unpickle(stream.read())
     # NumPy would reserve the memory first.
     if dtype.kind not in "biufcU" or math.prod(shape) * dtype.itemsize != size_of(stream) - stream.tell():
-        raise ValueError(f"it announces {shape} of {dtype}, which are not the bytes that it has")
+        raise ValueError(f"it announces {shape} of {dtype}, which does not match its length")
     stream.seek(start)
     return np.load(stream, allow_pickle=False)
 

@@ -19,13 +19,13 @@ def open_regular(path: Path) -> BinaryIO:
         # Without O_NONBLOCK the opening of a pipe waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:
-        raise OSError(errno.EINVAL, f"no name of a file: {error}", str(path)) from error
+        raise OSError(errno.EINVAL, f"not a valid file name: {error}", str(path)) from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise OSError(errno.EINVAL, "no regular file, but a pipe, a socket or a device", str(path))
+        raise OSError(errno.EINVAL, "not a regular file but a pipe, a socket or a device", str(path))
     return os.fdopen(descriptor, "rb")
 
 

@@ -62,7 +62,7 @@ def _check_opcodes(body: bytes) -> None:
     for steps, (opcode, argument, _) in enumerate(pickletools.genops(body)):
         name = opcode.name
         if name not in _OPCODES:
-            raise UnpicklingError(f"it holds the instruction {name}, which is not admitted")
+            raise UnpicklingError(f"it holds the instruction {name}, which is not allowed")
         if name in _PUTS:
             place = len(containers) if name == "MEMOIZE" else int(argument or 0)
             containers[place] = before in _CONTAINERS
@@ -148,7 +148,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> _Admitted:
         call = self._calls.get(f"{module}.{name}")
         if call is None:
-            raise UnpicklingError(f"it names '{module[:80]}.{name[:80]}', which is not admitted")
+            raise UnpicklingError(f"it names '{module[:80]}.{name[:80]}', which is not allowed")
         return _Admitted(f"{module}.{name}", call)
 
     def value(self) -> object:

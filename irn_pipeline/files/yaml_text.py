@@ -19,7 +19,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not admitted; write the value out")
+            raise yaml.YAMLError("aliases (*name) are not allowed; write out the value")
         return super().compose_node(parent, index)
 
 

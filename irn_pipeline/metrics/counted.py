@@ -29,7 +29,7 @@ def counted_instances(
     """
     sizes = (predictions.size, truth.instances.size, truth.ignore.shape)
     if len(set(sizes)) > 1:
-        raise ShapeError(f"predicted masks, true masks and void map must be of one size, got {sizes}")
+        raise ShapeError(f"predicted masks, ground-truth masks and void map must be of one size, got {sizes}")
     for name, class_ids in (("predicted", predictions.class_ids), ("true", truth.instances.class_ids)):
         if class_ids.size and not 0 <= class_ids.min() <= class_ids.max() < num_classes:
             raise DataError(f"a {name} class id is outside 0..{num_classes - 1}: {class_ids.tolist()}")

@@ -59,7 +59,7 @@ def confusion_matrix(prediction: LabelArray, truth: LabelArray, num_labels: int)
     counted = truth != IGNORE
     rows = truth[counted].astype(np.int64)
     if rows.size and rows.max() >= num_labels:
-        raise DataError(f"the true labels hold {rows.max()}, but there are only {num_labels} labels")
+        raise DataError(f"the ground-truth labels hold {rows.max()}, but there are only {num_labels} labels")
     columns = np.minimum(prediction[counted], num_labels)
     counts = np.bincount(rows * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
     return counts.astype(np.int64).reshape(num_labels, num_labels + 1)

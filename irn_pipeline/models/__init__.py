@@ -108,11 +108,11 @@ def unused_parameters(params: SegmenterParams) -> Mapping[str, str]:
     found = unused_by([params.model], {name: one.params for name, one in MODELS.items()})
     if not model.has_backbone:
         names = ("backbone", "backbone_weights", "frozen_stages")
-        found |= dict.fromkeys(names, f"of no effect on {params.model}, which has no backbone to choose")
+        found |= dict.fromkeys(names, f"has no effect with {params.model}, which has no backbone to choose")
     if params.labels == "truth":
-        found.setdefault("ignore_band", "true masks are learned from up to their edges")
+        found.setdefault("ignore_band", "ground-truth masks are learned from up to their edges")
     if (params.optimizer or model.recipe.optimizer) == "adamw":
-        found["momentum"] = "adamw has a momentum of its own; it is for sgd"
+        found["momentum"] = "adamw has its own momentum; it is for sgd"
     if "start_from" not in found and params.start_from is not None:
         found["backbone_weights"] = "all weights come from --start-from"
     if "original_checkpoint" not in found and params.original_checkpoint is not None:

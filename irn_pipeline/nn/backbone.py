@@ -118,7 +118,7 @@ class ResNet(Backbone):
         """The IMAGENET1K_V1 of torchvision, downloaded once, its hash checked whenever it is read."""
         if not download:
             raise CheckpointError(
-                f"--backbone-weights installed: no package brings weights of a {self.name}; give a file, or "
+                f"--backbone-weights installed: no installed package has weights for a {self.name}; give a file, or "
                 "imagenet, which downloads torchvision's"
             )
         from irn_pipeline.nn.imagenet import imagenet_weights
@@ -156,8 +156,8 @@ def build_backbone(name: str, *, pyramid: bool = False, last_stride: int = 16) -
     backbone = TimmBackbone(name, last_stride=last_stride)
     if pyramid and len(backbone.channels) < NUM_STAGES:
         raise ConfigError(
-            f"--backbone {name}: has features of one scale only, and this stage needs five; use it for train_cam, "
-            "and for this stage one with more, such as resnet50, efficientnet_lite0 or mobilenetv3_large_100"
+            f"--backbone {name}: has features at one scale only, and this stage needs five; use it for train_cam only, "
+            "and for this stage a backbone such as resnet50, efficientnet_lite0 or mobilenetv3_large_100"
         )
     return backbone
 
@@ -245,7 +245,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many types for damaged and for hostile files
         require_memory(error, path)
         raise CheckpointError(
-            f"{path}: is no readable file of weights ({' '.join(str(error).split())[:120]}); "
+            f"{path}: is not a readable file of weights ({' '.join(str(error).split())[:120]}); "
             "expected a torch state dict of plain tensors"
         ) from error
     for key in ("network", "state_dict", "model", "model_state_dict"):

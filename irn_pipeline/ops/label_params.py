@@ -53,7 +53,7 @@ class LabelParams:
         if self.bg_search and (len(self.bg_search) != 2 or not within(self.bg_search)):
             raise ValueError(
                 f"bg_search is {list(self.bg_search)}; it must be two numbers, the lower one first, with a multiple of "
-                "0.05 from 0.05 to 0.95 between them (0.2 0.55 does well)"
+                "0.05 from 0.05 to 0.95 between them (0.2 0.55 works well)"
             )
 
     def of_picture(self, evidence: FloatArray | None) -> LabelParams:
@@ -69,7 +69,7 @@ class LabelParams:
             return self
         if evidence is None:
             raise ConfigError(
-                "bg_search needs evidence of the picture (background_evidence), and there is none"
+                "bg_search needs evidence of the image (background_evidence), and there is none"
             )
         found = best_background(evidence, self.bg_search)
         return (

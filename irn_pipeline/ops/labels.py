@@ -90,7 +90,7 @@ def walk_scores(
     grid = strided_size(size)
     if cam.shape[1:] != grid or boundary.shape != grid or displacement.shape != (2, *grid):
         raise ShapeError(
-            f"a {size[0]}x{size[1]} picture needs cam (K, h, w), boundary (h, w) and displacement (2, h, w) "
+            f"a {size[0]}x{size[1]} image needs cam (K, h, w), boundary (h, w) and displacement (2, h, w) "
             f"with (h, w) = {grid}, got {cam.shape}, {boundary.shape} and {displacement.shape}"
         )
     groups = instance_map(

@@ -31,7 +31,7 @@ def mask_iou(masks_a: BoolArray, masks_b: BoolArray) -> FloatArray:
     """
     if masks_a.ndim != 3 or masks_b.ndim != 3 or masks_a.shape[1:] != masks_b.shape[1:]:
         raise ShapeError(
-            f"masks to compare must be (A, H, W) and (B, H, W) of one picture, "
+            f"masks to compare must be (A, H, W) and (B, H, W) of one image, "
             f"got {masks_a.shape} and {masks_b.shape}"
         )
     pixels = masks_a.shape[1] * masks_a.shape[2]
@@ -89,9 +89,7 @@ def instances_from_index(
         ShapeError: index and score differ in shape, or index names a map that does not exist.
     """
     if index.ndim != 2 or index.shape != score.shape:
-        raise ShapeError(
-            f"index and score must be (H, W) of one picture, got {index.shape} and {score.shape}"
-        )
+        raise ShapeError(f"index and score must be (H, W) of one image, got {index.shape} and {score.shape}")
     regions = ndimage.find_objects(index)
     if len(regions) > len(class_ids):
         raise ShapeError(f"index names map {len(regions)}, but there are only {len(class_ids)} classes given")

@@ -75,7 +75,7 @@ def build_lattice(features: FloatArray) -> Lattice:
     # A key holds coordinates divided by d + 1, each a sum of d scaled features or d times one.
     if largest * float(scale.max()) * dimensions / (dimensions + 1) >= 2 ** (bits - 1) - 2 * dimensions:
         raise ConfigError(
-            f"pictures or colours reach {largest:.3g} standard deviations, too many for a filter in "
+            f"images or colours reach {largest:.3g} standard deviations, too many for a filter in "
             f"{dimensions} dimensions; use a larger standard deviation (sxy, srgb)"
         )
     corners, weights, keys, table = embed(np.ascontiguousarray(features), scale, bits)

@@ -121,7 +121,7 @@ def cluster_pixels(
     """
     if seed.ndim != 2 or embedding.shape != (2, *seed.shape) or bandwidth.shape[1:] != seed.shape:
         raise ShapeError(
-            f"embedding (2, H, W), bandwidth (D, H, W) and seed (H, W) must be of one picture, "
+            f"embedding (2, H, W), bandwidth (D, H, W) and seed (H, W) must be of one image, "
             f"got {embedding.shape}, {bandwidth.shape} and {seed.shape}"
         )
     if len(bandwidth) not in (1, 2):
@@ -133,7 +133,7 @@ def cluster_pixels(
     points = embedding.reshape(2, -1)[:, foreground]
     sharpness = _sharpness(bandwidth.reshape(len(bandwidth), -1)[:, foreground])
     if not (np.isfinite(points).all() and np.isfinite(sharpness).all()):
-        raise IrnError("the embedding or the bandwidth holds NaN or infinite values; train the network anew")
+        raise IrnError("the embedding or the bandwidth holds NaN or infinite values; train the network again")
     neighbours = _Neighbours(points)
     unclaimed, left, rank = np.ones(len(foreground), np.bool_), len(foreground), 0
     clusters: list[PixelCluster] = []

@@ -37,7 +37,7 @@ def argmax_upsampled(
         ShapeError: the maps are not (M, h, w) with the grid of `size`.
     """
     if maps.ndim != 3 or tuple(maps.shape[1:]) != strided_size(size):
-        raise ShapeError(f"maps of a picture {size} must be (M, *{strided_size(size)}), got {maps.shape}")
+        raise ShapeError(f"maps of an image {size} must be (M, *{strided_size(size)}), got {maps.shape}")
     index = torch.zeros(size, dtype=torch.int32, device=maps.device)
     score = maps.new_zeros(size)
     # Pixels that depend on cells up to this value only stay below the background, whatever the final scale.

@@ -144,7 +144,7 @@ def resized_to(maps: Tensor, image: Tensor) -> Tensor:
     """
     if maps.ndim != 3 or image.ndim != 3:
         raise ShapeError(
-            f"maps must be (K, h, w) and the picture (C, H, W), got {tuple(maps.shape)} and {tuple(image.shape)}"
+            f"maps must be (K, h, w) and the image (C, H, W), got {tuple(maps.shape)} and {tuple(image.shape)}"
         )
     size = (image.shape[1], image.shape[2])
     if not len(maps):  # torch refuses to resize a stack of no maps

@@ -110,8 +110,8 @@ def par_label(
     """
     if cams.ndim != 3 or image.ndim != 3 or cams.shape[1:] != image.shape[1:] or len(cams) != len(class_ids):
         raise ShapeError(
-            f"cams must be (K, H, W) of the picture's size for {len(class_ids)} classes, got "
-            f"{tuple(cams.shape)} and a picture {tuple(image.shape)}"
+            f"cams must be (K, H, W) of the image's size for {len(class_ids)} classes, got "
+            f"{tuple(cams.shape)} and an image {tuple(image.shape)}"
         )
     high, low = backgrounds
     if high < low:

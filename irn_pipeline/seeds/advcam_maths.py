@@ -125,7 +125,7 @@ def climb(
         ShapeError: the picture is not (3, H, W), or the network's answer not (2, K, h, w).
     """
     if image.ndim != 3:
-        raise ShapeError(f"a picture must be (3, H, W), got {tuple(image.shape)}")
+        raise ShapeError(f"an image must be (3, H, W), got {tuple(image.shape)}")
     pair = torch.stack([image, image.flip(-1)])
     first = None
     while True:

@@ -37,8 +37,8 @@ class CentreParams:
         require_side("centre_side", self.centre_side)
         if not (0 < self.centre_border < 0.5 and 0 < self.centre_radius <= 1):
             raise ConfigError(
-                f"centre_border is {self.centre_border} and centre_radius {self.centre_radius}; the border is a share "
-                "below 0.5, the radius one of at most 1 (0.06 and 0.4 do well)"
+                f"centre_border is {self.centre_border} and centre_radius {self.centre_radius}; the border must be "
+                "below 0.5 and the radius at most 1 (0.06 and 0.4 work well)"
             )
 
 

@@ -63,7 +63,7 @@ def fit_centre(sample: CellSample) -> CellClassifier:
     middle, border = cells[targets == MIDDLE], cells[targets == BORDER]
     if not len(middle) or not len(border):
         raise ConfigError(
-            "the pictures have too few cells to tell their middle from their border; enlarge them"
+            "the images have too few cells to compare their middle with their border; enlarge them"
         )
     weight, bias = _discriminant(middle, border)
     return axes.classifier(weight[None], bias[None])
@@ -107,7 +107,7 @@ def centredness(features: Iterable[Sequence[Tensor]]) -> float:
     """
     found = torch.stack([torch.cat([_top_left(stage.float()) for stage in stages], 1) for stages in features])
     if len(found) < _FOLDS:
-        raise ConfigError(f"centredness needs {_FOLDS} pictures at least, got {len(found)}")
+        raise ConfigError(f"centredness needs {_FOLDS} images at least, got {len(found)}")
     cells = CellAxes.fit([found.flatten(0, 1)], [_CORNER_DIMS])([found.flatten(0, 1)])
     border, middle = cells.unflatten(0, (-1, 8)).split(4, 1)
     fold_of = torch.arange(len(found)) % _FOLDS

@@ -21,7 +21,7 @@ class LayerCamParams:
 
     def __post_init__(self) -> None:
         if not self.layercam_stages or not set(self.layercam_stages) <= set(range(5)):
-            raise ConfigError(f"layercam_stages are {list(self.layercam_stages)}; they must be of 0 to 4")
+            raise ConfigError(f"layercam_stages are {list(self.layercam_stages)}; each must be from 0 to 4")
 
 
 def maps(picture: Picture, params: LayerCamParams, prepared: None) -> list[Tensor]:

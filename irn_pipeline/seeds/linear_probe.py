@@ -122,8 +122,8 @@ def fit_probe(
     if not np.isfinite(features).all():
         raise IrnError("the features to fit a linear probe to hold NaN or infinite values")
     if always := np.flatnonzero(targets.all(0)).tolist():
-        many = f"classes {always} (counted from 0) are tags of all {len(targets)} pictures"
-        raise ConfigError(f"{many}: a linear probe needs pictures without the class; add some")
+        many = f"classes {always} (counted from 0) are tags of all {len(targets)} images"
+        raise ConfigError(f"{many}: a linear probe needs images without the class; add some")
     mean, std = features.mean(0), features.std(0)
     # A constant feature gets an infinite deviation: standardised it is 0, and so is its weight.
     std = np.where(std > _CONSTANT * np.abs(mean), std, np.inf)

@@ -30,8 +30,8 @@ class LpCamParams:
     def __post_init__(self) -> None:
         if self.lpcam_clusters < 1 or self.lpcam_cells < self.lpcam_clusters:
             raise ConfigError(
-                f"lpcam_clusters is {self.lpcam_clusters} and lpcam_cells {self.lpcam_cells}; there must be 1 cluster "
-                "or more, and no fewer cells"
+                f"lpcam_clusters is {self.lpcam_clusters} and lpcam_cells {self.lpcam_cells}; use at least 1 cluster "
+                "and at least as many cells"
             )
 
 

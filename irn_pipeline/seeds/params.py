@@ -29,13 +29,13 @@ class CommonParams:
     def __post_init__(self) -> None:
         if not 0 <= self.feature_affinity < float("inf"):
             raise ValueError(
-                f"feature_affinity is {self.feature_affinity}; it must be a number from 0 on (2 does well, 0 is off)"
+                f"feature_affinity is {self.feature_affinity}; it must be a number from 0 on (2 works well, 0 is off)"
             )
         if self.from_cams and self.from_model is not None:
             raise ValueError("from_cams and from_model both name where maps come from; give one of them")
         if self.seeds != "cam" and (self.from_cams or self.from_model is not None):
             raise ValueError(
-                f"seeds {self.seeds} are made with the classifier of train_cam, and there is none with from_cams or "
+                f"seeds {self.seeds} are made with the classifier of train_cam, which is not used with from_cams or "
                 "from_model; leave one of them out"
             )
 

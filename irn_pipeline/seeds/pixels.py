@@ -37,8 +37,8 @@ class PixelParams:
         require_side("pixel_side", self.pixel_side)
         if not 0 < self.pixel_low <= self.pixel_high < 1:
             raise ConfigError(
-                f"pixel_low is {self.pixel_low} and pixel_high {self.pixel_high}; they are shares of a map's largest "
-                "value, and low is at most high (0.2 and 0.5 do well)"
+                f"pixel_low is {self.pixel_low} and pixel_high {self.pixel_high}; both are fractions of a map's "
+                "largest value, and low must not exceed high (0.2 and 0.5 work well)"
             )
 
 

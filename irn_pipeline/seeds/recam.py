@@ -85,7 +85,7 @@ def recam_loss(
     if head.shape != classifier.shape or tags.shape != (len(features), len(classifier)):
         raise ShapeError(
             f"classifier and head must be (K, D) and tags (B, K), got {tuple(classifier.shape)}, "
-            f"{tuple(head.shape)} and {tuple(tags.shape)} for {len(features)} pictures"
+            f"{tuple(head.shape)} and {tuple(tags.shape)} for {len(features)} images"
         )
     pooled = class_features(features, normalised_maps(features, classifier))
     scores = features.mean((2, 3)) @ classifier.T

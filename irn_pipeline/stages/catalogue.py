@@ -52,8 +52,8 @@ DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--con
 """Beginnings of the flags that say that another data set is meant."""
 DEMO_RUN = Path("runs/demo")
 DEMO_PLAN = (
-    "demo: draw 110 pictures into %s, train and apply every stage on them, and write a report. On our machine it took "
-    "about two minutes (docs/RESULTS.md); what is there already is kept. Results: %s"
+    "demo: draw 110 images into %s, train and apply every stage on them, and write a report. On our machine it took "
+    "about two minutes (docs/RESULTS.md); existing results are kept. Results: %s"
 )
 DEMO_FLAGS = ("--voc-root", str(DEMO_ROOT), "--run-dir", str(DEMO_RUN))
 
@@ -135,7 +135,7 @@ def _make_demo_set() -> None:
         generate_demo(DEMO_ROOT)
     elif read_class_names(DEMO_ROOT / "class_names.txt") != DEMO_CLASSES:
         raise DataError(
-            f"{DEMO_ROOT}: is the demo set of an earlier version, with other pictures; remove it and the results made "
+            f"{DEMO_ROOT}: is the demo set of an earlier version, with other images; remove it and the results made "
             f"from it ({DEMO_RUN}), then give the same command again"
         )
 

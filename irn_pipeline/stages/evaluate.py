@@ -105,14 +105,14 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
                 instance["instance_label"].add(read(INSTANCE_LABEL), truth)
         except (ShapeError, DataError) as error:
             raise ArtifactError(
-                f"{job.run.root}: the maps or labels of {image_id} do not fit its true masks in {data.origin} "
-                f"({error}{rotation_hint(record)}); evaluate them on the data set they were made from"
+                f"{job.run.root}: the maps or labels of {image_id} do not match its ground-truth masks in "
+                f"{data.origin} ({error}{rotation_hint(record)}); evaluate them on the data set they were made from"
             ) from error
     require_foreground(foreground, count, data.origin)
     for name, what in (("cam", "activation maps"), ("semantic_label", "labels")):
         if 0 < semantic[name].count < count:
             logger.warning(
-                "%d of the %d pictures with true masks have no %s: the figures are of the other %d",
+                "%d of the %d images with ground-truth masks have no %s: the figures cover the other %d",
                 count - semantic[name].count,
                 count,
                 what,
@@ -127,12 +127,12 @@ def _evaluate_labels(job: Job[Params, DataSet], data: DataSet, figures: dict[str
 def _nothing(job: Job[Params, DataSet], data: DataSet, count: int) -> str:
     """Why there is nothing to evaluate, and what to do."""
     reason = (
-        f"{data.origin}: none of its {len(data.items)} pictures has true masks to compare maps and labels with "
+        f"{data.origin}: none of its {len(data.items)} images has ground-truth masks to compare maps and labels with "
         "(SegmentationClass in a VOC folder, segmentations in a COCO file, gtFine; a table of tags has none)"
     )
     if count:
         reason = (
-            f"{job.run.root}: holds no maps or labels of the {count} pictures with true masks in {data.origin}; "
+            f"{job.run.root}: holds no maps or labels of the {count} images with ground-truth masks in {data.origin}; "
             "run stage make_cam or synthesize_labels first"
         )
     trained = trained_variants(job.run)
@@ -141,8 +141,8 @@ def _nothing(job: Job[Params, DataSet], data: DataSet, count: int) -> str:
 
 def _heldout_needed(trained: Sequence[str]) -> str:
     return (
-        f"the trained models ({', '.join(trained)}) are evaluated on pictures held out from training only: name some "
-        "that have true masks with --heldout-list, by a text file with one image id a line or a list in ImageSets"
+        f"the trained models ({', '.join(trained)}) are evaluated on images held out from training only: name some "
+        "with ground-truth masks by --heldout-list: a text file with one image id per line, or a list in ImageSets"
     )
 
 

@@ -62,7 +62,7 @@ def run(job: Job[Params, DataSet]) -> int:
     chosen = job.params.out
     folder = output_folder(Path(chosen) if chosen else job.run.stage_dir(STAGE.name) / job.params.format)
     count = (_write_coco if job.params.format == "coco" else _write_voc)(job, folder)
-    logger.info("labels of %d pictures are in %s", count, folder)
+    logger.info("labels of %d images are in %s", count, folder)
     return count
 
 
@@ -116,7 +116,9 @@ def _write_voc(job: Job[Params, DataSet], folder: Path) -> int:
                 table.writerow((item.image_id, number, name, f"{item.instances.scores[position]:.6g}"))
             image_ids.append(item.image_id)
     if left_out:
-        logger.warning("left out: %d instances of lowest score; a VOC PNG holds 254 objects", left_out)
+        logger.warning(
+            "left out: %d instances of lowest score; a VOC PNG holds at most 254 objects", left_out
+        )
     # A first line "background" is read as the name of the background.
     first = ("_background_",) if names[0].lower() == "background" else ()
     _write_lines(folder / "class_names.txt", (*first, *names))
@@ -146,11 +148,11 @@ def _labelled(job: Job[Params, DataSet]) -> Iterator[_Labelled]:
         good += 1
         yield item
     if missing or bad:
-        logger.warning("left out: %d pictures without labels, %d that cannot be exported", missing, bad)
+        logger.warning("left out: %d images without labels, %d that cannot be exported", missing, bad)
     if not good:
         raise DataError(
             f"{job.run.stage_dir(INSTANCE_LABEL.stage)}: no label of the data set's {len(job.data.items)} "
-            f"pictures can be exported; run stage {INSTANCE_LABEL.stage} on this --run-dir and data set first"
+            f"images can be exported; run stage {INSTANCE_LABEL.stage} on this --run-dir and data set first"
         )
 
 

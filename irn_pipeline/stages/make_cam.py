@@ -82,8 +82,8 @@ def _unused(params: Params) -> Mapping[str, str]:
         found["scales"] = "--from-cams gives the maps, and no network makes any"
     if SEEDS[params.seeds].size is not None:
         found |= {
-            "scales": f"seeds {params.seeds} see pictures at one size, which they have a flag for",
-            "feature_affinity": f"seeds {params.seeds} tell cells apart by these features already",
+            "scales": f"seeds {params.seeds} see images at one size, which they have a flag for",
+            "feature_affinity": f"seeds {params.seeds} already use these features",
         }
     return found
 

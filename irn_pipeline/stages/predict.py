@@ -51,7 +51,7 @@ def run(job: Job[Params, DataSet]) -> int:
     """Write predictions.json, and for each picture its object ids, label and overlay."""
     params = job.params
     if params.images is None:
-        raise ConfigError("no pictures: give --images DIR, a folder of pictures")
+        raise ConfigError("no images: give --images DIR, a folder of images")
     source = Path(params.images)
     out = Path(params.out) if params.out else job.run.stage_dir(STAGE.name) / params.model
     warnings: list[str] = []
@@ -85,19 +85,20 @@ def run(job: Job[Params, DataSet]) -> int:
             left_out += _write_pictures(out, picture.image_id, image, found, label, overlays=params.overlays)
         if not coco.num_images:
             raise DataError(
-                f"{source}: none of its {len(pictures)} pictures can be read; see the messages above"
+                f"{source}: none of its {len(pictures)} images can be read; see the messages above"
             )
     if coco.num_images < len(pictures):
         logger.warning(
-            "%d of %d pictures cannot be read and were skipped",
+            "%d of %d images cannot be read and were skipped",
             len(pictures) - coco.num_images,
             len(pictures),
         )
     if left_out:
         logger.warning(
-            "left out of the PNGs in masks: %d instances of lowest score; one holds 254 objects", left_out
+            "left out of the PNGs in masks: %d instances of lowest score; each holds at most 254 objects",
+            left_out,
         )
-    logger.info("%d instances in %d pictures: %s", coco.num_annotations, coco.num_images, out)
+    logger.info("%d instances in %d images: %s", coco.num_annotations, coco.num_images, out)
     return coco.num_images
 
 
@@ -105,7 +106,7 @@ def _find_pictures(source: Path, out: Path, warnings: list[str]) -> tuple[ImageR
     """Pictures below `source` in order, but for those that an earlier prediction wrote there."""
     whole, own = source.resolve(), out.resolve()
     if own == whole:
-        raise ConfigError(f"--out {out}: is the folder of pictures itself; name another one")
+        raise ConfigError(f"--out {out}: is the folder of images itself; name another one")
     results = f"{own.relative_to(whole).as_posix()}/" if own.is_relative_to(whole) else "/"
     ignored: list[str] = []
     found = scan_pictures(source, warnings, ignored, flag="--images")
@@ -118,11 +119,11 @@ def _find_pictures(source: Path, out: Path, warnings: list[str]) -> tuple[ImageR
             )
         records += (ImageRecord(name, source / path, ()) for path in paths)
     if not records:
-        raise DataError(f"{source}: holds no picture but those of {out}; --images needs others")
+        raise DataError(f"{source}: holds no images except those in {out}; give a folder with others")
     others = [path for path in ignored if not path.startswith(results)]
     if others:
         warnings.append(
-            f"{source}: files and folders passed over, hidden or no pictures by their suffix: {some(others)}"
+            f"{source}: files and folders that were ignored (hidden, or not images by their suffix): {some(others)}"
         )
     return orient(records, source, warnings)
 
@@ -141,8 +142,8 @@ def _category_ids(checkpoint: Checkpoint, data: DataSet) -> tuple[int, ...] | No
         )
     elif not checkpoint.category_ids:
         logger.warning(
-            "the model's file does not hold COCO category ids, they count from 1; give the --image-dir and --coco-json "
-            "that it was trained on for theirs"
+            "the model's file holds no COCO category ids, so they count from 1; for the original ids give the "
+            "--image-dir and --coco-json that it was trained on"
         )
     return checkpoint.category_ids or None
 

@@ -37,10 +37,10 @@ _ORDER = tuple(
     artifact.stage
     for artifact in (CAM_NETWORK, CAM, IR_LABEL, IRN_NETWORK, SEMANTIC_LABEL, SEGMENTER, METRICS)
 )
-_BY_TRUTH = "among {} pictures with true masks: by the IoU of their semantic labels, mean of the classes in the picture"
+_BY_TRUTH = "among {} images with ground-truth masks, by label IoU (mean over the classes in the image)"
 _BY_SPREAD = (
-    "among {} pictures: as there are no true masks, by the spread of the CAM, its standard deviation over the picture. "
-    "It is high where the map tells an object from the background, low where the map is flat"
+    "among {} images: as there are no ground-truth masks, by the spread of the CAM (its standard deviation over the "
+    "image). It is high where the map separates an object from the background, and low where the map is flat"
 )
 
 
@@ -115,7 +115,7 @@ def run(job: Job[Params, DataSet]) -> int:
     path = job.run.stage_dir(STAGE.name) / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(render_report(report), encoding="utf-8")
-    logger.info("%s: %d pictures shown, %.1f MB", path, len(report.pictures), path.stat().st_size / 1e6)
+    logger.info("%s: %d images shown, %.1f MB", path, len(report.pictures), path.stat().st_size / 1e6)
     return len(items)
 
 
@@ -175,7 +175,7 @@ def _held_out(run: RunFolder) -> Iterator[Result]:
         figures = tuple((name, number) for name, number in numbers_of(value) if name in ("pictures", "mean"))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); delete it") from error
-    yield Result("tags of pictures kept out of train_cam", figures, (("ap", per_class),))
+    yield Result("tags of images held out of train_cam", figures, (("ap", per_class),))
 
 
 def _sweep(run: RunFolder) -> tuple[Series, ...]:

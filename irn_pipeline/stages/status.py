@@ -116,7 +116,7 @@ def next_command(statuses: Sequence[StageStatus], run_dir: Path) -> str:
         if gone or status.state in ("partial", "stale"):
             again = " --overwrite" if status.state == "stale" and not status.always_anew else ""
             return f"python -m stages.{status.stage} {where}{again}, with the flags that the run was started with"
-    return "nothing is left to do"
+    return "nothing left to do"
 
 
 def _status(run: RunFolder, stage: Stage[Any], folder: str, before: dict[str, StageStatus]) -> StageStatus:
@@ -150,7 +150,7 @@ def _stale(run: RunFolder, record: StageRecord, before: dict[str, StageStatus]) 
         if now is None:
             return f"the results of {name}, which it reads, are gone"
         if now.fingerprint != then:
-            return f"the results of {name}, which it reads, were made anew with other parameters or inputs"
+            return f"the results of {name}, which it reads, were made again with other parameters or inputs"
         if status.state == "stale":
             return f"{name}, which it reads, is stale"
     return ""
@@ -176,10 +176,10 @@ def _pictures(run: RunFolder, stage: MapStage[Any], record: StageRecord) -> tupl
     if not record.complete:
         total = counts.get("total")
         # The folder may hold pictures of other lists as well.
-        return (f"{there} files" if total is None else f"{min(there, total)} of {total} pictures"), False
+        return (f"{there} files" if total is None else f"{min(there, total)} of {total} images"), False
     expected = counts.get("images", 0) + counts.get("kept", 0)
     if there < expected:
-        return f"{there} of {expected} pictures: files were removed", False
+        return f"{there} of {expected} images: files were removed", False
     return _told(record), True
 
 
@@ -215,4 +215,4 @@ def _told(record: StageRecord) -> str:
     counts = record.counts
     pictures = counts.get("images", 0) + counts.get("kept", 0)
     skipped = f", {counts['skipped']} skipped" if counts.get("skipped") else ""
-    return f"{pictures} pictures{skipped}, {record.seconds:.1f} s"
+    return f"{pictures} images{skipped}, {record.seconds:.1f} s"

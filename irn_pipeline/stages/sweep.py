@@ -104,8 +104,8 @@ def run(job: Job[Params, DataSet]) -> int:
                 tally.add(label, instances, truth)
         except (ShapeError, DataError) as error:
             raise ArtifactError(
-                f"{job.run.root}: the maps or scores of {record.image_id} do not fit its true masks in {data.origin} "
-                f"({error}); name the data set they were made from"
+                f"{job.run.root}: the maps or scores of {record.image_id} do not match its ground-truth masks in "
+                f"{data.origin} ({error}); name the data set they were made from"
             ) from error
         count += 1
     if not count:
@@ -192,10 +192,10 @@ def _nothing(job: Job[Params, DataSet], data: DataSet, without_truth: int, remed
     kind = CAM.name if job.params.cam else f"kept {WALKED_SCORES.name}"
     if without_truth:
         return (
-            f"{data.origin}: none of the {without_truth} pictures with {kind} has true masks to compare with; "
-            "name pictures that have with --truth-list"
+            f"{data.origin}: none of the {without_truth} images with {kind} has ground-truth masks to compare with; "
+            "name images that have with --truth-list"
         )
-    return f"{job.run.root}: there are no {kind} of the {len(data.items)} pictures; {remedy} first"
+    return f"{job.run.root}: there are no {kind} of the {len(data.items)} images; {remedy} first"
 
 
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:

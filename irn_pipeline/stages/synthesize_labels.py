@@ -192,7 +192,7 @@ def _require_evidence(job: Job[Params, DataSet]) -> None:
     kept = [record.image_id for record in job.data.items if job.run.has(WALKED_SCORES, record.image_id)]
     if job.params.bg_search and kept and job.run.read(WALKED_SCORES, kept[0]).evidence is None:
         raise ArtifactError(
-            f"{job.run.path(WALKED_SCORES, kept[0])}: was written before there was --bg-search and lacks what it "
+            f"{job.run.path(WALKED_SCORES, kept[0])}: was written by a version without --bg-search and lacks what it "
             "needs; build this stage again with --overwrite --keep-scores, without --from-scores"
         )
 

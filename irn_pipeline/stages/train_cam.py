@@ -53,7 +53,9 @@ class Params(TrainingParams):
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out <= 0.5:
-            raise ValueError(f"held_out is {self.held_out}; it must be a share from 0 to 0.5 (0.2 does well)")
+            raise ValueError(
+                f"held_out is {self.held_out}; it must be a fraction from 0 to 0.5 (0.2 works well)"
+            )
 
 
 _OF_TRAINING = (

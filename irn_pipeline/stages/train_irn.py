@@ -124,10 +124,10 @@ def _train(job: Job[Params, DataSet], network: IrnNetwork, weights: str) -> int:
     require_current(job.run, IR_LABEL.stage, records, job.data.leading_names)
     left_out = len(readable) - len(negatives) - len(records)
     if left_out:
-        logger.warning("%d pictures have no confident label and are left out", left_out)
+        logger.warning("%d images have no confident label and are left out", left_out)
     if not records:
         raise DataError(
-            f"{job.run.stage_dir(IR_LABEL.stage)}: no confident label; run stage {IR_LABEL.stage} first"
+            f"{job.run.stage_dir(IR_LABEL.stage)}: no confident labels; run stage {IR_LABEL.stage} first"
         )
 
     precision = torch.bfloat16 if execution.uses_bf16() else torch.float32
@@ -194,8 +194,8 @@ def _samples(
 
     if job.ranks.count > 1:
         raise ConfigError(
-            f"--cached-features goes with one process, here are {job.ranks.count}; start it without torchrun, or train "
-            "without this flag"
+            f"--cached-features works with one process, but there are {job.ranks.count}; start it without torchrun, or "
+            "train without this flag"
         )
     network.eval()
     with feature_samples(
@@ -219,7 +219,9 @@ def _tell(share: float | None, params: Params) -> None:
             STAGE.name, params.radius,
         )  # fmt: skip
     elif share <= _NOTHING_LEARNED:
-        logger.info("%s: displacement loss %.0f %% of that of no displacement", STAGE.name, 100 * share)
+        logger.info(
+            "%s: displacement loss is %.0f %% of the loss without any displacement", STAGE.name, 100 * share
+        )
     else:
         remedies = [] if params.displacement_context else ["--displacement-context"]
         remedies += (
@@ -229,8 +231,8 @@ def _tell(share: float | None, params: Params) -> None:
             "more --epochs" + ("" if params.cached_features else " (cheap with --cached-features 0.75)")
         ]
         logger.warning(
-            "%s: the displacement was not learned: its loss on objects is %.0f %% of that of no displacement at all, "
-            "and objects of a class that touch will be one instance; give %s",
+            "%s: the displacement was not learned: its loss on objects is %.0f %% of the loss without any "
+            "displacement, so touching objects of a class will become one instance; give %s",
             STAGE.name, 100 * share, ", ".join(remedies),
         )  # fmt: skip
 

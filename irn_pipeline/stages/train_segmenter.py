@@ -159,7 +159,7 @@ def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> GroundTruth:
     if job.params.labels == "truth":
         truth = job.data.ground_truth(image_id)
         if truth is None:  # cannot be: see _labelled
-            raise DataError(f"{image_id}: has no true masks")
+            raise DataError(f"{image_id}: has no ground-truth masks")
         return truth
     return training_target(
         job.run.read(INSTANCE_LABEL, image_id),
@@ -183,18 +183,18 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
             kept.append(record)
             seen.update(instances.class_ids.tolist())
     if missing or empty:
-        kind = "true masks" if job.params.labels == "truth" else "labels"
-        logger.warning("left out: %d pictures without %s, %d without an object in them", missing, kind, empty)
+        kind = "ground-truth masks" if job.params.labels == "truth" else "labels"
+        logger.warning("left out: %d images without %s, %d without an object in them", missing, kind, empty)
     if not kept and job.params.labels == "truth":
         raise DataError(
-            f"{job.data.origin}: no true mask of an object in the {missing + empty} pictures to train on; --labels "
-            "truth needs SegmentationClass and SegmentationObject in a VOC folder, a COCO file with masks, or "
+            f"{job.data.origin}: no ground-truth mask of an object in the {missing + empty} images to train on; "
+            "--labels truth needs SegmentationClass and SegmentationObject in a VOC folder, a COCO file with masks, or "
             "Cityscapes; a table of tags has none"
         )
     if not kept:
         raise DataError(
-            f"{job.run.stage_dir(INSTANCE_LABEL.stage)}: not one instance label to train on; run stage "
-            f"{INSTANCE_LABEL.stage} on these pictures first, or lower its --instance-bg-threshold"
+            f"{job.run.stage_dir(INSTANCE_LABEL.stage)}: no instance labels to train on; run stage "
+            f"{INSTANCE_LABEL.stage} on these images first, or lower its --instance-bg-threshold"
         )
     if job.params.labels != "truth":
         require_current(job.run, INSTANCE_LABEL.stage, kept, job.data.leading_names)

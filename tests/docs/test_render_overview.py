@@ -48,8 +48,8 @@ def test_pictures_around_the_median_and_the_worst(overview, ious, chosen):
     assert [int(row.record.image_id) for row in rows] == chosen
     known = sum(iou is not None for iou in ious)
     for number, row in enumerate(rows[:-1], 1):
-        assert row.caption.startswith(f"median {number} of {known} pictures, label IoU ")
-    assert rows[-1].caption == f"worst of {known} pictures, label IoU {100 * ious[chosen[-1]]:.0f} %"
+        assert row.caption.startswith(f"median {number} of {known} images, label IoU ")
+    assert rows[-1].caption == f"worst of {known} images, label IoU {100 * ious[chosen[-1]]:.0f} %"
 
 
 def test_nothing_to_choose_from(overview):
@@ -98,7 +98,7 @@ def test_the_picture(overview, demo, tmp_path, capsys, caplog):
     with caplog.at_level("INFO"):
         assert overview.main(words) == 0
     said = caplog.text + "".join(capsys.readouterr())
-    assert "p0: worst of 6 pictures" in said
+    assert "p0: worst of 6 images" in said
     assert "p5" not in said.replace(str(root), "")  # the best one is not shown
     picture = cv2.imread(str(out))[..., ::-1]
     height = round(overview.CELL * SIZE[0] / SIZE[1])

@@ -229,7 +229,7 @@ def test_a_worker_without_the_package(cluster: Cluster, tmp_path: Path) -> None:
     cluster.with_workers(1)
     unfit = cluster.start(str(tmp_path))
     until(lambda: len(cluster.scheduler.scheduler_info["workers"]) == 2)
-    lacks = r"worker tcp://\S+ cannot load what it shall run \(.*irn_pipeline.*install this version"
+    lacks = r"worker tcp://\S+ cannot load the code that it should run \(.*irn_pipeline.*install this version"
     with pytest.raises(ConfigError, match=lacks):
         list(parallel_map(upper, tasks(20), cluster.execution))
     unfit.kill()
@@ -264,7 +264,7 @@ def test_an_address_of_something_else(cluster: Cluster, monkeypatch: pytest.Monk
 
 def test_a_picture_that_workers_die_of_is_named(cluster: Cluster) -> None:
     cluster.with_workers(1).scheduler.scheduler.allowed_failures = 0
-    with pytest.raises(WorkerDied, match=r"w0: 1 Dask workers died while they had it.*more memory"):
+    with pytest.raises(WorkerDied, match=r"w0: 1 Dask workers died while working on it.*more memory"):
         list(parallel_map(dies, tasks(1), cluster.execution))
 
 

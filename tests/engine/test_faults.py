@@ -176,7 +176,7 @@ def test_a_worker_that_is_killed(tmp_path: Path) -> None:
         return parallel_map(Dies(tmp_path / "spared"), pending, Execution(workers=2))
 
     upper = replace(made.upper, run=work)
-    with pytest.raises(WorkerDied, match=r"of 6 pictures done.*--workers 1"):
+    with pytest.raises(WorkerDied, match=r"of 6 images done.*--workers 1"):
         run_stage(upper, job(tmp_path, UpperParams(), "a b c d e f"))
     (tmp_path / "spared").touch()
     record = run_stage(upper, job(tmp_path, UpperParams(), "a b c d e f"))

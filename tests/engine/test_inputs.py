@@ -113,9 +113,7 @@ def test_a_moved_file_changes_nothing(run: Path, weights: Path) -> None:
 def test_other_content_at_the_same_path_is_refused_by_name(run: Path, weights: Path) -> None:
     fit(run, weights)
     replaced(weights, "other")
-    with pytest.raises(
-        ArtifactError, match=rf"--weights {weights}: its content is not what it was.*--overwrite"
-    ):
+    with pytest.raises(ArtifactError, match=rf"--weights {weights}: its content has changed.*--overwrite"):
         fit(run, weights)
     assert RunFolder(run).read(TOTAL) == "first"
     fit(run, weights, overwrite=True)
@@ -168,7 +166,7 @@ def test_a_moved_folder_changes_nothing(run: Path, maps: Path) -> None:
 def test_a_changed_file_of_a_finished_picture_is_refused_by_name(run: Path, maps: Path) -> None:
     copy(run, maps)
     replaced(maps / "w1.txt", "map of wx")
-    with pytest.raises(ArtifactError, match=rf"--maps {maps}/w1.txt: its content is not what it was"):
+    with pytest.raises(ArtifactError, match=rf"--maps {maps}/w1.txt: its content has changed"):
         copy(run, maps)
     assert RunFolder(run).read(UPPER, "w1") == "map of w1"
 
@@ -177,9 +175,7 @@ def test_many_changed_files_are_one_phrase(run: Path, maps: Path) -> None:
     copy(run, maps)
     for path in maps.iterdir():
         path.write_text("all anew")
-    with pytest.raises(
-        ArtifactError, match=r"w0.txt: its content is not what it was, nor are 2 others"
-    ) as caught:
+    with pytest.raises(ArtifactError, match=r"w0.txt: its content has changed, nor are 2 others") as caught:
         copy(run, maps)
     assert "w1.txt" not in str(caught.value)
 
@@ -200,7 +196,7 @@ def test_more_pictures_are_taken_later_and_the_first_ones_stay_known(run: Path, 
     assert copy(run, maps, text="one two three").fingerprint == first.fingerprint
     copy(run, maps, text="one")
     replaced(maps / "w2.txt", "map of wx")
-    with pytest.raises(ArtifactError, match=r"w2.txt: its content is not what it was"):
+    with pytest.raises(ArtifactError, match=r"w2.txt: its content has changed"):
         copy(run, maps)
 
 
@@ -243,5 +239,5 @@ def test_a_copied_folder_is_read_anew(run: Path, maps: Path, tmp_path: Path) -> 
     other = tmp_path / "other"
     shutil.copytree(maps, other)  # keeps the times of the last change
     replaced(other / "w0.txt", "map of wx")
-    with pytest.raises(ArtifactError, match=r"other/w0.txt: its content is not what it was"):
+    with pytest.raises(ArtifactError, match=r"other/w0.txt: its content has changed"):
         copy(run, other)

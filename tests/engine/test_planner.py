@@ -187,10 +187,10 @@ def test_quiet_times_nothing(pipeline: Pipeline[Source], plans: Plans, tmp_path:
     ("before", "said"),
     [
         ([], "plan of "),
-        (["count"], ", which later commands follow:\n# Values"),
+        (["count"], ", which later commands use:\n# Values"),
         (
             ["count", "--plan", "published"],
-            "has results that were begun without a plan: values that nothing gives",
+            "has results that were started without a plan: values that nothing gives",
         ),
     ],
 )

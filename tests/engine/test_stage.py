@@ -123,7 +123,7 @@ def test_other_parameters_are_refused_with_both_ways_out(tmp_path: Path, stages:
 def test_other_results_upstream_are_refused(tmp_path: Path, stages: Stages) -> None:
     run_stage(stages.upper, job(tmp_path, UpperParams()))
     run_stage(stages.count, job(tmp_path, CountParams(start=5), overwrite=True))
-    with pytest.raises(ArtifactError, match="results of count it reads were made anew"):
+    with pytest.raises(ArtifactError, match="results of count that it reads were made again"):
         run_stage(stages.upper, job(tmp_path, UpperParams()))
 
 
@@ -149,7 +149,7 @@ def test_skipped_items_are_counted_and_named(
 
 
 def test_nothing_but_skipped_items_is_an_error(tmp_path: Path, stages: Stages) -> None:
-    with pytest.raises(DataError, match="every one of the 2 pictures was skipped"):
+    with pytest.raises(DataError, match="every one of the 2 images was skipped"):
         run_stage(stages.upper, job(tmp_path, UpperParams(), "1 2"))
 
 

@@ -195,7 +195,7 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, value: floa
     with pytest.raises(TrainingDiverged, match="no number at step 4 of 6") as caught:
         learner.train(tmp_path, picture_names=lambda batch: ["a", "b"])
     assert "lower the learning rate" in str(caught.value)
-    assert "pictures a, b" in str(caught.value)
+    assert "images a, b" in str(caught.value)
     assert torch.isfinite(learner.weights()).all()
     assert (tmp_path / "resume.pt").is_file()
 
@@ -221,9 +221,7 @@ def test_processes_divide_every_batch(count: int, batch: int, processes: int) ->
 
 
 def test_a_batch_that_cannot_be_divided(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"a batch of 4 pictures cannot be divided among 3 .* --batch-size 6"
-    ):
+    with pytest.raises(ConfigError, match=r"a batch of 4 images cannot be divided among 3 .* --batch-size 6"):
         Learner().train(tmp_path, ranks=one_of(3, 0))
 
 
@@ -234,7 +232,7 @@ def test_a_set_smaller_than_a_batch(tmp_path: Path) -> None:
 
 
 def test_an_empty_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no picture to train on"):
+    with pytest.raises(DataError, match="no images to train on"):
         Learner().train(tmp_path, count=0)
 
 

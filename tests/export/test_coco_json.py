@@ -121,7 +121,7 @@ def test_given_image_ids(tmp_path):
     with CocoWriter(tmp_path / "a.json", NAMES) as coco:
         for name, image_id in (("a.jpg", 40), ("b.jpg", 0), ("c.jpg", "text")):
             coco.add(name, (4, 6), found, image_id)
-        with pytest.raises(DataError, match=r"d\.jpg: another picture of a\.json has its id 40 too"):
+        with pytest.raises(DataError, match=r"d\.jpg: another image of a\.json has its id 40 too"):
             coco.add("d.jpg", (4, 6), found, 40)
     read = load(tmp_path / "a.json")
     assert {key: image["file_name"] for key, image in read.imgs.items()} == {

@@ -345,8 +345,8 @@ def test_signs_of_trouble() -> None:
     assert found == (
         "Stage make_cam has not finished.",
         "cat: IoU below half of the mean (CAMs 24.0\xa0%, Synthesized labels 10.0\xa0%).",
-        "2 of 3 pictures: one class covers more than 90 %.",
-        "1 of 3 pictures: no label.",
+        "2 of 3 images: one class covers more than 90 %.",
+        "1 of 3 images: no label.",
     )
     assert signs_of_trouble([result("cam", cat=0.5)], [Quality()], stages[:1]) == ()
     many = [result("cam", **{f"class {number}": 0.0 for number in range(8)})]
@@ -500,7 +500,7 @@ def test_page_is_whole_and_asks_no_other_host() -> None:
 def test_the_first_screen() -> None:
     page = Page(render_report(a_report(5)))
     assert "photographs of run" in page.text
-    assert "5 pictures, 2 classes · CAM network: resnet18 · run: resnet50" in page.text
+    assert "5 images, 2 classes · CAM network: resnet18 · run: resnet50" in page.text
     chosen = [alt for alt in page.alts if alt]
     # The pictures 0 to 4 have the IoUs 0 to 0.8; only the first has a CAM.
     assert [alt for alt in chosen if alt.startswith("photograph")] == [
@@ -524,7 +524,7 @@ def test_tables_are_well_formed_and_figures_as_printed() -> None:
         ["25.0 %", "–", "0.0 %"],
     ]
     assert figures[1][0].startswith("Synthesized labels")
-    assert figures[2][0] == "run on 60 held-out pictures"
+    assert figures[2][0] == "run on 60 held-out images"
     classes = page.tables[1]
     assert classes[0] == ["class", "pictures", "Synthesized labels IoU"]
     assert classes[1:] == [["cat", "2", "25.0 %"], ["dog", "1", "75.0 %"]]
@@ -683,7 +683,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert 0 < out["images"] < 300  # those near the window only
     assert out["broken"] == 0
     assert out["searched"] == [f"{name}0007"]
-    assert out["count"] == "1 of 1000 pictures"
+    assert out["count"] == "1 of 1000 images"
     assert out["first"] == out["last"] == f"{name}0999"
     assert out["suspicious"] == [f"{name}0001"]
     assert out["open"]

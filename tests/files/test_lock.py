@@ -133,7 +133,7 @@ def test_a_file_system_without_locks_gives_a_warning(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with stage_lock(tmp_path / "stage"):
         (tmp_path / "stage" / "result").write_text("made")
-    assert "cannot be locked (Function not implemented); start no second process there" in caplog.text
+    assert "cannot be locked (Function not implemented); do not start a second process there" in caplog.text
     assert holder_of(tmp_path / "stage") is None
 
 

@@ -222,7 +222,7 @@ def test_wrong_parameters_are_refused():
         CountingEvaluator(1, min_score=NAN)
     with pytest.raises(ShapeError, match="R, G"):
         symmetric_best_dice(np.zeros(3))
-    with pytest.raises(ShapeError, match="one picture"):
+    with pytest.raises(ShapeError, match="one image"):
         mask_dice(np.zeros((1, 2, 2), np.bool_), np.zeros((1, 2, 3), np.bool_))
 
 

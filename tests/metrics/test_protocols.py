@@ -43,11 +43,11 @@ CASES = {
     "a fragment that is wrong": ([FRAGMENT_WRONG], ("1/2", "1/2", "51/101")),
     # The original reverses the order in the picture and once more over the set: the last one takes the truth, but is
     # ranked last.
-    "a tie in a picture, the wrong one first": ([TIE_WRONG_FIRST], ("1/2", "1/2", "1/2")),
-    "a tie in a picture, the right one first": ([TIE_RIGHT_FIRST], ("1", "1/2", "1")),
+    "a tie in an image, the wrong one first": ([TIE_WRONG_FIRST], ("1/2", "1/2", "1/2")),
+    "a tie in an image, the right one first": ([TIE_RIGHT_FIRST], ("1", "1/2", "1")),
     "a tie of two that find one truth": ([one_class([TOP, TOP], [TOP])], ("1/2", "1/2", "1")),
-    "a tie of two pictures, the wrong one first": ([WRONG, RIGHT], ("1", "1/2", "1/2")),
-    "a tie of two pictures, the right one first": ([RIGHT, WRONG], ("1/2", "1/2", "1")),
+    "a tie of two images, the wrong one first": ([WRONG, RIGHT], ("1", "1/2", "1/2")),
+    "a tie of two images, the right one first": ([RIGHT, WRONG], ("1/2", "1/2", "1")),
     # Both truths have the IoU 1/2 with the second prediction; the first truth is taken.
     "the second-best truth is free": ([SECOND_BEST], ("1/2", "1/2", "1")),
 }

@@ -265,8 +265,8 @@ def test_instance_of_one_pixel_is_left_out_with_its_weight(model):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"ignore": torch.zeros(128, 127, dtype=torch.bool)}, "128x128 picture"),
-        ({"masks": torch.zeros(1, 100, 128, dtype=torch.bool)}, "128x128 picture"),
+        ({"ignore": torch.zeros(128, 127, dtype=torch.bool)}, "128x128 image"),
+        ({"masks": torch.zeros(1, 100, 128, dtype=torch.bool)}, "128x128 image"),
         ({"weights": torch.ones(2)}, "1 masks need as many"),
         ({"class_ids": torch.zeros(0, dtype=torch.int64)}, "1 masks need as many"),
     ],

@@ -199,7 +199,7 @@ def test_impossible_options_are_refused(options, message):
 
 def test_targets_and_pictures_that_do_not_fit_are_refused():
     network = model().train()
-    with pytest.raises(ShapeError, match="16x24 picture needs masks"):
+    with pytest.raises(ShapeError, match="16x24 image needs masks"):
         network.losses([torch.rand(3, 16, 24)], [target(1, (24, 16))])
     with pytest.raises(DataError, match="class id 3"):
         network.losses([torch.rand(3, 16, 32)], [target(4, (16, 32), classes=4)])

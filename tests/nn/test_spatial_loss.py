@@ -329,7 +329,7 @@ def test_pixels_of_classes_are_counted_without_the_ignored():
 
 def test_targets_that_do_not_fit_are_refused():
     fields = random_fields((4, 5))
-    with pytest.raises(ShapeError, match=r"4x5 picture needs masks \(R, 4, 5\).*got \(1, 5, 4\)"):
+    with pytest.raises(ShapeError, match=r"4x5 image needs masks \(R, 4, 5\).*got \(1, 5, 4\)"):
         losses_of(fields, target_of([box((5, 4), (0, 1), (0, 1))]))
     with pytest.raises(DataError, match=r"class id 1, but the model knows the classes 0\.\.0"):
         losses_of(fields, target_of([box((4, 5), (0, 1), (0, 1))], class_ids=[1]))

@@ -71,7 +71,7 @@ def test_empty_maps_are_background(count):
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (2, 3), (1, 3, 2)])
 def test_maps_of_another_grid_are_refused(shape):
-    with pytest.raises(ShapeError, match="maps of a picture"):
+    with pytest.raises(ShapeError, match="maps of an image"):
         argmax_upsampled(torch.zeros(shape), (8, 9), 0.25)
 
 
@@ -185,7 +185,7 @@ def test_both_label_kinds_from_the_same_maps():
 
 def test_arrays_of_different_pictures_are_refused(two_objects):
     cam, boundary, displacement, size = two_objects
-    with pytest.raises(ShapeError, match="49x101 picture"):
+    with pytest.raises(ShapeError, match="49x101 image"):
         synthesize(cam, np.array([6]), boundary, displacement, (49, 101))
     with pytest.raises(ShapeError, match="2 classes"):
         synthesize(cam, np.array([6, 7]), boundary, displacement, size)

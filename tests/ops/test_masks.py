@@ -26,7 +26,7 @@ def test_iou_of_empty_masks_is_zero():
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3), (1, 4, 3)])
 def test_iou_refuses_other_sizes(shape):
-    with pytest.raises(ShapeError, match="one picture"):
+    with pytest.raises(ShapeError, match="one image"):
         mask_iou(np.zeros((2, 3, 3), bool), np.zeros(shape, bool))
 
 
@@ -90,7 +90,7 @@ def test_no_foreground_gives_no_instances():
 
 
 def test_components_refuse_wrong_input():
-    with pytest.raises(ShapeError, match="one picture"):
+    with pytest.raises(ShapeError, match="one image"):
         instances_from_index(np.zeros((2, 3), int), np.zeros((3, 2), np.float32), np.array([0]))
     with pytest.raises(ShapeError, match="map 2"):
         instances_from_index(np.full((2, 2), 2), np.zeros((2, 2), np.float32), np.array([0]))

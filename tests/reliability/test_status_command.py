@@ -31,8 +31,8 @@ def test_one_line_a_stage_and_the_next_command(tmp_path: Path, capsys: pytest.Ca
         *("train_cam", "make_cam", "mine_relations", "train_irn", "synthesize_labels", "train_segmenter"),
         *("evaluate", "report"),
     ]
-    assert told["train_cam"] == "done     3 pictures, 2.0 s"
-    assert told["make_cam"] == "partial  1 of 3 pictures"
+    assert told["train_cam"] == "done     3 images, 2.0 s"
+    assert told["make_cam"] == "partial  1 of 3 images"
     assert told["mine_relations"].startswith("stale")
     assert told["report"] == "missing"
     assert lines[-1].startswith(f"next: python -m stages.make_cam --run-dir {run.root}")

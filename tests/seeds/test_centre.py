@@ -114,7 +114,7 @@ def test_the_sign_tells_centred_sets_from_others_though_padding_marks_borders() 
     assert centredness(centred) > CENTRED
     assert centredness(anywhere) < 0.9
     assert abs(centredness(empty) - 0.5) < 0.2
-    with pytest.raises(ConfigError, match="5 pictures at least, got 4"):
+    with pytest.raises(ConfigError, match="5 images at least, got 4"):
         centredness(centred[:4])
 
 

@@ -197,7 +197,7 @@ def test_pooling():
 
 def test_what_cannot_be_fitted_is_refused():
     pooled, tags = pictures()
-    with pytest.raises(ConfigError, match=r"classes \[1\] .* all 60 pictures"):
+    with pytest.raises(ConfigError, match=r"classes \[1\] .* all 60 images"):
         fit_probe(pooled, torch.cat([tags[:, :1], torch.ones(60, 1)], 1))
     with pytest.raises(ShapeError, match="pooled"):
         fit_probe(pooled[:5], tags)

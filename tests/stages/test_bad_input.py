@@ -35,7 +35,7 @@ ANNOTATION = "<annotation><object><name>{}</name></object></annotation>\n"
 
 def lines_but_the_loaders(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Lines of standard error without those about the tiny set's classes."""
-    about_data = ("classes with no picture: ", " warnings about the data set; ")
+    about_data = ("classes with no image: ", " warnings about the data set; ")
     lines = capsys.readouterr().err.splitlines(keepends=True)
     return [line for line in lines if not any(part in line for part in about_data)]
 
@@ -333,7 +333,7 @@ def test_nothing_but_hostile_cams_is_an_error(
     assert stage_main(stage, copy.flags()) == 1
     lines = lines_but_the_loaders(capsys)
     assert [line for line in lines if line.startswith("error:")] == lines[-1:]
-    assert "every one of the 10 pictures was skipped" in lines[-1]
+    assert "every one of the 10 images was skipped" in lines[-1]
     assert len(lines) == 11
     assert not marker.exists()
 
@@ -366,7 +366,7 @@ def test_a_cut_jpeg_is_left_out_of_a_training_and_counted(
     assert stage_main("train_cam", flags) == 0
     text = capsys.readouterr().err
     assert f"train_0001: left out: {culprit}" in text
-    assert "1 of 3 pictures cannot be read and are left out" in text
+    assert "1 of 3 images cannot be read and are left out" in text
     assert RunFolder(run_dir).record("train_cam").counts == {"images": 2}
 
 
@@ -395,7 +395,7 @@ def test_pictures_without_a_label_are_left_out_and_counted(
     (voc / "Annotations" / "train_0001.xml").write_text("<annotation></annotation>")
     copy = run_copy("train_cam", voc_root=voc)
     assert stage_main("make_cam", copy.flags()) == 0
-    assert "2 pictures are used" in capsys.readouterr().err
+    assert "2 images are used" in capsys.readouterr().err
     assert not RunFolder(copy.run_dir).has(CAM, "train_0001")
 
 

@@ -117,7 +117,7 @@ def test_a_class_that_every_picture_has_is_refused_in_one_line(
     words += ["--head", "probe", "--backbone", "resnet18", "--backbone-weights", "none", "--device", "cpu"]
     code = stage_main("train_cam", words)
     said = capsys.readouterr().err.strip().splitlines()
-    assert code == 1 and "a linear probe needs pictures without the class" in said[-1]
+    assert code == 1 and "a linear probe needs images without the class" in said[-1]
 
 
 @pytest.mark.parametrize("flag", ["--epochs", "--lr", "--crop"])

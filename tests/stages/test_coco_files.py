@@ -231,13 +231,13 @@ def test_a_mask_that_cannot_be_read_stops_the_evaluation(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"iscrowd": 1}, "the true masks of 3 pictures show no object of any class"),
+        ({"iscrowd": 1}, "the ground-truth masks of 3 images show no object of any class"),
         (
             {"segmentation": {"size": list(SIZE), "counts": [SIZE[0] * SIZE[1]]}},
             "show no object of any class",
         ),
-        ({"segmentation": []}, "none of its 3 pictures has true masks"),
-        ({"segmentation": None}, "none of its 3 pictures has true masks"),
+        ({"segmentation": []}, "none of its 3 images has ground-truth masks"),
+        ({"segmentation": None}, "none of its 3 images has ground-truth masks"),
     ],
     ids=["crowds", "run lengths without a pixel", "boxes only", "no segmentation"],
 )
@@ -266,7 +266,7 @@ def test_thresholds_are_not_swept_on_a_truth_without_any_object(
     data.write()
     capsys.readouterr()
     assert data.command("sweep", "--cam") == 1
-    assert "true masks of 3 pictures show no object" in capsys.readouterr().err.splitlines()[-1]
+    assert "ground-truth masks of 3 images show no object" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_held_out_list_of_crowds_only(data: Set, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +277,7 @@ def test_a_held_out_list_of_crowds_only(data: Set, capsys: pytest.CaptureFixture
     (data.root / "held.txt").write_text("p1\n")
     capsys.readouterr()
     assert data.command("evaluate", "--heldout-list", str(data.root / "held.txt")) == 1
-    assert "true masks of 1 pictures show no object" in capsys.readouterr().err.splitlines()[-1]
+    assert "ground-truth masks of 1 images show no object" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_ids_as_texts_train_and_ids_of_nothing_are_explained(

@@ -79,7 +79,7 @@ def test_the_demo_says_what_it_will_do_and_which_file_to_open(capsys: pytest.Cap
         assert main(["run", "2", "--run-dir", "runs/demo"]) == 0
         assert main(["run", "--quiet"]) == 0
         assert capsys.readouterr().err == "", "a part of the demo, and a quiet run, announce nothing"
-    assert plan.startswith("demo: draw 110 pictures into data/demo") and plan.endswith("Results: runs/demo")
+    assert plan.startswith("demo: draw 110 images into data/demo") and plan.endswith("Results: runs/demo")
     assert drawing == "drawing the demo set in data/demo"
     assert end == "the demo is finished; open runs/demo/report/report.html"
     assert len(done) == 3

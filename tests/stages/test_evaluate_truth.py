@@ -93,7 +93,10 @@ def test_class_masks_alone_give_miou_and_one_line_why_no_ap(
     assert evaluate(folder) == 0
     found = figures(folder)
     assert found["pictures"] == 2 and found["semantic_label"]["miou"] == 1 and "instance_label" not in found
-    assert capsys.readouterr().err.count("no average precision: the true masks tell no objects apart") == 1
+    assert (
+        capsys.readouterr().err.count("no average precision: the ground-truth masks do not separate objects")
+        == 1
+    )
 
 
 def test_ap_of_the_pictures_that_have_object_masks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +106,7 @@ def test_ap_of_the_pictures_that_have_object_masks(folder: Path, capsys: pytest.
     assert found["pictures"] == 2 and found["semantic_label"]["iou_per_class"]["dog"] == 1
     assert found["instance_label"]["instances"] == 1
     assert found["instance_label"]["ap50_per_class"] == {"cat": 1, "dog": None}
-    assert "average precision is that of 1 of 2 pictures" in capsys.readouterr().err
+    assert "average precision covers 1 of 2 images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -114,7 +117,7 @@ def test_a_truth_without_classes_is_an_error(
         Image.fromarray(painted(value)).save(path)
     assert evaluate(folder) == 1
     line = error(capsys)
-    assert f"{folder}/voc: the true masks of 2 pictures show no object of any class" in line
+    assert f"{folder}/voc: the ground-truth masks of 2 images show no object of any class" in line
     assert "in masks of 0 and 255 write the class's label for 255" in line
     assert not (folder / "run" / "evaluate" / "metrics.json").exists()
 
@@ -163,15 +166,15 @@ def test_the_list_that_was_taken_is_logged_with_its_count(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(folder) == 0
-    assert f"pictures: 2 of {folder}/voc/JPEGImages" in capsys.readouterr().err
+    assert f"images: 2 of {folder}/voc/JPEGImages" in capsys.readouterr().err
     lists = folder / "voc" / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("a\n")
     (lists / "val.txt").write_text("b\n")
     assert evaluate(folder) == 0
-    assert f"pictures: 1 of {lists}/train.txt (choose others" in capsys.readouterr().err
+    assert f"images: 1 of {lists}/train.txt (choose others" in capsys.readouterr().err
     assert evaluate(folder, "--image-list", "val") == 0
-    assert f"pictures: 1 of {lists}/val.txt\n" in capsys.readouterr().err
+    assert f"images: 1 of {lists}/val.txt\n" in capsys.readouterr().err
 
 
 def test_a_model_without_held_out_pictures_asks_for_them(
@@ -186,7 +189,7 @@ def test_a_model_without_held_out_pictures_asks_for_them(
             path.unlink()
     assert evaluate(folder) == 1
     line = error(capsys)
-    assert "the trained models (mask_rcnn) are evaluated on pictures held out" in line
+    assert "the trained models (mask_rcnn) are evaluated on images held out" in line
     assert "--heldout-list, by a text file with one image id a line" in line
 
 
@@ -195,11 +198,11 @@ def test_nothing_to_evaluate_says_what_is_missing(folder: Path, capsys: pytest.C
     for image_id in IDS:
         run.path(SEMANTIC_LABEL, image_id).unlink()
     assert evaluate(folder) == 1
-    assert "holds no maps or labels of the 2 pictures with true masks" in error(capsys)
+    assert "holds no maps or labels of the 2 images with ground-truth masks" in error(capsys)
     for path in (folder / "voc" / "SegmentationClass").iterdir():
         path.unlink()
     assert evaluate(folder) == 1
-    assert f"{folder}/voc: none of its 2 pictures has true masks" in error(capsys)
+    assert f"{folder}/voc: none of its 2 images has ground-truth masks" in error(capsys)
 
 
 def test_labels_of_other_classes_are_refused_with_their_place(
@@ -232,4 +235,4 @@ def test_a_sweep_over_a_truth_without_classes_is_an_error(
         )
     flags = ["--voc-root", f"{folder}/voc", "--run-dir", f"{folder}/run", "--cam", "--cam-dir", str(maps)]
     assert stage_main("sweep", flags) == 1
-    assert "the true masks of 2 pictures show no object of any class" in error(capsys)
+    assert "the ground-truth masks of 2 images show no object of any class" in error(capsys)

@@ -233,7 +233,7 @@ def test_more_instances_than_a_png_has_ids(
         export(run, data, tmp_path / "voc", "voc")
         export(run, data, tmp_path / "coco", "coco")
     assert [r.getMessage() for r in caplog.records] == [
-        "left out: 46 instances of lowest score; a VOC PNG holds 254 objects"
+        "left out: 46 instances of lowest score; a VOC PNG holds at most 254 objects"
     ]
     ids = np.asarray(Image.open(tmp_path / "voc" / "SegmentationObject" / "many.png")).ravel()
     assert ids[:254].tolist() == list(range(1, 255))
@@ -250,7 +250,7 @@ def test_what_cannot_be_exported_is_named_and_counted(
     fill(run, [name for name in names if name != "no_label"])
     other = Instances(np.ones(1, np.float32), np.ones((1, 3, 3), np.bool_), np.zeros(1, np.int64))
     run.write(INSTANCE_LABEL, other, "other_size")
-    run.path(SEMANTIC_LABEL, "damaged").write_bytes(b"no picture")
+    run.path(SEMANTIC_LABEL, "damaged").write_bytes(b"no image")
     (tmp_path / "in" / "no_picture.png").unlink()
     run.write(
         INSTANCE_LABEL, Instances(np.ones(1, np.float32), box(0, 0, 1, 1)[None], np.array([7])), "class_7"
@@ -258,7 +258,7 @@ def test_what_cannot_be_exported_is_named_and_counted(
     with caplog.at_level(logging.WARNING):
         assert export(run, data, tmp_path / "out", kind) == 1
     messages = [r.getMessage() for r in caplog.records]
-    assert messages[-1] == "left out: 1 pictures without labels, 4 that cannot be exported"
+    assert messages[-1] == "left out: 1 images without labels, 4 that cannot be exported"
     for name, culprit in (
         ("other_size", run.path(INSTANCE_LABEL, "other_size")),
         ("damaged", run.path(SEMANTIC_LABEL, "damaged")),
@@ -275,7 +275,7 @@ def test_no_label_at_all(run: RunFolder, tmp_path: Path, kind: str) -> None:
     with pytest.raises(ArtifactError, match="run stage synthesize_labels on this --run-dir first"):
         export(run, data, tmp_path / "out", kind)
     fill(run, ["another"])
-    with pytest.raises(DataError, match="no label of the data set's 1 pictures can be exported"):
+    with pytest.raises(DataError, match="no label of the data set's 1 images can be exported"):
         export(run, data, tmp_path / "out", kind)
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == []
 

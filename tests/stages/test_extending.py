@@ -159,10 +159,10 @@ def test_model(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Captur
     words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
     for flags, line in (
         (["--model", "pixel_net", "--hidden", "8"], "nowhere"),
-        (["--hidden", "8"], "--hidden: of no effect on mask_rcnn; it is for pixel_net"),
+        (["--hidden", "8"], "--hidden: has no effect with mask_rcnn; it is for pixel_net"),
         (
             ["--model", "pixel_net", "--backbone", "resnet18"],
-            "--backbone: of no effect on pixel_net, which has no backbone to choose",
+            "--backbone: has no effect with pixel_net, which has no backbone to choose",
         ),
     ):
         assert run_stage_command(trainer.STAGE, [*flags, *words]) == 1
@@ -194,7 +194,7 @@ def test_seed(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Capture
     maker = load("irn_pipeline.stages.make_cam", source_of("stages/make_cam"))
     words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
     assert run_stage_command(maker.STAGE, ["--shifted-by", "4", *words]) == 1
-    assert "--shifted-by: of no effect on cam; it is for shifted" in capsys.readouterr().err
+    assert "--shifted-by: has no effect with cam; it is for shifted" in capsys.readouterr().err
     data = load_source(Source(voc_root=str(voc_root)))
     torch.manual_seed(0)
     state = CamNetwork(num_classes=len(data.identity), backbone="resnet18").state_dict()
@@ -220,7 +220,7 @@ def test_refiner(voc_root: Path, tmp_path: Path, load: Load, capsys: pytest.Capt
     stage = load("irn_pipeline.stages.synthesize_labels", source_of("stages/synthesize_labels"))
     words = ["--voc-root", "nowhere", "--run-dir", "nowhere", *FLAGS]
     assert run_stage_command(stage.STAGE, ["--blur-side", "5", *words]) == 1
-    assert "--blur-side: of no effect on walk; it is for blur" in capsys.readouterr().err
+    assert "--blur-side: has no effect with walk; it is for blur" in capsys.readouterr().err
     data = load_source(Source(voc_root=str(voc_root)))
     torch.manual_seed(0)
     state = IrnNetwork(backbone="resnet18").state_dict()

@@ -130,16 +130,16 @@ def test_results_of_other_seeds_parameters_and_pictures_are_not_mixed(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--seeds", "pixels", "--scales", "1.0"], "--scales: seeds pixels see pictures at one size"),
+        (["--seeds", "pixels", "--scales", "1.0"], "--scales: seeds pixels see images at one size"),
         (
             ["--seeds", "centre", "--feature-affinity", "2"],
             "--feature-affinity: seeds centre tell cells apart",
         ),
         (
             ["--seeds", "centre", "--pixel-side", "96"],
-            "--pixel-side: of no effect on centre; it is for pixels",
+            "--pixel-side: has no effect with centre; it is for pixels",
         ),
-        (["--centre-radius", "0.5"], "--centre-radius: of no effect on cam; it is for centre"),
+        (["--centre-radius", "0.5"], "--centre-radius: has no effect with cam; it is for centre"),
         (["--seeds", "pixels", "--from-cams", "a"], "seeds pixels are made with the classifier of train_cam"),
         (["--seeds", "pixels", "--pixel-side", "10"], "pixel_side is 10; it must be 64 pixels at least"),
         (["--seeds", "pixels", "--pixel-low", "0.6"], "pixel_low is 0.6 and pixel_high 0.5"),

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generate_demo(root / "voc", num_images=4, num_heldout=0, min_size=(64, 80), max_size=(80, 96))
     rows = ["image,label"]
     for number, record in enumerate(load_voc(root / "voc", class_names=DEMO_CLASSES).images.records):
-        name = f"{'garden/' if number % 2 else ''}my picture {number}{record.path.suffix}"
+        name = f"{'garden/' if number % 2 else ''}my image {number}{record.path.suffix}"
         (root / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         record.path.rename(root / "photos" / name)
         rows.append(",".join([name, *(DEMO_CLASSES[class_id] for class_id in record.class_ids)]))
@@ -72,4 +72,4 @@ def test_commands_of_the_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         assert np.array_equal(masks, instances.masks) or (not len(instances) and not masks)
         assert [one["area"] for one in found] == [int(mask.sum()) for mask in masks]
     page = Path("runs/mine/report/report.html").read_text(encoding="utf-8")
-    assert "garden/my picture 1" in page
+    assert "garden/my image 1" in page

@@ -236,7 +236,7 @@ def test_their_maps_are_known_by_content(bench: Bench, tmp_path: Path) -> None:
     np.save(moved / f"{image_id}.npy", as_original(other))  # type: ignore[arg-type]
     for stage in LABELLING:
         with pytest.raises(
-            ArtifactError, match=rf"--cam-dir {moved}/{image_id}.npy: its content is not what it was"
+            ArtifactError, match=rf"--cam-dir {moved}/{image_id}.npy: its content has changed"
         ):
             bench.work(stage, moved, tmp_path / "run")
 
@@ -260,7 +260,7 @@ def test_files_that_cannot_be_used_are_named_and_skipped(
     for image_id, content in zip(ids, ({"keys": _Hostile(marker)}, as_original(cut)), strict=False):
         np.save(folder / f"{image_id}.npy", content)  # type: ignore[arg-type]
     assert bench.work(stage, folder, tmp_path / "run").counts == {"images": 1, "kept": 0, "skipped": 2}
-    for image_id, reason in zip(ids, ("refused", "picture, but"), strict=False):
+    for image_id, reason in zip(ids, ("refused", "image, but"), strict=False):
         told = [e.getMessage() for e in caplog.records if f"{image_id}: skipped: " in e.getMessage()]
         assert len(told) == 1
         assert told[0].startswith(f"{image_id}: skipped: {folder / image_id}.npy: ")

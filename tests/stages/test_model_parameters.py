@@ -136,7 +136,7 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
         if name in own(model):
             assert "nowhere" in line
         else:
-            assert line.startswith(f"error: {flag}: of no effect on {model}; it is for ")
+            assert line.startswith(f"error: {flag}: has no effect with {model}; it is for ")
             told = line.split("it is for ")[1].strip().split(" and ")
             assert told == [other for other in MODELS if name in own(other)]
 
@@ -146,7 +146,7 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
     [
         (
             ["--labels", "truth", "--ignore-band", "5", "--model", "deeplabv3"],
-            "--ignore-band: true masks are",
+            "--ignore-band: ground-truth masks are",
         ),
         (["--optimizer", "adamw", "--momentum", "0.5"], "--momentum: adamw has a momentum of its own"),
         (["--model", "spatial_embeddings", "--momentum=0.5"], "--momentum: adamw has a momentum of its own"),
@@ -181,7 +181,7 @@ def test_a_configuration_for_several_models_is_told_and_taken(
         words = ["--config", str(config), "--model", model, "--voc-root", "nowhere", "--run-dir", "nowhere"]
         assert stage_main("train_segmenter", words) == 1
         told, error = capsys.readouterr().err.splitlines()
-        assert told == f"train_segmenter: set in the configuration, but of no effect here: {names}"
+        assert told == f"train_segmenter: set in the configuration, but without effect here: {names}"
         assert "nowhere" in error
     assert (
         recipe_of(SegmenterParams(model="mask_rcnn", crop=64, rescale=(0.5, 1.5)))
@@ -222,7 +222,7 @@ def test_objects_of_spatial_embeddings_are_as_recorded_unless_asked_otherwise(tm
     network, _ = load_segmenter(before, "spatial_embeddings", EXECUTION)
     assert (network.min_pixels, network.seed_threshold, network.foreground_threshold) == (128, 0.5, 0.5)
     with pytest.raises(
-        ConfigError, match="--min-pixels: of no effect on mask_rcnn; it is for spatial_embedd"
+        ConfigError, match="--min-pixels: has no effect with mask_rcnn; it is for spatial_embedd"
     ):
         require_asked(("mask_rcnn",), asked)
 
@@ -243,7 +243,7 @@ def test_models_without_them_refuse_them_by_name(model: str, asked: AskedParams)
         require_asked((model,), asked)
         return
     flag = "--crf" if asked.crf else "--test-scales"
-    with pytest.raises(ConfigError, match=f"{flag}: of no effect on {model}; it is for deeplabv3"):
+    with pytest.raises(ConfigError, match=f"{flag}: has no effect with {model}; it is for deeplabv3"):
         require_asked((model,), asked)
 
 

@@ -75,8 +75,8 @@ def folder(tmp_path: Path) -> Path:
     """Four pictures, and files that are none."""
     for name, size in SIZES.items():
         save(tmp_path / "in" / name, halves(size))
-    (tmp_path / "in" / "notes.txt").write_text("no picture")
-    (tmp_path / "in" / "._a.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / "._a.png").write_bytes(b"no image")
     return tmp_path / "in"
 
 
@@ -183,12 +183,12 @@ def test_unreadable_pictures_are_skipped_and_counted(
     tmp_path: Path, folder: Path, model: Thresholds, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:40])
-    (folder / "deep" / "text.jpg").write_text("no picture")
+    (folder / "deep" / "text.jpg").write_text("no image")
     assert predict(tmp_path, "--images", str(folder)) == 0
     lines = capsys.readouterr().err.splitlines()
     assert sum(f"a.png: skipped: {folder / 'a.png'}" in line for line in lines) == 1
     assert sum(f"deep/text.jpg: skipped: {folder / 'deep' / 'text.jpg'}" in line for line in lines) == 1
-    assert "2 of 5 pictures cannot be read and were skipped" in lines[-1]
+    assert "2 of 5 images cannot be read and were skipped" in lines[-1]
     coco = load(tmp_path / "out" / "predictions.json")
     assert [image["file_name"] for image in coco.imgs.values()] == list(SIZES)[1:]
     assert not (tmp_path / "out" / "masks" / "a.png").exists()
@@ -198,7 +198,7 @@ def test_no_readable_picture(tmp_path: Path, model: Thresholds, capsys: pytest.C
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"")
     assert predict(tmp_path, "--images", str(tmp_path / "in")) == 1
-    assert "none of its 1 pictures can be read" in capsys.readouterr().err.splitlines()[-1]
+    assert "none of its 1 images can be read" in capsys.readouterr().err.splitlines()[-1]
     assert files(tmp_path / "out") == set()
 
 
@@ -211,7 +211,7 @@ def test_folders_that_cannot_be_used(
     for images, named in (
         (tmp_path / "nowhere", "nowhere: no such folder"),
         (folder / "a.png", "a.png: no such folder"),
-        (tmp_path / "empty", "empty: holds no picture"),
+        (tmp_path / "empty", "empty: holds no image"),
         (tmp_path / "twins", "a.jpg and a.png would both be written to masks/a.png"),
         (tmp_path / "out", "out: "),
     ):
@@ -220,7 +220,7 @@ def test_folders_that_cannot_be_used(
     assert predict(tmp_path) == 1
     assert "--images DIR" in the_only_line(capsys)
     assert predict(tmp_path, "--images", str(folder), out="in") == 1
-    assert "is the folder of pictures itself" in the_only_line(capsys)
+    assert "is the folder of images itself" in the_only_line(capsys)
     assert predict(tmp_path, "--images", str(folder), "--min-score", "nan") == 1
     assert "min_score" in the_only_line(capsys)
     assert model.passes == 0
@@ -314,9 +314,9 @@ def test_the_rules_are_those_of_image_dir_and_one_line_tells_what_was_passed_ove
     (unread,) = [line for line in told if "HEIC" in line]
     assert (
         unread
-        == f"f.png: skipped: {source / 'f.png'}: holds a HEIC picture, which cannot be read; convert it to JPEG or PNG"
+        == f"f.png: skipped: {source / 'f.png'}: holds a HEIC image, which cannot be read; convert it to JPEG or PNG"
     )
-    assert told[-1] == "1 of 6 pictures cannot be read and were skipped"
+    assert told[-1] == "1 of 6 images cannot be read and were skipped"
     names = [image["file_name"] for image in load(tmp_path / "out" / "predictions.json").imgs.values()]
     assert names == ["a.jpg", "b.TIF", "c.gif", "deep/d.jfif", "linked/e.png"]
     assert set(scan_pictures(source, [])) == {

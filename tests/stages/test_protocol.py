@@ -158,7 +158,9 @@ def test_pictures_without_labels_are_told(by_hand: list[str], capsys: pytest.Cap
     assert main(["evaluate", *by_hand]) == 0
     assert metrics_of(by_hand)["pictures"] == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "have no" in line]
-    assert line.endswith("1 of the 2 pictures with true masks have no labels: the figures are of the other 1")
+    assert line.endswith(
+        "1 of the 2 images with ground-truth masks have no labels: the figures cover the other 1"
+    )
 
 
 def test_each_rule_of_the_original_has_its_line(
@@ -174,7 +176,7 @@ def test_each_rule_of_the_original_has_its_line(
         "voc, but equal scores one after the other": 50.0,
         "protocol original": 66.7,
     }
-    assert lines[-1]["true instances"] == 2
+    assert lines[-1]["ground-truth instances"] == 2
     assert lines[-1]["0.5"] == 1
 
 

@@ -200,7 +200,7 @@ def test_pictures_without_a_foreign_mask_and_wrong_ones_are_told(
     run_command(root, tmp_path / "run", "--semantic-dir", str(folder), "--refiner", "none")
     said = capsys.readouterr().err
     assert f"{data.items[0].image_id}.png: no such file" in said
-    assert f"{second}.png: is of a 5x6 picture" in said
+    assert f"{second}.png: is for a 5x6 image" in said
     assert f"{third}.png: holds maps of class 76" in said or f"{third}.png: holds class 76" in said
 
 
@@ -208,7 +208,7 @@ def test_pictures_without_a_foreign_mask_and_wrong_ones_are_told(
     ("flags", "said"),
     [
         (["--refiner", "none", "--beta", "3"], "--beta: --refiner none takes no random walk"),
-        (["--pamr-iterations", "3"], "--pamr-iterations: of no effect on walk; it is for pamr"),
+        (["--pamr-iterations", "3"], "--pamr-iterations: has no effect with walk; it is for pamr"),
         (
             ["--refiner", "crf", "--bg-search", "0.2", "0.5"],
             "--bg-search: --refiner crf makes labels without scores",

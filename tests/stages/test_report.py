@@ -150,7 +150,7 @@ def test_whole_run(run: RunFolder, data: Data) -> None:
     assert tuple(pictures) == IDS
     assert titles(pictures["one"]) == [
         *("photograph", "CAM", "confident label", "boundary", "displacement", "instance map"),
-        *("instance labels", "semantic labels", "true instances", "true labels"),
+        *("instance labels", "semantic labels", "ground-truth instances", "ground-truth labels"),
     ]
     assert titles(pictures["three"])[-1] == "semantic labels"
     assert pictures["one"]["iou"] == 1
@@ -174,9 +174,9 @@ def test_whole_run(run: RunFolder, data: Data) -> None:
     assert "best 62.5\xa0% at 0.1" in text
     assert text.count("1 min 01 s") >= 5
     assert 'class="note"' not in text.split("<noscript>")[0]
-    assert "1 of 4 pictures: no instance in the label." in text
-    assert "1 of 4 pictures: one class covers more than 90 %." in text
-    assert "1 of 4 pictures: 10 fragments or more." in text
+    assert "1 of 4 images: no instance in the label." in text
+    assert "1 of 4 images: one class covers more than 90 %." in text
+    assert "1 of 4 images: 10 fragments or more." in text
     assert "<h1>pictures<small>run my run</small></h1>" in text
     assert "CAM network: resnet18" in text
 
@@ -190,7 +190,7 @@ def test_pictures_are_chosen_by_iou_where_there_is_truth(run: RunFolder, data: D
     text = make(run, data)
     assert chosen_of(text) == [("best", "one"), ("worst", "sub/two")]
     assert "label IoU 100.0\xa0%" in text
-    assert "Chosen by rank among 2 pictures with true masks" in text
+    assert "Chosen by rank among 2 images with ground-truth masks" in text
     assert text.index('id="chosen"') < text.index("<table")
 
 
@@ -205,7 +205,7 @@ def test_pictures_are_chosen_by_the_spread_of_their_maps_without_truth(run: RunF
     text = make(run, replace(data, truths={}))
     assert chosen_of(text) == [("best", "sub/two"), ("median", "four"), ("median", "three"), ("worst", "one")]
     assert "spread 0.40" in text
-    assert "Chosen by rank among 4 pictures: as there are no true masks" in text
+    assert "Chosen by rank among 4 images: as there are no ground-truth masks" in text
 
 
 def test_maps_that_cover_everything(run: RunFolder, data: Data) -> None:
@@ -214,14 +214,14 @@ def test_maps_that_cover_everything(run: RunFolder, data: Data) -> None:
     run.write(CAM, Cam(np.zeros(1, np.int64), cam, np.ones((1, *SIZE), np.float32)), "four")
     text = make(run, data)
     assert pictures_of(text)["four"]["signs"] == ["12 fragments", "map covers 100 %"]
-    assert "1 of 4 pictures: the map covers nearly everything." in text
+    assert "1 of 4 images: the map covers nearly everything." in text
     assert "map covers" not in json.dumps(pictures_of(make(run, data, covering=1.0)))
 
 
 def test_pictures_without_a_label(run: RunFolder, data: Data) -> None:
     for artifact in (SEMANTIC_LABEL, INSTANCE_LABEL):
         run.path(artifact, "one").unlink()
-    assert "1 of 4 pictures: no label that can be read." in make(run, data)
+    assert "1 of 4 images: no label that can be read." in make(run, data)
 
 
 def test_a_class_called_background_has_a_row_beside_the_background(run: RunFolder, data: Data) -> None:
@@ -259,7 +259,7 @@ def test_no_network_is_said_and_fields_can_be_left_out(run: RunFolder, data: Dat
 def test_number_of_pictures(run: RunFolder, data: Data) -> None:
     text = make(run, data, max_pictures=2)
     assert len(pictures_of(text)) == 2
-    assert "2 of 4 pictures are shown" in text
+    assert "2 of 4 images are shown" in text
     assert 'id="pictures"' not in make(run, data, max_pictures=0)
 
 

@@ -80,7 +80,7 @@ def test_exports_agree_with_what_opencv_shows(
 ) -> None:
     flags = labelled(tmp_path, made_with, as_stored=as_stored)
     assert stage_main("export_labels", [*flags, "--label-csv", str(tmp_path / "tags.csv")]) == 0
-    assert capsys.readouterr().err.count("pictures that carry an EXIF rotation: 7 (p2, p3, p4, ...)") == 1
+    assert capsys.readouterr().err.count("images that carry an EXIF rotation: 7 (p2, p3, p4, ...)") == 1
     out = tmp_path / "run" / "export_labels" / "coco"
     content = json.loads((out / "instances.json").read_text())
     assert len(content["images"]) == 7
@@ -118,7 +118,7 @@ def test_maps_of_an_older_run_are_turned_and_not_added_to(tmp_path: Path) -> Non
     np.testing.assert_array_equal(found.high_res_cam[0], np.rot90(maps[0], -1))
     assert found.cam.shape == (1, 3, 2)
     with pytest.raises(
-        ArtifactError, match="did not apply EXIF rotations, and 1 of the pictures carry one; give"
+        ArtifactError, match="did not apply EXIF rotations, and 1 of the images carry one; give"
     ):
         require_current(run, "make_cam", [record])
     for orientation in (None, 1):
@@ -149,8 +149,8 @@ def test_all_stages_agree_and_each_broken_file_is_reported_once(
     flags = [*source, "--config", str(tmp_path / "tiny.yaml"), "--run-dir", str(tmp_path / "run")]
     assert main(["1-6", *flags]) == 0
     told = capsys.readouterr().err
-    assert told.count("phone.jpg: holds a HEIC picture") == told.count("cut.jpg: the JPEG is cut off") == 1
-    assert told.count("pictures that carry an EXIF rotation: 3 (p1, p2, p3)") == 1
+    assert told.count("phone.jpg: holds a HEIC image") == told.count("cut.jpg: the JPEG is cut off") == 1
+    assert told.count("images that carry an EXIF rotation: 3 (p1, p2, p3)") == 1
     run = RunFolder(tmp_path / "run")
     for number in range(4):
         size = cv2.imread(str(tmp_path / "in" / f"p{number}.jpg")).shape[:2]
@@ -173,8 +173,7 @@ def test_all_stages_agree_and_each_broken_file_is_reported_once(
     assert stage_main("make_cam", flags) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert (
-        "make_cam: was made by an older version" in line
-        and "1 of the pictures carry one; give another" in line
+        "make_cam: was made by an older version" in line and "1 of the images carry one; give another" in line
     )
     assert stage_main("make_cam", [*flags, "--overwrite"]) == 0
     assert json.loads(record.read_text())["versions"]["irn_pipeline"] == __version__

@@ -88,9 +88,9 @@ def test_the_second_round_goes_on_to_labels(whole_run: TinyRun, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.parent.parent, "is no model's folder; give RUN_DIR/train_segmenter/deeplabv3"),
+        (lambda f: f.parent.parent, "is not a model's folder; give RUN_DIR/train_segmenter/deeplabv3"),
         (lambda f: f.parent / "mask_rcnn", "no trained model here"),
-        (lambda f: first_round(f.parent.parent.parent / "b", "mask_rcnn"), "has no map of a whole class"),
+        (lambda f: first_round(f.parent.parent.parent / "b", "mask_rcnn"), "has no map for each class"),
         (
             lambda f: first_round(f.parent.parent.parent / "c", classes=("one", "two")),
             "was trained on other classes",
@@ -228,7 +228,8 @@ def test_what_is_read_is_not_cleared(
     command = [*run.flags(), "--from-cams", str(own), "--overwrite"]
     assert stage_main("make_cam", command) == 1
     assert (
-        f"--from-cams {own}: lies in {own.parent}, which --overwrite would clear" in capsys.readouterr().err
+        f"--from-cams {own}: is inside {own.parent}, which --overwrite would replace"
+        in capsys.readouterr().err
     )
     assert sorted(path.name for path in own.iterdir()) == before
     model = run.run_dir / "train_segmenter" / "semiconv_mask_rcnn" / "network.pt"

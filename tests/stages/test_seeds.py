@@ -145,13 +145,13 @@ def test_cells_are_drawn_evenly_and_in_bounded_memory() -> None:
     [
         (
             ["--seeds", "layercam", "--advcam-steps", "3"],
-            "--advcam-steps: of no effect on layercam; it is for advcam",
+            "--advcam-steps: has no effect with layercam; it is for advcam",
         ),
-        (["--lpcam-clusters", "3"], "--lpcam-clusters: of no effect on cam; it is for lpcam"),
+        (["--lpcam-clusters", "3"], "--lpcam-clusters: has no effect with cam; it is for lpcam"),
         (["--seeds", "advcam", "--advcam-steps", "0"], "advcam_steps is 0; it must be 1 or more"),
         (
             ["--seeds", "layercam", "--layercam-stages", "7"],
-            "layercam_stages are [7]; they must be of 0 to 4",
+            "layercam_stages are [7]; each must be from 0 to 4",
         ),
         (["--seeds", "lpcam", "--lpcam-cells", "5"], "no fewer cells"),
         (

@@ -167,7 +167,7 @@ def lines_of(caplog, data_flags):
 def test_classes_are_told_with_their_pictures(root, kind, caplog):
     names = "car (2), bird (2)" if kind == "coco" else "bird (2), car (2)"
     (told,) = [line for line in lines_of(caplog, flags_of(root, kind)) if "bird" in line and "car" in line]
-    assert told.endswith(f": 3 pictures with tags of 2 classes: {names}")
+    assert told.endswith(f": 3 images with tags of 2 classes: {names}")
 
 
 def test_of_many_classes_the_commonest_and_the_rarest_are_told(root, caplog):
@@ -200,8 +200,7 @@ def test_a_class_that_every_picture_shows_cannot_be_learned(root, caplog, table,
     assert len(lines) == (whole is not None)
     if whole is not None:
         assert (
-            f"every picture that is used shows {whole}: " in lines[0]
-            and "rows with an empty label" in lines[0]
+            f"every image that is used shows {whole}: " in lines[0] and "rows with an empty label" in lines[0]
         )
 
 
@@ -212,7 +211,7 @@ def test_a_class_that_every_picture_shows_cannot_be_learned(root, caplog, table,
         ({"voc_root": "a", "label_csv": "b"}, "--voc-root and --label-csv each describe"),
         ({"voc_root": "a", "coco_json": "b"}, "--voc-root and --coco-json each describe"),
         ({"label_csv": "a", "coco_json": "b", "image_dir": "c"}, "--label-csv and --coco-json each describe"),
-        ({"image_dir": "a"}, "--image-dir names pictures without tags; add --label-csv"),
+        ({"image_dir": "a"}, "--image-dir names images without tags; add --label-csv"),
         ({"label_csv": "a"}, "--label-csv needs --image-dir"),
         ({"coco_json": "a"}, "--coco-json needs --image-dir"),
         ({"voc_root": "a", "image_dir": "b"}, "--image-dir does not go with --voc-root"),
@@ -234,7 +233,7 @@ def test_flags_that_do_not_go_together(flags, message):
 
 def test_what_is_left_out_is_logged_and_counted(root, caplog):
     (root / "pictures" / "a.png").unlink()
-    (root / "pictures" / "c.png").write_bytes(b"no picture")
+    (root / "pictures" / "c.png").write_bytes(b"no image")
     for kind in ("csv", "coco"):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -243,7 +242,7 @@ def test_what_is_left_out_is_logged_and_counted(root, caplog):
         lines = [record.getMessage() for record in caplog.records]
         assert any("left out because they are not in" in line and "1 (a)" in line for line in lines)
         # The second warning: car is left with one picture.
-        assert "2 warnings about the data set; 2 pictures are used" in lines
+        assert "2 warnings about the data set; 2 images are used" in lines
 
 
 def test_artifacts_of_ids_with_folders_do_not_meet(tmp_path):

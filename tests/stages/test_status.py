@@ -40,8 +40,8 @@ def test_nothing_is_there(tmp_path: Path) -> None:
 def test_all_is_done(tmp_path: Path, whole: Stages) -> None:
     found = states(tmp_path, whole)
     assert [status.state for status in found.values()] == ["done"] * 3
-    assert found["upper"].detail.startswith("3 pictures, ")
-    assert next_of(tmp_path, whole) == "nothing is left to do"
+    assert found["upper"].detail.startswith("3 images, ")
+    assert next_of(tmp_path, whole) == "nothing left to do"
 
 
 def test_an_interrupted_map_tells_n_of_m(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_interrupted_map_tells_n_of_m(tmp_path: Path) -> None:
         run_stage(made.upper, job(tmp_path, UpperParams()))
     (tmp_path / "upper" / "upper" / ".part-x.txt").write_text("half")
     found = states(tmp_path, made)["upper"]
-    assert (found.state, found.detail) == ("partial", "2 of 3 pictures")
+    assert (found.state, found.detail) == ("partial", "2 of 3 images")
     assert next_of(tmp_path, made).startswith("python -m stages.upper ")
     assert "--overwrite" not in next_of(tmp_path, made)
 
@@ -60,7 +60,7 @@ def test_an_interrupted_map_tells_n_of_m(tmp_path: Path) -> None:
 def test_removed_files_make_a_stage_partial(tmp_path: Path, whole: Stages) -> None:
     RunFolder(tmp_path).path(UPPER, "w1").unlink()
     found = states(tmp_path, whole)["upper"]
-    assert (found.state, found.detail) == ("partial", "2 of 3 pictures: files were removed")
+    assert (found.state, found.detail) == ("partial", "2 of 3 images: files were removed")
     (tmp_path / "count" / "total.txt").unlink()
     found = states(tmp_path, whole)["count"]
     assert (found.state, found.detail) == ("partial", "total.txt is gone")
@@ -114,7 +114,7 @@ def test_a_stage_that_is_being_worked_on(tmp_path: Path, whole: Stages) -> None:
     with stage_lock(tmp_path / "upper"):
         found = states(tmp_path, whole)["upper"]
         assert found.state == "running"
-        assert next_of(tmp_path, whole).startswith("wait: upper: 3 pictures")
+        assert next_of(tmp_path, whole).startswith("wait: upper: 3 images")
 
 
 def test_a_stage_that_only_looks_writes_nothing(tmp_path: Path) -> None:

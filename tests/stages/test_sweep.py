@@ -155,7 +155,7 @@ def test_scores_without_evidence_say_what_to_do_and_nothing_is_lost(bench: Bench
         kept = run.read(WALKED_SCORES, record.image_id)
         run.write(WALKED_SCORES, replace(kept, evidence=None), record.image_id)
     with pytest.raises(
-        ArtifactError, match=r"written before there was --bg-search.*--overwrite --keep-scores"
+        ArtifactError, match=r"written by a version without --bg-search.*--overwrite --keep-scores"
     ):
         bench.work(run, from_scores=True, bg_search=(0.1, 0.9))
     assert all(np.array_equal(a, b) for a, b in zip(labels, bench.labels(run), strict=True))
@@ -182,7 +182,7 @@ def test_scores_made_otherwise_are_refused_and_nothing_is_lost(bench: Bench, run
     with pytest.raises(ArtifactError, match=r"beta was 10.0, is now 8.0\); with --from-scores only semantic"):
         bench.work(run, from_scores=True, beta=8.0, semantic_bg_threshold=0.4)
     run.write_record(StageRecord("make_cam", "1", {}, {}, True, {}, 0.0, {}))
-    with pytest.raises(ArtifactError, match="results of make_cam it reads were made anew"):
+    with pytest.raises(ArtifactError, match="results of make_cam that it reads were made again"):
         bench.work(run, from_scores=True, semantic_bg_threshold=0.4)
     assert all(np.array_equal(a, b) for a, b in zip(labels, bench.labels(run), strict=True))
 

@@ -170,7 +170,9 @@ def test_true_masks_need_no_stage_before(data: DataSet, run: RunFolder) -> None:
 def test_true_masks_that_are_not_there_are_told(data: DataSet, run: RunFolder) -> None:
     without = replace(data, load_truth=lambda image_id: None)
     params = SegmenterParams(labels="truth", backbone="resnet18", backbone_weights="none")
-    with pytest.raises(DataError, match=r"no true mask of an object in the 4 pictures.*SegmentationObject"):
+    with pytest.raises(
+        DataError, match=r"no ground-truth mask of an object in the 4 pictures.*SegmentationObject"
+    ):
         work(train_segmenter.STAGE, run, without, params)
 
 
@@ -283,7 +285,7 @@ def test_a_network_to_start_from_is_known_by_its_content(
     write_checkpoint(
         moved, Checkpoint("mask_rcnn", "resnet18", DEMO_CLASSES, {k: v + 1 for k, v in state.items()})
     )
-    with pytest.raises(ArtifactError, match=r"--start-from .*moved.pt: its content is not what it was"):
+    with pytest.raises(ArtifactError, match=r"--start-from .*moved.pt: its content has changed"):
         work(train_segmenter.STAGE, run, data, replace(params, start_from=str(moved)))
 
 

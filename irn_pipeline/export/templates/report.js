@@ -117,7 +117,7 @@
         (!suspicious.checked || picture.signs.length > 0);
     }).sort(orders[order.value]);
     gallery.replaceChildren(...shown.map((place) => cards[place]));
-    count.textContent = `${shown.length} of ${pictures.length} pictures`;
+    count.textContent = `${shown.length} of ${pictures.length} images`;
   };
   const reset = () => { search.value = ""; classes.value = ""; suspicious.checked = false; apply(); };
   for (const button of document.querySelectorAll("#chosen button")) {

@@ -184,7 +184,7 @@ def check_target(target: Target, num_classes: int, size: tuple[int, int]) -> Non
     height, width = size
     if target.masks.ndim != 3 or target.masks.shape[1:] != size or target.ignore.shape != size:
         raise ShapeError(
-            f"a target of a {height}x{width} picture needs masks (R, {height}, {width}) and ignore {size}, "
+            f"a target of a {height}x{width} image needs masks (R, {height}, {width}) and ignore {size}, "
             f"got {tuple(target.masks.shape)} and {tuple(target.ignore.shape)}"
         )
     if not target.class_ids.shape == target.weights.shape == target.masks.shape[:1]:

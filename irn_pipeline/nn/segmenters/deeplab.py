@@ -157,7 +157,7 @@ class DeepLabV3(Segmenter):
     def _check(self, image: Tensor, label: Tensor) -> None:
         if label.shape != image.shape[-2:]:
             raise ShapeError(
-                f"the label of a {tuple(image.shape[-2:])} picture has the shape {tuple(label.shape)}"
+                f"the label of a {tuple(image.shape[-2:])} image has the shape {tuple(label.shape)}"
             )
         highest = int(torch.where(label == IGNORE, BACKGROUND, label).max()) if label.numel() else BACKGROUND
         if highest > self.num_classes:

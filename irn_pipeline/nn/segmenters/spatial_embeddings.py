@@ -153,7 +153,7 @@ class SpatialEmbeddings(Segmenter):
             ShapeError: the picture is not (3, H, W).
         """
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ShapeError(f"a picture must be (3, H, W), got {tuple(image.shape)}")
+            raise ShapeError(f"an image must be (3, H, W), got {tuple(image.shape)}")
         fields = self(image[None])
         embedding = pixel_grid((image.shape[-2], image.shape[-1]), image.device) + fields.offset[0].tanh()
         return cluster_instances(
