@@ -114,7 +114,7 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     why = f"{'no GPU: a classifier on fixed' if probe else 'half of the'} ImageNet features"
     choices = [
         Choice(stage, "frozen_stages", frozen, "from random weights: everything learns" if scratch else why),
-        *([Choice(stage, "frozen_batch_norm", False, "from random weights: statistics are learned")] if scratch else []),
+        *([Choice(stage, "frozen_batch_norm", False, "random weights: statistics are learned")] if scratch else []),
         _epochs(stage, steps, batch, learned),
         Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
         Choice(stage, "crop", side, f"a whole image: the median long side is {facts.long_side}"),
