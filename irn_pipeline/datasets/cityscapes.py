@@ -55,7 +55,7 @@ class CityscapesTruths:
         else that is no instance of a used class is background, the void labels included.
 
         Raises:
-            DataError: the file is unreadable, or a value is no id of Cityscapes.
+            DataError: the file is unreadable, or a value is not an id of Cityscapes.
         """
         if image_id not in self.masks:
             return None
@@ -124,13 +124,13 @@ def _load(root: Path, splits: Sequence[str], names: tuple[str, ...]) -> DataSet:
     }
     if not pictures & masks.keys():
         raise DataError(
-            f"{root}: {' and '.join(splits)}: {len(pictures)} pictures CITY/*{_PICTURE_END}.png in {_PICTURES} and "
-            f"{len(masks)} masks CITY/*{_MASK_END} in {_MASKS} do not fit together; unpack both archives into "
+            f"{root}: {' and '.join(splits)}: {len(pictures)} images CITY/*{_PICTURE_END}.png in {_PICTURES} and "
+            f"{len(masks)} masks CITY/*{_MASK_END} in {_MASKS} do not match; unpack both archives into "
             "one folder"
         )
     warnings: list[str] = []
     if missing := sorted(pictures - masks.keys()):
-        warnings.append(f"{root / _MASKS}: pictures left out because they have no mask: {some(missing)}")
+        warnings.append(f"{root / _MASKS}: images left out because they have no mask: {some(missing)}")
     with ThreadPoolExecutor(_READERS) as pool:
         labels = dict(zip(masks, pool.map(_labels_in, masks.values()), strict=True))
     label_ids = [_FIRST_LABEL + CITYSCAPES_CLASSES.index(name) for name in names]
@@ -196,7 +196,7 @@ def _present(ids: IdArray, path: Path) -> IntArray:
     """The values of a mask, sorted.
 
     Raises:
-        DataError: one is no id of Cityscapes.
+        DataError: one is not an id of Cityscapes.
     """
     seen = np.zeros(2**16, np.bool_)
     seen[ids] = True
@@ -206,8 +206,8 @@ def _present(ids: IdArray, path: Path) -> IntArray:
     wrong = present[(labels > _LAST_LABEL) | (single & (labels < _FIRST_LABEL))]
     if len(wrong):
         raise DataError(
-            f"{path}: the value {wrong[0]} is no id of Cityscapes; expected the label's id, 0 to {_LAST_LABEL}, or for "
-            f"an object label id * {_IDS_A_LABEL} + number, {_FIRST_LABEL * _IDS_A_LABEL} to "
+            f"{path}: the value {wrong[0]} is not an id of Cityscapes; expected the label's id, 0 to {_LAST_LABEL}, or "
+            f"for an object label id * {_IDS_A_LABEL} + number, {_FIRST_LABEL * _IDS_A_LABEL} to "
             f"{(_LAST_LABEL + 1) * _IDS_A_LABEL - 1}, in a grey PNG of 16 bits"
         )
     return present

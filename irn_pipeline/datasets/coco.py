@@ -131,7 +131,7 @@ def _objects(
         crowds += crowd and segmentation is not None
         objects[image.image_id].append(TrueObject(name, category_id, crowd, segmentation, entry.get("bbox")))
     if not count:
-        raise DataError(f"{path}: has no annotations, and the tags of the pictures come from them")
+        raise DataError(f"{path}: has no annotations, and the tags of the images come from them")
     if len(absent) == count:
         raise DataError(
             f"{path}: none of its {count} annotations belongs to an image and a category of the file; the first is "
@@ -169,11 +169,11 @@ def _keys(
         isinstance(image_key, str) and not any(isinstance(key, str) for key in pictures)
     ):
         raise DataError(
-            f"{where}: image_id {told(entry.get('image_id'))!r} is no id of an image; expected {_ids(pictures)}"
+            f"{where}: image_id {told(entry.get('image_id'))!r} is not the id of an image; expected {_ids(pictures)}"
         )
     if category_id is None:
         raise DataError(
-            f"{where}: category_id {told(entry.get('category_id'))!r} is no id of a category; expected "
+            f"{where}: category_id {told(entry.get('category_id'))!r} is not the id of a category; expected "
             f"{_ids(categories)}"
         )
     return image_key, category_id

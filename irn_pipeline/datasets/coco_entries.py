@@ -51,7 +51,7 @@ def entries(content: dict[str, Any], key: str, path: Path) -> Iterator[dict[str,
         )
     for place, entry in enumerate(found):
         if not isinstance(entry, dict):
-            raise DataError(f"{path}: {key}[{place}] is no object; expected one with an id")
+            raise DataError(f"{path}: {key}[{place}] is not an object; expected one with an id")
         yield entry
 
 
@@ -80,7 +80,7 @@ def is_crowd(annotation: dict[str, Any], where: str) -> bool:
     value = annotation.get("iscrowd")
     number = whole_number(int(value) if isinstance(value, bool) else value or 0)
     if number is None:
-        raise DataError(f"{where}: iscrowd {told(value)!r} is no number; expected 0 or 1")
+        raise DataError(f"{where}: iscrowd {told(value)!r} is not a number; expected 0 or 1")
     return number != 0
 
 
@@ -114,11 +114,11 @@ def read_images(content: dict[str, Any], path: Path) -> dict[int | str, CocoImag
                 f"{where}: id {told(entry.get('id'))!r} is missing or used twice; image ids must differ"
             )
         if not isinstance(name, str):
-            raise DataError(f"{where}: has no file_name; expected the picture's path below --image-dir")
+            raise DataError(f"{where}: has no file_name; expected the image's path below --image-dir")
         image_id = picture_id(name, where)
         if image_id in named:
             raise DataError(
-                f"{where}: another image has the file_name {name!r} too, but for its suffix; remove one"
+                f"{where}: another image has the file_name {name!r} too, apart from its suffix; remove one"
             )
         named.add(image_id)
         own = entry["id"] if isinstance(entry["id"], str) else key
@@ -200,11 +200,11 @@ def read_categories(content: dict[str, Any], path: Path) -> dict[int, Category]:
         where = f"{path}: categories[{place}]"
         key, name, above = whole_number(entry.get("id")), entry.get("name"), entry.get("supercategory")
         if key is None or key < 0:
-            raise DataError(f"{where}: id {told(entry.get('id'))!r} is no whole number from 0")
+            raise DataError(f"{where}: id {told(entry.get('id'))!r} is not a whole number of 0 or more")
         if key in found:
             raise DataError(f"{where}: id {key} is used twice; category ids must differ")
         if not isinstance(name, str) or not name.strip() or has_control_character(name):
-            raise DataError(f"{where}: name {told(name)!r} is no class name; expected a text")
+            raise DataError(f"{where}: name {told(name)!r} is not a class name; expected a string")
         found[key] = Category(name.strip(), above.strip() if isinstance(above, str) else "")
     if not found:
         raise DataError(f"{path}: has no categories; the class names come from there")
@@ -236,7 +236,7 @@ def classes_of(
     roots = {key for key in roots if categories[key].name in classes or categories[key].name not in keep}
     if roots:
         named = ", ".join(f"{categories[key].name!r} (id {key})" for key in sorted(roots))
-        warnings.append(f"{path}: root category without annotations left out, it is no class: {named}")
+        warnings.append(f"{path}: root category without annotations left out, as it is not a class: {named}")
     counts = Counter(category.name for key, category in categories.items() if key not in roots)
     spelling = one_spelling(counts, keep)
     ids_of: defaultdict[str, list[int]] = defaultdict(list)

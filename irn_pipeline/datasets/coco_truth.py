@@ -96,12 +96,12 @@ class CocoTruths:
         if picture.size not in (None, size):
             raise DataError(
                 f"{picture.path}: {size[0]}x{size[1]} pixels (height x width), but {self.coco_json} says "
-                f"{picture.size}; the masks must belong to the picture as it is stored, or as it is shown"
+                f"{picture.size}; the masks must belong to the image as it is stored, or as it is shown"
             )
         if len(objects) * size[0] * size[1] > _MOST_MASK_BYTES:
             raise DataError(
                 f"{self.coco_json}: {len(objects)} objects in {picture.path}, {size[0]}x{size[1]} pixels, whose masks "
-                f"would take more than {_MOST_MASK_BYTES >> 30} GiB; cut the picture, or remove annotations"
+                f"would take more than {_MOST_MASK_BYTES >> 30} GiB; cut the image, or remove annotations"
             )
         sure: list[tuple[BoolArray, int]] = []
         unsure: list[tuple[BoolArray, int]] = []
@@ -144,13 +144,11 @@ class CocoTruths:
         polygons = _as_polygons(segmentation)
         problem = ""
         if polygons is None or not all(_is_polygon(points, size) for points in polygons):
-            problem = f"no polygons of a {size[0]}x{size[1]} picture"
+            problem = f"no polygons of a {size[0]}x{size[1]} image"
         elif not any(len(points) >= 6 for points in polygons):
             problem = "its polygons have fewer than three points"
         elif size != (1, 1) and _are_fractions(polygons):
-            problem = (
-                "its polygons lie within one pixel: coordinates from 0 to 1 are fractions of the picture"
-            )
+            problem = "its polygons lie within one pixel: coordinates from 0 to 1 are fractions of the image"
         if problem or polygons is None:
             raise DataError(
                 f"{where}: {problem}; expected [[x, y, x, y, x, y, ...], ...] in pixels, or run lengths"
@@ -219,7 +217,7 @@ def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str
     runs = _unpacked(counts) if isinstance(counts, str) else _whole_numbers(counts)
     if not runs or _whole_numbers(given) != list(size) or sum(runs) != size[0] * size[1]:
         raise DataError(
-            f"{where}: no run lengths of a {size[0]}x{size[1]} picture; expected that size (height, width), and "
+            f"{where}: no run lengths of a {size[0]}x{size[1]} image; expected that size (height, width), and "
             f"counts whose sum is {size[0] * size[1]}"
         )
     return dict(rle.frPyObjects({"counts": runs, "size": list(size)}, *size))

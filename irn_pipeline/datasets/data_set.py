@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def no_list(image_list: str) -> DataSet:
     """The lists of a data set that has none."""
-    raise DataError(f"{image_list}: this data set takes no image list")
+    raise DataError(f"{image_list}: this data set does not take an image list")
 
 
 def no_truth(image_id: str) -> GroundTruth | None:
@@ -104,11 +104,9 @@ class DataSet:
                 logger.warning("%s: left out: %s", record.image_id, problem)
         bad = len(wanted) - len(good)
         if not any(record.class_ids for record in good):
-            raise DataError(f"{self.origin}: none of its {bad} pictures can be read; see the messages above")
+            raise DataError(f"{self.origin}: none of its {bad} images can be read; see the messages above")
         if bad:
-            logger.warning(
-                "%d of %d pictures cannot be read and are left out (named above)", bad, len(wanted)
-            )
+            logger.warning("%d of %d images cannot be read and are left out (named above)", bad, len(wanted))
         return ImageSet(self.images.class_names, tuple(good))
 
 

@@ -94,7 +94,7 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
     tags = {image_id: {place_of[spelling[tag]] for tag in labels} for image_id, labels in by_picture.items()}
     if repeated:
         warnings.append(
-            f"{label_csv}: pictures with several rows, whose tags were joined: {some(sorted(repeated))}"
+            f"{label_csv}: images with several rows, whose tags were joined: {some(sorted(repeated))}"
         )
     return build_set(TagTable(names, tags, files), label_csv, image_dir, classes, warnings)[0]
 
@@ -165,7 +165,7 @@ def _tagged_rows(table: Table, columns: Columns, classes: Sequence[str]) -> TagR
     sure = None if columns.certainty is None else table.column(columns.certainty)
     denied = {row.line for row, cell in zip(table.rows, sure or (), strict=False) if mark_of(cell) in _ZERO}
     if denied:
-        notes.append(f"rows left out because 0 says that the tag is not in the picture: {len(denied)}")
+        notes.append(f"rows left out because 0 says that the tag is not in the image: {len(denied)}")
         cells = [(row, [] if row.line in denied else found) for row, found in cells]
     lists = _lists_tags(cells, columns, table)
     if not lists:
@@ -207,7 +207,7 @@ def _doubt(rows: Sequence[tuple[int, str, list[str]]], table: Table) -> str:
     found = sorted({tag for _, _, tags in rows for tag in tags})
     return (
         f"all labels are {' or '.join(map(repr, found))} and were taken as names of classes; if they say whether a "
-        f"picture shows something, name the column after that ('image,dog' with 0 and 1 below)"
+        f"image shows something, name the column after that ('image,dog' with 0 and 1 below)"
     )
 
 
@@ -218,7 +218,7 @@ def _cells_of(row: Row, columns: Columns, table: Table) -> list[list[str] | str]
 def _picture_of(row: Row, columns: Columns, table: Table) -> str:
     name = row[columns.image]
     if not isinstance(name, str):
-        raise DataError(f"{table.path}: line {row.line}: names no picture; expected a text under 'image'")
+        raise DataError(f"{table.path}: line {row.line}: names no image; expected a name under 'image'")
     return name
 
 

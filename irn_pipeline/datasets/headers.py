@@ -31,14 +31,14 @@ _KINDS = {
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
 }  # fmt: skip
 _NOT_READ = {
-    b"\0\0\0\x0cjP  ": "a JPEG 2000 picture", b"\xff\x4f\xff\x51": "a JPEG 2000 picture",
-    b"\0\0\0\x0cJXL ": "a JPEG XL picture", b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 image", b"\xff\x4f\xff\x51": "a JPEG 2000 image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image", b"\xff\x0a": "a JPEG XL image",
     b"II*\0\x10\0\0\0CR": "a Canon raw file", b"8BPS": "a Photoshop file", b"%PDF": "a PDF file",
-    b"\x76\x2f\x31\x01": "an OpenEXR picture", b"<svg": "an SVG drawing",
+    b"\x76\x2f\x31\x01": "an OpenEXR image", b"<svg": "an SVG drawing",
 }  # fmt: skip
 _BRANDS = {
     "AVIF": (b"avif", b"avis"),
-    "a HEIC picture": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+    "a HEIC image": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
     "a Canon raw file": (b"crx ",),
 }
 
@@ -98,8 +98,8 @@ def header_of(file: BinaryIO, path: Path) -> Header:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged files
         if kind == "AVIF" and isinstance(error, KeyError):  # a Pillow before 11.3
-            raise DataError(f"{path}: holds an AVIF picture, which needs Pillow 11.3; {_CONVERT}") from None
-        raise DataError(f"{path}: not a readable picture ({first_line(error)}); {REPLACE}") from None
+            raise DataError(f"{path}: holds an AVIF image, which needs Pillow 11.3; {_CONVERT}") from None
+        raise DataError(f"{path}: not a readable image ({first_line(error)}); {REPLACE}") from None
 
 
 def picture_kind(start: bytes, path: Path) -> str:
@@ -129,10 +129,10 @@ def picture_kind(start: bytes, path: Path) -> str:
     if known:
         raise DataError(f"{path}: holds {known}, which cannot be read; {_CONVERT}")
     if start.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path}: is a Git LFS pointer and no picture; fetch the file with 'git lfs pull'")
+        raise DataError(f"{path}: is a Git LFS pointer, not an image; fetch the file with 'git lfs pull'")
     if not start:
         raise DataError(f"{path}: the file is empty; {REPLACE}")
-    raise DataError(f"{path}: not a {READ_KINDS} picture; {REPLACE}")
+    raise DataError(f"{path}: not a {READ_KINDS} image; {REPLACE}")
 
 
 def open_picture(file: BinaryIO, kind: str) -> Image.Image:

@@ -162,9 +162,9 @@ def _opencv(data: bytes, flags: int, path: Path) -> npt.NDArray[Any]:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise DataError(f"{path}: the picture cannot be decoded ({first_line(error)}); {REPLACE}") from None
+        raise DataError(f"{path}: the image cannot be decoded ({first_line(error)}); {REPLACE}") from None
     if pixels is None:
-        raise DataError(f"{path}: the picture cannot be decoded; {REPLACE}")
+        raise DataError(f"{path}: the image cannot be decoded; {REPLACE}")
     return pixels
 
 
@@ -227,7 +227,5 @@ def _pillow(data: bytes, kind: str, path: Path) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged files
-        raise DataError(
-            f"{path}: the picture is cut off or damaged ({first_line(error)}); {REPLACE}"
-        ) from None
+        raise DataError(f"{path}: the image is cut off or damaged ({first_line(error)}); {REPLACE}") from None
     return picture

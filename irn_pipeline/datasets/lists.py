@@ -68,7 +68,7 @@ def listed_ids(
         DataError: the list `path` has no entry, or one that is not `known` in the data set `source`.
     """
     if not entries:
-        raise DataError(f"{path}: lists no picture; write one image id a line")
+        raise DataError(f"{path}: lists no image; write one image id per line")
     image_ids = tuple(dict.fromkeys(entries))
     absent = [image_id for image_id in image_ids if image_id not in known]
     if absent:
@@ -83,7 +83,7 @@ def listed_ids(
 def check_class_names(names: Sequence[str], source: str) -> None:
     """Raise DataError, naming `source`, unless there are 1 to 254 names and all differ."""
     if not names:
-        raise DataError(f"{source}: names no class; write one class name a line")
+        raise DataError(f"{source}: names no class; write one class name per line")
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DataError(f"{source}: the class {twice[0][:80]!r} is named twice; class names must differ")

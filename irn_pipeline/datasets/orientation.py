@@ -62,7 +62,7 @@ def orient(
         warnings.append(_told(source, applied, stored, by_size, sized=told_size is not None))
     if several:
         warnings.append(
-            f"{source}: animations and files of several pages, of which the first picture is used: {some(several)}"
+            f"{source}: animations and files of several pages, of which the first image is used: {some(several)}"
         )
     return tuple(oriented)
 
@@ -75,7 +75,7 @@ def _look(path: Path) -> Header | None:
 
 
 def _told(source: Path, applied: list[str], stored: list[str], by_size: int, *, sized: bool) -> str:
-    text = f"{source}: pictures that carry an EXIF rotation: {some([*applied, *stored])}; "
+    text = f"{source}: images that carry an EXIF rotation: {some([*applied, *stored])}; "
     if not sized:
         return text + "it is applied, so they are used as viewers show them"
     parts = []

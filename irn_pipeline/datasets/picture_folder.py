@@ -85,8 +85,8 @@ def build_set(
             paths = tuple(path for path in paths if composed(path) == composed(written)) or paths
         if len(paths) > 1:
             raise DataError(
-                f"{image_dir}: {' and '.join(paths[:2])} differ in their suffix alone, and both would be "
-                f"picture {image_id!r}; rename one or move it away, or name it with its suffix in {source}"
+                f"{image_dir}: {' and '.join(paths[:2])} differ only in their suffix, and both would be "
+                f"image {image_id!r}; rename one or move it away, or name it with its suffix in {source}"
             )
         class_ids = tuple(sorted(class_of[tag] for tag in tags if tag in class_of))
         if not paths and (image_id in others or os.path.lexists(image_dir / written)):
@@ -98,19 +98,19 @@ def build_set(
         else:
             records.append(ImageRecord(image_id, image_dir / paths[0], class_ids))
     if absent:
-        warnings.append(f"{source}: pictures left out because they are not in {image_dir}: {some(absent)}")
+        warnings.append(f"{source}: images left out because they are not in {image_dir}: {some(absent)}")
     if unread:
         warnings.append(
-            f"{source}: pictures left out although they are in {image_dir}: {some(unread.values())}; "
+            f"{source}: images left out although they are in {image_dir}: {some(unread.values())}; "
             f"{READ_KINDS} files with such a suffix are read, hidden files and folders are not"
         )
     if unsure:
-        warnings.append(f"{source}: pictures left out because no tag of theirs is known: {some(unsure)}")
+        warnings.append(f"{source}: images left out because their tags are unknown: {some(unsure)}")
     if not any(record.class_ids for record in records):
         example = next(iter(files))
         hint = "; does --image-dir fit this file?" if absent else ""
         raise DataError(
-            f"{source}: none of its {len(table.tags)} pictures can be used: {len(absent)} are not in {image_dir} "
+            f"{source}: none of its {len(table.tags)} images can be used: {len(absent)} are not in {image_dir} "
             f"(which holds {example!r}, for example), {len(unread)} are there, but are hidden or no {READ_KINDS} "
             f"files by their suffix, {len(records) + len(unsure)} show none of the classes{hint}"
         )
@@ -118,7 +118,7 @@ def build_set(
     told_size = None if sizes is None else lambda record: sizes.get(record.image_id)
     upright = orient(records, source, warnings, told_size)
     counts = Counter(class_id for record in records for class_id in record.class_ids)
-    for number, what in ((0, "no picture"), (1, "a single picture, too few to learn from")):
+    for number, what in ((0, "no image"), (1, "a single image, too few to learn from")):
         rare = [repr(name) for class_id, name in enumerate(class_names) if counts[class_id] == number]
         if rare:
             warnings.append(f"{source}: classes with {what}: {len(rare)} ({', '.join(rare[:10])})")
@@ -161,11 +161,11 @@ def restrict(whole: DataSet, image_list: str | Path) -> DataSet:
     skipped = tuple(image_id for image_id in image_ids if image_id not in records)
     if not any(record.class_ids for record in chosen):
         raise DataError(
-            f"{path}: none of its {len(image_ids)} pictures has both a file and a class that is used"
+            f"{path}: none of its {len(image_ids)} images has both a file and a class that is used"
         )
     if skipped:
         warnings.insert(
-            0, f"{path}: pictures left out because their file or classes are missing: {some(skipped)}"
+            0, f"{path}: images left out because their file or classes are missing: {some(skipped)}"
         )
     return replace(
         whole,

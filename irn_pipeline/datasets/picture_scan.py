@@ -38,12 +38,12 @@ def picture_id(name: str, where: str) -> str:
     elif ".." in parts or ".." in plain.split("/"):
         problem = "holds '..'"
     elif parts[-1] in ("", "."):
-        problem = "names no picture"
+        problem = "names no image"
     elif has_control_character(name):
         problem = "holds a control character"
     if problem:
         raise DataError(
-            f"{where}: {name!r} {problem}; write the path of a picture below --image-dir, "
+            f"{where}: {name!r} {problem}; write the path of an image below --image-dir, "
             f"with '/' between folders"
         )
     return composed(stem)
@@ -76,7 +76,7 @@ def scan_pictures(
         DataError: the folder is missing, cannot be read, or holds no picture.
     """
     if not image_dir.is_dir():
-        raise DataError(f"{image_dir}: no such folder; {flag} must name a folder of pictures")
+        raise DataError(f"{image_dir}: no such folder; {flag} must name a folder of images")
     root, seen = str(image_dir), set[str]()
     found: dict[str, tuple[str, ...]] = {}
     unusable: list[str] = []
@@ -109,7 +109,7 @@ def scan_pictures(
         )
     if not found:
         others = f" among its {len(ignored)} files and folders" if ignored else ""
-        raise DataError(f"{image_dir}: holds no picture{others}; {READ_KINDS} files are read")
+        raise DataError(f"{image_dir}: holds no image{others}; {READ_KINDS} files are read")
     for image_id, paths in found.items():
         read = tuple(path for path in paths if not path.lower().endswith(_HEIC))
         if read:

@@ -53,7 +53,7 @@ def require_size(record: ImageRecord, image: Tensor, size: tuple[int, ...], what
     if size != (height, width):
         raise DataError(
             f"{record.path}: is {height}x{width} pixels, {what} for {size[0]}x{size[1]}; make the labels again from "
-            "these pictures"
+            "these images"
         )
 
 

@@ -65,13 +65,13 @@ def load_source(source: Source) -> DataSet:
         data = _load_table(source) if source.voc_root is None else _load_voc(source, Path(source.voc_root))
     if source.untagged == "skip" and data.negatives:
         ids = some(record.image_id for record in data.negatives)
-        note = f"{data.origin}: pictures left out because they show none of the classes: {ids}"
+        note = f"{data.origin}: images left out because they show none of the classes: {ids}"
         data = replace(data, negatives=(), warnings=(*data.warnings, note))
     for warning in data.warnings:
         logger.warning("warning: %s", warning)
     if data.warnings:
         logger.warning(
-            "%d warnings about the data set; %d pictures are used", len(data.warnings), len(data.items)
+            "%d warnings about the data set; %d images are used", len(data.warnings), len(data.items)
         )
     _log_classes(data)
     return data
@@ -84,7 +84,7 @@ def _require_one(source: Source) -> None:
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} each describe a data set; give one of them")
     if not given and source.image_dir is not None:
-        raise ConfigError("--image-dir names pictures without tags; add --label-csv FILE or --coco-json FILE")
+        raise ConfigError("--image-dir names images without tags; add --label-csv FILE or --coco-json FILE")
     if not given:
         raise ConfigError(
             "no data set: give --voc-root DIR (a folder with JPEGImages and Annotations), --cityscapes-root DIR, "
@@ -95,17 +95,15 @@ def _require_one(source: Source) -> None:
     remedy = "the classes come from the file, and --classes a,b,c picks and orders them"
     if source.voc_root is not None:
         wrong = {"--image-dir": source.image_dir, "--classes": source.classes or None}
-        remedy = "a VOC folder holds its pictures in JPEGImages, and --class-names FILE names its classes"
+        remedy = "a VOC folder holds its images in JPEGImages, and --class-names FILE names its classes"
     elif source.cityscapes_root is not None:
         wrong = {"--image-dir": source.image_dir, **wrong}
-        remedy = (
-            "the pictures are those of leftImg8bit, and --classes car,person picks and orders the classes"
-        )
+        remedy = "the images are those of leftImg8bit, and --classes car,person picks and orders the classes"
     elif source.image_dir is None:
-        raise ConfigError(f"{given[0]} needs --image-dir DIR, the folder of its pictures")
+        raise ConfigError(f"{given[0]} needs --image-dir DIR, the folder of its images")
     for flag, value in wrong.items():
         if value is not None:
-            raise ConfigError(f"{flag} does not go with {given[0]}: {remedy}")
+            raise ConfigError(f"{flag} cannot be used with {given[0]}: {remedy}")
 
 
 def _load_cityscapes(source: Source, root: Path) -> DataSet:
@@ -126,7 +124,7 @@ def _load_voc(source: Source, root: Path) -> DataSet:
 def _listed(data: DataSet, image_list: str | None) -> DataSet:
     """The data set of a list; which one it is is logged."""
     others = "" if image_list else " (choose others with --image-list)"
-    logger.info("pictures: %d of %s%s", len(data.items), data.listing, others)
+    logger.info("images: %d of %s%s", len(data.items), data.listing, others)
     return replace(data, listed=image_list is not None)
 
 
@@ -158,14 +156,14 @@ def _log_classes(data: DataSet) -> None:
     without = f", {len(data.negatives)} without any (negatives)" if data.negatives else ""
     classes = f"{len(names)} class{'' if len(names) == 1 else 'es'}"
     logger.info(
-        "%s: %d pictures with tags of %s%s: %s", data.origin, pictures, classes, without, ", ".join(told)
+        "%s: %d images with tags of %s%s: %s", data.origin, pictures, classes, without, ", ".join(told)
     )
     everywhere = [repr(name) for class_id, name in enumerate(names) if counts[class_id] == pictures]
     if data.negatives or not everywhere or (len(names) > 1 and (pictures == 1 or data.listed)):
         return
     logger.warning(
-        "warning: %s: every picture that is used shows %s: train_cam cannot learn from this where that is. Add "
-        "pictures without it: rows with an empty label, or with 0 in all columns of classes; in a COCO file images "
+        "warning: %s: every image that is used shows %s: train_cam cannot learn from this where that is. Add "
+        "images without it: rows with an empty label, or with 0 in all columns of classes; in a COCO file images "
         "without annotations; in a VOC folder XML files without objects. --untagged negatives, the default, uses them",
         data.origin,
         " and ".join(everywhere[:3]),

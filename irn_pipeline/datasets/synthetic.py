@@ -90,11 +90,11 @@ def generate_demo(
     """
     if num_images < 1 or num_heldout < 0 or seed < 0:
         raise DataError(
-            f"a demo set needs 1 picture or more and no negative number, "
-            f"got {num_images} pictures, {num_heldout} held out, seed {seed}"
+            f"a demo set needs 1 image or more and no negative number, "
+            f"got {num_images} images, {num_heldout} held out, seed {seed}"
         )
     if min(min_size) < 64 or max_size[0] < min_size[0] or max_size[1] < min_size[1]:
-        raise DataError(f"demo pictures need 64 <= min_size <= max_size, got {min_size} and {max_size}")
+        raise DataError(f"demo images need 64 <= min_size <= max_size, got {min_size} and {max_size}")
     try:
         for name in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
             (root / name).mkdir(parents=True, exist_ok=True)

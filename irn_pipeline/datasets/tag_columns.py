@@ -88,9 +88,9 @@ def with_heading(rows: Sequence[Row], path: Path) -> Table | None:
     if re.search(r"[./\\\d]", first[0]) and not (labels and all(map(_is_label, labels))):
         return None
     near = difflib.get_close_matches(first[0].lower(), _IMAGE_NAMES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"name the column of the pictures {_IMAGE_NAMES[0]!r}"
+    hint = f"did you mean {near[0]!r}?" if near else f"name the column of the images {_IMAGE_NAMES[0]!r}"
     raise DataError(
-        f"{path}: line {rows[0].line}: heading {', '.join(map(repr, first[:6]))} has no column for the pictures; "
+        f"{path}: line {rows[0].line}: heading {', '.join(map(repr, first[:6]))} has no column for the images; "
         f"{hint} ({FORMS})"
     )
 
@@ -107,7 +107,7 @@ def columns_of(table: Table, classes: frozenset[str]) -> Columns:
     """
     image = _image_column(table)
     if image is None:
-        raise DataError(f"{table.path}: line {table.line}: names no picture; expected a text under "
+        raise DataError(f"{table.path}: line {table.line}: names no image; expected a name under "
                         f"one of {', '.join(_IMAGE_NAMES[:9])}")  # fmt: skip
     where = f"{table.path}: line {table.line}"
     others = [place for place in range(len(table.names)) if place != image]
@@ -132,7 +132,7 @@ def columns_of(table: Table, classes: frozenset[str]) -> Columns:
         elif not classes or classes.intersection(headings):
             raise DataError(
                 f"{where}: columns {', '.join(map(repr, headings[:6]))} hold 0 and 1, but some are named as columns "
-                f"of tags; take out what is no class, or name the columns that are with --classes"
+                f"of tags; remove columns that are not classes, or name the classes with --classes"
             )
     if labels:
         return _label_columns(table, image, labels, others)
@@ -192,14 +192,12 @@ def _mark_columns(table: Table, image: int, marks: Sequence[int], others: Sequen
         running = is_running(cells) and (place == 0 or len(cells) > 2)
         if any(map(is_filled, cells)) and holds_marks(cells) and not running:
             raise DataError(
-                f"{where}: column {table.names[place]!r} has no name; every class needs a name of its own"
+                f"{where}: column {table.names[place]!r} has no name; every class needs its own name"
             )
     counts = Counter(table.names[place] for place in marks)
     for name, count in counts.items():
         if count > 1:
-            raise DataError(
-                f"{where}: column {name[:40]!r} is there twice; every class needs a name of its own"
-            )
+            raise DataError(f"{where}: column {name[:40]!r} occurs twice; every class needs its own name")
         require_class_name(name, where)
     passed = [place for place in others if place not in marks and any(map(is_filled, table.column(place)))]
     # A running number names no class, whatever its heading.
@@ -219,7 +217,7 @@ def _passed_over(table: Table, passed: Iterable[int]) -> tuple[str, ...]:
     told = ", ".join(repr(name) if name else "one without a name" for name in names[:8])
     told += f" and {len(names) - 8} more" if len(names) > 8 else ""
     if any(_PARTS_KEY.fullmatch(key_of(name)) for name in names):
-        told += "; the pictures of all rows are used: --image-list FILE picks some"
+        told += "; the images of all rows are used: --image-list FILE picks some"
     return (f"columns passed over because they name no class: {told}",)
 
 

@@ -96,10 +96,10 @@ def _tags(value: object, where: str) -> list[str]:
             found += _tags_of_object(one, where)
         elif isinstance(one, bool) or (one is not None and not isinstance(one, str | int | float)):
             told = str(one) if isinstance(one, bool) else type(one).__name__
-            raise DataError(f"{where}: {told!r} is no label; expected a text or a list of texts")
+            raise DataError(f"{where}: {told!r} is not a label; expected a string or a list of strings")
         elif isinstance(one, float) and not one.is_integer():
             if not math.isnan(one):
-                raise DataError(f"{where}: '{one}' is no label; expected a text or a list of texts")
+                raise DataError(f"{where}: '{one}' is not a label; expected a string or a list of strings")
         elif one is not None:
             found.append(str(int(one) if isinstance(one, float) else one).strip())
     return [tag for tag in found if tag]
@@ -112,7 +112,7 @@ def _tags_of_object(content: Mapping[object, object], where: str) -> list[str]:
     if content and not held:
         raise DataError(
             f"{where}: an object with {', '.join(map(repr, list(content)[:3]))} is no label; "
-            f'expected a text, a list of texts or {{"choices": [...]}}'
+            f'expected a string, a list of strings or {{"choices": [...]}}'
         )
     return [tag for value in held for tag in _tags(value, where)]
 

@@ -103,7 +103,7 @@ def read_objects(path: Path) -> Table:
         try:
             entry = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: no JSON ({error}); write one whole object a line") from None
+            raise DataError(f"{where}: not JSON ({error}); write one object per line") from None
         if not isinstance(entry, dict):
             raise DataError(f'{where}: expected an object such as {{"image": "a.jpg", "labels": ["dog"]}}')
         found.append((line, entry))

@@ -102,7 +102,7 @@ def load_voc(
     if missing:
         raise DataError(
             f"{voc_root / 'Annotations'}: no XML file for {some(missing)} of {listing}; "
-            f"add them, or take the pictures out of the list"
+            f"add them, or take the images out of the list"
         )
     truths = VocTruths.find(voc_root, len(class_names))
     unread = truths.unread_masks(voc_root)
@@ -131,12 +131,12 @@ def load_voc(
         warnings.append(f"left out because they show nothing else: {some(skipped)}")
     if not any(record.class_ids for record in records):
         raise DataError(
-            f"{listing}: none of its {len(image_ids)} pictures has an XML file that names an object"
+            f"{listing}: none of its {len(image_ids)} images has an XML file that names an object"
         )
     seen = {class_id for record in records for class_id in record.class_ids}
     unseen = [name for class_id, name in enumerate(class_names) if class_id not in seen]
     if unseen:
-        warnings.append(f"{listing}: classes with no picture: {len(unseen)} ({', '.join(map(repr, unseen))})")
+        warnings.append(f"{listing}: classes with no image: {len(unseen)} ({', '.join(map(repr, unseen))})")
     upright = orient(
         records,
         voc_root,

@@ -81,7 +81,7 @@ def find_pictures(voc_root: Path, warnings: list[str]) -> dict[str, Path]:
         raise DataError(f"{voc_root}: has no folder JPEGImages; {hint}")
     pictures = files_by_id(folder, PICTURE_SUFFIXES)
     if not pictures:
-        raise DataError(f"{folder}: holds no picture; {READ_KINDS} files are read")
+        raise DataError(f"{folder}: holds no image; {READ_KINDS} files are read")
     if twice := [image_id for image_id, paths in pictures.items() if len(paths) > 1]:
         warnings.append(f"several files share a name, {PICTURE_SUFFIXES[0]} was preferred: {some(twice)}")
     return {image_id: paths[0] for image_id, paths in pictures.items()}
@@ -96,7 +96,7 @@ def choose_images(
         voc_root: the folder that holds ImageSets.
         image_list: as for `load_voc`.
         pictures: result of `find_pictures`.
-        warnings: told are repeated lines, numbers that were not used, and lists that are no training lists.
+        warnings: told are repeated lines, numbers that were not used, and lists that are not training lists.
 
     Returns:
         Ids in the list's order without repeats, and the list's path (or JPEGImages) for messages.
@@ -108,7 +108,7 @@ def choose_images(
     if path is None:
         if there := _list_names(voc_root):
             warnings.append(
-                f"{voc_root / 'ImageSets'}: its lists ({', '.join(there[:8])}) are no training lists, so every picture "
+                f"{voc_root / 'ImageSets'}: its lists ({', '.join(there[:8])}) are not training lists, so every image "
                 f"is taken, those held out for tests too; name a list with --image-list"
             )
         return tuple(sorted(pictures)), str(voc_root / "JPEGImages")

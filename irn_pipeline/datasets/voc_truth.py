@@ -74,7 +74,7 @@ class VocTruths:
         if label.shape != objects.shape:
             raise DataError(
                 f"{object_path}: {objects.shape[0]}x{objects.shape[1]} pixels, but the class mask has "
-                f"{label.shape[0]}x{label.shape[1]}; the two must belong to the same picture"
+                f"{label.shape[0]}x{label.shape[1]}; the two must belong to the same image"
             )
         # counts[o, c]: pixels of object o that have label c, from one pass over the picture.
         joint = objects.astype(np.intp).ravel() * 256 + label.ravel()

@@ -102,9 +102,7 @@ def test_classes_are_the_eight_that_are_evaluated_or_those_that_are_picked_in_th
     assert data.images.class_names == EIGHT
     assert data.category_ids == (24, 25, 26, 27, 28, 31, 32, 33)
     assert data.items[0].class_ids == (0, 2, 3, 7)
-    assert any(
-        "classes with no picture: 4 ('rider', 'bus', 'train', 'motorcycle')" in w for w in data.warnings
-    )
+    assert any("classes with no image: 4 ('rider', 'bus', 'train', 'motorcycle')" in w for w in data.warnings)
     assert load_cityscapes(root, classes=["truck", "car"]).items[0].class_ids == (0, 1)
     with pytest.raises(ConfigError, match="has no instances of 'road'; it has them of person, rider"):
         load_cityscapes(root, classes=["car", "road"])
@@ -131,9 +129,7 @@ def test_splits_and_files_are_lists(root, tmp_path):
 @pytest.mark.parametrize("half", ["leftImg8bit", "gtFine"])
 def test_a_missing_half_is_one_line(root, half):
     shutil.rmtree(root / half / "val")
-    with pytest.raises(
-        DataError, match=r"val: . pictures .* and . masks .* do not fit together; unpack both"
-    ):
+    with pytest.raises(DataError, match=r"val: . images .* and . masks .* do not fit together; unpack both"):
         load_cityscapes(root, "val")
     shutil.rmtree(root / half)
     with pytest.raises(DataError, match=f"holds no folder {half}; --cityscapes-root needs leftImg8bit/SPLIT"):
@@ -153,7 +149,7 @@ def test_pictures_and_masks_without_the_other_are_left_out_and_told(root):
 def test_values_that_are_no_id_are_refused_by_file(root, value):
     write(root, "train", "aachen", 0, ((value, 0, 9),))
     with pytest.raises(
-        DataError, match=f"instanceIds.png: the value {value} is no id of Cityscapes; expected"
+        DataError, match=f"instanceIds.png: the value {value} is not an id of Cityscapes; expected"
     ):
         load_cityscapes(root)
 
@@ -178,7 +174,7 @@ def test_other_flags_of_data_sets_do_not_go_with_it(root):
     flag = {"cityscapes_root": str(root)}
     with pytest.raises(ConfigError, match="--voc-root and --cityscapes-root each describe a data set"):
         load_source(Source(voc_root="x", **flag))
-    with pytest.raises(ConfigError, match="--image-dir does not go with --cityscapes-root: the pictures are"):
+    with pytest.raises(ConfigError, match="--image-dir does not go with --cityscapes-root: the images are"):
         load_source(Source(image_dir="x", **flag))
     with pytest.raises(ConfigError, match="--class-names does not go with --cityscapes-root"):
         load_source(Source(class_names="x", **flag))

@@ -351,7 +351,7 @@ def test_missing_pictures_and_strange_annotations_are_left_out_and_counted(folde
     assert tags_of(coco) == {"a": ["cat"], "b": ["cat"]}
     assert about(coco, "are not in").endswith("1 (sub/a)") and coco.skipped == ("sub/a",)
     assert about(coco, "category_id is not in the file").endswith("4 (7, 8, 9, ...)")
-    assert about(coco, "no picture").endswith("2 ('dog', 'ox')")
+    assert about(coco, "no image").endswith("2 ('dog', 'ox')")
 
 
 def test_an_annotation_that_is_in_the_file_twice_is_one_object(folder):
@@ -404,22 +404,25 @@ def test_ids_of_images_and_categories_in_another_spelling(folder):
 
 def test_image_ids_may_be_any_text(folder):
     for entry in folder.images:
-        entry["id"] = f"picture {entry['id']}"
-    coco = folder.load([annotation(1, "picture 1", 90), annotation(2, "picture 9", 2), annotation(3, 1, 2)])
+        entry["id"] = f"image {entry['id']}"
+    coco = folder.load([annotation(1, "image 1", 90), annotation(2, "image 9", 2), annotation(3, 1, 2)])
     assert tags_of(coco) == {"a": ["ox"]} and about(coco, "not in the file").endswith("2 (2, 3)")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": "a.jpg"}, r"annotation 4: image_id 'a\.jpg' is no id of an image; expected 1, 2, 3$"),
-        ({"image_id": 1.5}, r"annotation 4: image_id '1\.5' is no id of an image"),
+        (
+            {"image_id": "a.jpg"},
+            r"annotation 4: image_id 'a\.jpg' is not the id of an image; expected 1, 2, 3$",
+        ),
+        ({"image_id": 1.5}, r"annotation 4: image_id '1\.5' is not the id of an image"),
         ({"image_id": [1]}, r"annotation 4: image_id 'list' is no id"),
         ({"image_id": None}, r"annotation 4: image_id 'None' is no id"),
         ({"image_id": True}, r"annotation 4: image_id 'True' is no id"),
         (
             {"category_id": "dog"},
-            r"annotation 4: category_id 'dog' is no id of a category; expected 2, 7, 90$",
+            r"annotation 4: category_id 'dog' is not the id of a category; expected 2, 7, 90$",
         ),
         ({"category_id": 7.5}, r"annotation 4: category_id '7\.5' is no id"),
         ({"category_id": {}}, r"annotation 4: category_id 'dict' is no id"),
@@ -577,7 +580,7 @@ def test_none_of_the_pictures_is_there(folder):
     for entry in folder.images:
         entry["file_name"] = f"train2017/{entry['file_name']}"
     with pytest.raises(
-        DataError, match=r"none of its 3 pictures can be used: 3 are not in .*'a'.*does --image-dir fit"
+        DataError, match=r"none of its 3 images can be used: 3 are not in .*'a'.*does --image-dir fit"
     ):
         folder.load([annotation(1, 1, 7)])
 

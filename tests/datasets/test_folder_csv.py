@@ -111,7 +111,7 @@ def test_unknown_pictures_are_left_out_and_counted_and_rows_without_label_are_ne
     assert tags_of(loaded) == {"a": {"dog"}, "cats/a": {"dog"}}
     assert about(loaded, "are not in").endswith("2 (zoo, zoo/a)")
     assert negatives_of(loaded) == ["b"]
-    assert about(loaded, "no picture").endswith("1 ('cat')")
+    assert about(loaded, "no image").endswith("1 ('cat')")
     assert loaded.skipped == ("zoo", "zoo/a")
 
 
@@ -123,8 +123,8 @@ def test_repeated_rows_are_joined_and_counted(photos):
 
 def test_a_class_with_a_single_picture_is_named(photos):
     loaded = load(photos, PLAIN + "dogs/my pet.v2,hamster\n")
-    assert about(loaded, "single picture").endswith("1 ('hamster')")
-    assert not any("no picture" in warning for warning in loaded.warnings)
+    assert about(loaded, "single image").endswith("1 ('hamster')")
+    assert not any("no image" in warning for warning in loaded.warnings)
 
 
 def test_classes_are_picked_and_ordered(photos):
@@ -145,7 +145,7 @@ def test_classes_are_picked_and_ordered(photos):
         ("t.csv", "\ufeff\r\n ,\n", "holds no row"),
         ("t.csv", "image,label\n", "a heading, but no row"),
         ("t.csv", "\nimge,label\na.jpg,dog\n", r"line 2: heading 'imge', 'label' .* did you mean 'image'\?"),
-        ("t.csv", "photo1,label\na.jpg,dog\n", "line 1: heading .* has no column for the pictures"),
+        ("t.csv", "photo1,label\na.jpg,dog\n", "line 1: heading .* has no column for the images"),
         ("t.csv", "image,lable\na.jpg,dog\n", "line 2: 'dog' in column 'lable' is neither 0 nor 1"),
         ("t.csv", "image,dog,cat\na.jpg,1,0\nb.jpg,1\n", "line 3: has 2 cells, the heading has 3"),
         ("t.csv", "image,dog,cat\na.jpg,1,2\n", "line 2: '2' in column 'cat'"),
@@ -160,21 +160,21 @@ def test_classes_are_picked_and_ordered(photos):
             "line 2: unexpected end of data; check the quotation",
         ),
         ("t.csv", 'a.jpg,"dog\nb.jpg,cat"\n', "line 1: class name .* control character"),
-        ("t.csv", "a.jpg,dog\n,cat\n", "line 2: '' names no picture"),
+        ("t.csv", "a.jpg,dog\n,cat\n", "line 2: '' names no image"),
         ("t.csv", "a.jpg,dog\n../a.jpg,cat\n", r"line 2: '\.\./a\.jpg' holds '\.\.'"),
         ("t.csv", "a.jpg,dog\ncats\\a.png,cat\n", "line 2: .* holds a backslash"),
         ("t.csv", "/photos/a.jpg,dog\n", "line 1: .* is an absolute path"),
         ("t.csv", "C:/photos/a.jpg,dog\n", "line 1: .* is an absolute path"),
         ("t.csv", b"a.jpg,\xff\xfe\n", "not UTF-8"),
-        ("t.csv", "x.jpg,dog\ny.jpg,cat\n", r"none of its 2 pictures can be used: 2 are not in .*'a'"),
-        ("t.csv", "image,dog\na.jpg,0\n", "none of its 1 pictures .* 1 show none"),
+        ("t.csv", "x.jpg,dog\ny.jpg,cat\n", r"none of its 2 images can be used: 2 are not in .*'a'"),
+        ("t.csv", "image,dog\na.jpg,0\n", "none of its 1 images .* 1 show none"),
         ("t.csv", "image,label\na.jpg,\n", "names no class"),
         ("t.csv", "".join(f"a.jpg,{i}\n" for i in range(255)), "names 255 classes; 254 at most"),
         ("t.jsonl", "", "holds no row; write one"),
         ("t.jsonl", '{"image": "a", "label": "dog"}\n{"image": "b"', "line 2: no JSON"),
         ("t.jsonl", '["a.jpg", "dog"]\n', "line 1: expected an object"),
-        ("t.jsonl", '{"imge": "a.jpg", "label": "dog"}\n', "line 1: names no picture"),
-        ("t.jsonl", '{"image": 3, "label": "dog"}\n', "line 1: names no picture"),
+        ("t.jsonl", '{"imge": "a.jpg", "label": "dog"}\n', "line 1: names no image"),
+        ("t.jsonl", '{"image": 3, "label": "dog"}\n', "line 1: names no image"),
         ("t.jsonl", '{"image": "a", "lable": "dog"}\n', "line 1: 'dog' in column 'lable'"),
         ("t.jsonl", '{"image": "a", "labels": [["dog"]]}\n', r"line 1: .* is no label"),
         ("t.jsonl", '{"image": "a", "label": true}\n', r"line 1: 'True' is no label"),
@@ -195,7 +195,7 @@ def test_missing_things(photos, tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such folder; --image-dir"):
         load_folder_csv(table(photos, PLAIN), tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no picture"):
+    with pytest.raises(DataError, match=r"empty: holds no image"):
         load_folder_csv(table(photos, PLAIN), tmp_path / "empty")
 
 
@@ -279,7 +279,7 @@ def test_picture_id(name, image_id):
     ],
 )
 def test_names_that_are_no_picture_id(name):
-    with pytest.raises(DataError, match=r"^here: .*; write the path of a picture below --image-dir"):
+    with pytest.raises(DataError, match=r"^here: .*; write the path of an image below --image-dir"):
         picture_id(name, "here")
 
 
@@ -338,8 +338,8 @@ def test_restrict_takes_the_order_of_the_list_and_keeps_the_classes(photos):
     ("content", "message"),
     [
         ("a\nzebra\n../a\n", r"list\.txt: not in .*: 2 \(zebra, \.\./a\) of 3"),
-        ("# nothing\n", r"list\.txt: lists no picture"),
-        ("dogs/my pet.v2\n", r"list\.txt: none of its 1 pictures has both"),
+        ("# nothing\n", r"list\.txt: lists no image"),
+        ("dogs/my pet.v2\n", r"list\.txt: none of its 1 images has both"),
     ],
 )
 def test_lists_that_do_not_fit(photos, content, message):

@@ -307,17 +307,17 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jpg", HEIC, "holds a HEIC picture, which cannot be read; convert it to JPEG or PNG"),
-        ("a.png", HEIC.replace(b"ftypheic", b"ftypmif1"), "holds a HEIC picture"),
-        ("a.heic", HEIC, "holds a HEIC picture"),
+        ("a.jpg", HEIC, "holds a HEIC image, which cannot be read; convert it to JPEG or PNG"),
+        ("a.png", HEIC.replace(b"ftypheic", b"ftypmif1"), "holds a HEIC image"),
+        ("a.heic", HEIC, "holds a HEIC image"),
         ("a.jpg", b"\0\0\0\x14ftypisom\0\0\2\0mp41" + bytes(99), "holds a video"),
-        ("a.jpg", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "holds a JPEG 2000 picture"),
+        ("a.jpg", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "holds a JPEG 2000 image"),
         ("a.png", b"8BPS\0\1" + bytes(99), "holds a Photoshop file"),
         ("a.tif", b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "holds a Canon raw file"),
         ("a.jpg", b"%PDF-1.7\n" + bytes(99), "holds a PDF file"),
         ("a.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        ("a.jpg", b"GIF89a", "not a readable picture"),
-        ("a.tif", b"II*\0\x08\0\0\0", "not a readable picture"),
+        ("a.jpg", b"GIF89a", "not a readable image"),
+        ("a.tif", b"II*\0\x08\0\0\0", "not a readable image"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, recwarn, name, content, told):

@@ -85,11 +85,10 @@ def test_they_are_counted_once_and_passed_over_without_a_warning(photos, kind, c
     told = [record for record in caplog.records if "without any" in record.getMessage()]
     assert len(told) == 1 and told[0].levelno == logging.INFO
     assert (
-        "2 pictures with tags of 2 classes, 2 without any (negatives): cat (1), dog (1)"
-        in told[0].getMessage()
+        "2 images with tags of 2 classes, 2 without any (negatives): cat (1), dog (1)" in told[0].getMessage()
     )
     warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert all("single picture" in line or "warnings about" in line for line in warned)
+    assert all("single image" in line or "warnings about" in line for line in warned)
 
 
 @pytest.mark.parametrize("kind", ["zeros", "COCO", "VOC"])
@@ -98,7 +97,7 @@ def test_they_can_be_left_out(photos, kind, caplog):
         data = LOADERS[kind](photos, untagged="skip")
     assert ids(data.items) == ["a", "c"] and not data.negatives
     assert "left out because they show none of the classes: 2 (b, d)" in caplog.text
-    assert "2 pictures with tags of 2 classes: cat" in caplog.text
+    assert "2 images with tags of 2 classes: cat" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["zeros", "COCO", "VOC"])
@@ -107,7 +106,7 @@ def test_a_list_picks_some(photos, kind):
     (photos.parent / "none.txt").write_text("d\n")
     data = LOADERS[kind](photos).with_list(str(photos.parent / "list.txt"))
     assert ids(data.items) == ["c"] and ids(data.negatives) == ["d"]
-    with pytest.raises(DataError, match=r"none\.txt: none of its 1 pictures"):
+    with pytest.raises(DataError, match=r"none\.txt: none of its 1 images"):
         data.with_list(str(photos.parent / "none.txt"))
 
 
@@ -130,7 +129,7 @@ def test_one_class_with_negatives_is_a_data_set(photos, content, caplog):
     flags = {"image_dir": str(photos), "label_csv": str(photos.parent / "t.csv")}
     with caplog.at_level(logging.INFO):
         data = load_source(Source(**flags))  # type: ignore[arg-type]
-    assert "2 pictures with tags of 1 class, 2 without any (negatives): cat (2)" in caplog.text
+    assert "2 images with tags of 1 class, 2 without any (negatives): cat (2)" in caplog.text
     assert "cannot learn" not in caplog.text and len(data.negatives) == 2
     load_source(Source(**flags, untagged="skip"))  # type: ignore[arg-type]
     assert "cannot learn" in caplog.text and "rows with an empty label" in caplog.text

@@ -55,7 +55,7 @@ def test_photographs_of_a_table_are_read_as_they_are_shown(tmp_path, orientation
     assert all(map(is_shown, loaded.images.records))
     (warning,) = loaded.warnings
     assert warning == (
-        f"{tmp_path / 'tags.csv'}: pictures that carry an EXIF rotation: 1 (a); it is applied, so they are used as "
+        f"{tmp_path / 'tags.csv'}: images that carry an EXIF rotation: 1 (a); it is applied, so they are used as "
         "viewers show them"
     )
 
@@ -181,4 +181,4 @@ def test_animations_and_pages_are_told(tmp_path):
         frames[0].save(tmp_path / "in" / name, **more)
     (tmp_path / "tags.csv").write_text("a.gif,cat\nb.tif,cat\none.tif,cat\n")
     (warning,) = load_folder_csv(tmp_path / "tags.csv", tmp_path / "in").warnings
-    assert warning.endswith("several pages, of which the first picture is used: 2 (a, b)")
+    assert warning.endswith("several pages, of which the first image is used: 2 (a, b)")

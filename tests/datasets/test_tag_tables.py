@@ -39,7 +39,7 @@ def negatives_of(loaded):
 
 def told(loaded):
     """The warnings, but for those about rare classes, joined rows and pictures left out."""
-    common = ("classes with", "several rows", "pictures left out")
+    common = ("classes with", "several rows", "images left out")
     return [warning for warning in loaded.warnings if not any(words in warning for words in common)]
 
 
@@ -121,7 +121,7 @@ def test_columns_about_the_picture_name_no_class(load, content, passed):
 
 def test_parts_of_the_set_are_told_to_be_used_all(load):
     (warning,) = told(load("image,label,split\np1.jpg,cat,train\np2.jpg,dog,val\n"))
-    assert "'split'; the pictures of all rows are used: --image-list" in warning
+    assert "'split'; the images of all rows are used: --image-list" in warning
 
 
 def test_a_column_becomes_a_class_where_it_is_asked_for(load):
@@ -134,7 +134,7 @@ def test_a_column_becomes_a_class_where_it_is_asked_for(load):
 def test_rows_that_deny_a_tag_give_none(load):
     loaded = load("ImageID,LabelName,Confidence\np1,cat,1\np1,dog,0\np2,dog,1.0\np3,dog,0.0\np4,cat,0.4\n")
     assert tags_of(loaded) == {"p1": "cat", "p2": "dog", "p4": "cat"}
-    assert any("0 says that the tag is not in the picture: 2" in warning for warning in loaded.warnings)
+    assert any("0 says that the tag is not in the image: 2" in warning for warning in loaded.warnings)
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,10 @@ def test_tags_are_the_sorted_distinct_classes_of_the_objects_not_of_their_parts(
 
 def test_classes_without_a_picture_are_named(voc):
     (warning,) = load_voc(voc).warnings
-    assert "classes with no picture: 16 ('aeroplane', 'bicycle', " in warning and "'tvmonitor')" in warning
+    assert "classes with no image: 16 ('aeroplane', 'bicycle', " in warning and "'tvmonitor')" in warning
     write_list(voc, "train", "a\n")
     (warning,) = load_voc(voc, class_names=CLASSES).warnings
-    assert warning == f"{voc}/ImageSets/Segmentation/train.txt: classes with no picture: 2 ('car', 'cat')"
+    assert warning == f"{voc}/ImageSets/Segmentation/train.txt: classes with no image: 2 ('car', 'cat')"
 
 
 def test_default_lists_in_their_order(voc):
@@ -95,7 +95,7 @@ def test_lists_that_are_not_for_training_are_named_where_every_picture_is_taken(
     loaded = load_voc(voc, class_names=CLASSES)
     assert ids(loaded) == ["a", "b", "c.d"] and loaded.listing == str(voc / "JPEGImages")
     (warning,) = loaded.warnings
-    assert "its lists (val) are no training lists" in warning and "--image-list" in warning
+    assert "its lists (val) are not training lists" in warning and "--image-list" in warning
 
 
 def test_lists_of_one_class_are_no_image_lists_of_their_own(voc):
@@ -217,7 +217,7 @@ def test_absent_pictures_are_counted(voc):
 
 def test_empty_list_and_list_that_is_no_text(voc):
     path = write_list(voc, "train", "\n# nothing\n")
-    with pytest.raises(DataError, match="lists no picture"):
+    with pytest.raises(DataError, match="lists no image"):
         load_voc(voc)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="UTF-8"):
@@ -345,7 +345,7 @@ def test_wrong_root(voc, tmp_path):
     with pytest.raises(DataError, match=r"did you mean .*VOC2012\?"):
         load_voc(voc / "JPEGImages")
     (tmp_path / "empty" / "JPEGImages").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         load_voc(tmp_path / "empty")
 
 

@@ -294,5 +294,5 @@ def test_ids_as_texts_train_and_ids_of_nothing_are_explained(
     assert main(["run", "1", *words, "--run-dir", str(data.root / "other")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"error: {data.root / 'c.json'}: annotation 2: category_id 'cat' is no id of a category; expected 3, 17"
+        f"error: {data.root / 'c.json'}: annotation 2: category_id 'cat' is not the id of a category; expected 3, 17"
     )
