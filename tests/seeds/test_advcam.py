@@ -151,7 +151,7 @@ def test_no_class_gives_no_map(network, image):
 
 
 def test_what_does_not_fit_is_refused(network, image):
-    with pytest.raises(ShapeError, match="picture"):
+    with pytest.raises(ShapeError, match="image"):
         next(climb(network, image[None], 0, 1))
     with pytest.raises(ShapeError, match="logits"):
         next(climb(lambda pair: pair.mean((2, 3)), image, 0, 1))

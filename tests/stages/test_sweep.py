@@ -164,7 +164,7 @@ def test_scores_without_evidence_say_what_to_do_and_nothing_is_lost(bench: Bench
 
 def test_scores_can_be_kept_later_and_are_no_other_result(bench: Bench, run: RunFolder) -> None:
     first = bench.work(run)
-    with pytest.raises(ArtifactError, match=r"no scores were kept of 3 pictures.*--keep-scores"):
+    with pytest.raises(ArtifactError, match=r"no scores were kept of 3 images.*--keep-scores"):
         bench.work(run, from_scores=True, semantic_bg_threshold=0.5)
     labels = bench.labels(run)
     second = bench.work(run, keep_scores=True)
@@ -251,7 +251,7 @@ def test_a_sweep_of_nothing_says_what_to_do(bench: Bench, run: RunFolder) -> Non
     with pytest.raises(ArtifactError, match="run stage synthesize_labels"):
         bench.sweep(run)
     run.write_record(StageRecord("synthesize_labels", "0", {}, {}, True, {}, 0.0, {}))
-    with pytest.raises(DataError, match=r"no kept scores of the 3 pictures.*--keep-scores"):
+    with pytest.raises(DataError, match=r"no kept scores of the 3 images.*--keep-scores"):
         bench.sweep(run)
     image_id = bench.data.items[0].image_id
     small = WalkedScores(np.array([0]), np.ones((1, 2, 2), np.float16), (8, 8))

@@ -171,7 +171,7 @@ def test_true_masks_that_are_not_there_are_told(data: DataSet, run: RunFolder) -
     without = replace(data, load_truth=lambda image_id: None)
     params = SegmenterParams(labels="truth", backbone="resnet18", backbone_weights="none")
     with pytest.raises(
-        DataError, match=r"no ground-truth mask of an object in the 4 pictures.*SegmentationObject"
+        DataError, match=r"no ground-truth mask of an object in the 4 images.*SegmentationObject"
     ):
         work(train_segmenter.STAGE, run, without, params)
 
