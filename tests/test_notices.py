@@ -65,10 +65,10 @@ def test_classes_that_are_not_told_from_the_others() -> None:
     assert untold_classes({"cat": 0.9, "dog": 0.5, "rare": None}, shares) is None
     line = untold_classes({"cat": 0.54, "dog": 0.5, "rare": None}, shares)  # 0.5 by guessing
     assert line is not None
-    assert line.startswith("cat: not told from the others")
+    assert line.startswith("cat: not recognised better than by guessing")
     line = untold_classes({"cat": 0.5, "dog": 0.1, "rare": None}, shares)
     assert line is not None
-    assert line.startswith("no class is told from the others")
+    assert line.startswith("no class is recognised better than by guessing")
     assert untold_classes({"rare": None}, shares) is None
 
 

@@ -208,12 +208,12 @@ def _what_is_broken(data: bytes) -> str:
     try:
         json.loads(data)
     except json.JSONDecodeError as error:
-        return f"line {error.lineno}, column {error.colno}: no JSON ({error.msg})"
+        return f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
     except RecursionError:
         return "no COCO file: its lists are nested too deeply"
     except ValueError as error:
-        return f"no JSON ({str(error)[:80]})"
-    return "no JSON"
+        return f"not JSON ({str(error)[:80]})"
+    return "not JSON"
 
 
 def _segmentation(entry: dict[str, Any]) -> Any:

@@ -92,7 +92,7 @@ def read_objects(path: Path) -> Table:
     """The table that JSON lines make: one object a line, one column for every key.
 
     Raises:
-        DataError: the file is missing, empty or no UTF-8 text, or a line is no JSON object (the line is named).
+        DataError: the file is missing, empty or no UTF-8 text, or a line is not a JSON object (the line is named).
     """
     found: list[tuple[int, dict[str, object]]] = []
     # Not splitlines(): a JSON text may hold the rarer line separators of Unicode.

@@ -417,16 +417,16 @@ def test_image_ids_may_be_any_text(folder):
             r"annotation 4: image_id 'a\.jpg' is not the id of an image; expected 1, 2, 3$",
         ),
         ({"image_id": 1.5}, r"annotation 4: image_id '1\.5' is not the id of an image"),
-        ({"image_id": [1]}, r"annotation 4: image_id 'list' is no id"),
-        ({"image_id": None}, r"annotation 4: image_id 'None' is no id"),
-        ({"image_id": True}, r"annotation 4: image_id 'True' is no id"),
+        ({"image_id": [1]}, r"annotation 4: image_id 'list' is not the id"),
+        ({"image_id": None}, r"annotation 4: image_id 'None' is not the id"),
+        ({"image_id": True}, r"annotation 4: image_id 'True' is not the id"),
         (
             {"category_id": "dog"},
             r"annotation 4: category_id 'dog' is not the id of a category; expected 2, 7, 90$",
         ),
-        ({"category_id": 7.5}, r"annotation 4: category_id '7\.5' is no id"),
-        ({"category_id": {}}, r"annotation 4: category_id 'dict' is no id"),
-        ({"category_id": None, "id": None}, r"annotations\[1\]: category_id 'None' is no id"),
+        ({"category_id": 7.5}, r"annotation 4: category_id '7\.5' is not the id"),
+        ({"category_id": {}}, r"annotation 4: category_id 'dict' is not the id"),
+        ({"category_id": None, "id": None}, r"annotations\[1\]: category_id 'None' is not the id"),
     ],
 )
 def test_ids_that_can_be_none_name_the_annotation_and_not_the_folder(folder, change, message):
@@ -515,11 +515,11 @@ def test_numbers_of_other_pictures_do_not_clash_with_texts_or_negative_ids(folde
     ("content", "message"),
     [
         ("", "the file is empty"),
-        ('{"images": [],\n "annotations": [}\n', r"line 2, column 18: no JSON"),
-        ('{"a": {"segmentation": [[1, 2]]},\n "b" 1}', r"line 2, column 6: no JSON"),
+        ('{"images": [],\n "annotations": [}\n', r"line 2, column 18: not JSON"),
+        ('{"a": {"segmentation": [[1, 2]]},\n "b" 1}', r"line 2, column 6: not JSON"),
         ("[1, 2]", "not a COCO instances file"),
         ("[" * 100_000, "nested too deeply"),
-        ("\xff", "no JSON"),
+        ("\xff", "not JSON"),
         (
             '{"categories": [{"id": 1, "name": "x"}], "images": [{"id": 1, "file_name": "a.jpg"}]}',
             "has no list 'annotations'",
@@ -527,7 +527,7 @@ def test_numbers_of_other_pictures_do_not_clash_with_texts_or_negative_ids(folde
         ('{"images": [], "annotations": []}', "has no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}', "lists no images"),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
-        ('{"categories": [3]}', r"categories\[0\] is no object"),
+        ('{"categories": [3]}', r"categories\[0\] is not an object"),
     ],
 )
 def test_files_that_are_no_instances_file(tmp_path, content, message):
@@ -563,12 +563,12 @@ def test_impossible_images(folder, change, message):
     [
         ([{"id": 1, "name": "x"}, {"id": 1, "name": "y"}], r"categories\[1\]: id 1 is used twice"),
         ([{"id": 1, "name": "x"}, {"id": "1", "name": "y"}], r"categories\[1\]: id 1 is used twice"),
-        ([{"id": 1, "name": " "}], r"categories\[0\]: name ' ' is no class name"),
-        ([{"id": 1, "name": "a\ud800"}], r"categories\[0\]: name .* is no class name"),
-        ([{"id": "one", "name": "x"}], r"categories\[0\]: id 'one' is no whole number"),
-        ([{"id": 1.5, "name": "x"}], r"categories\[0\]: id '1.5' is no whole number"),
-        ([{"id": -1, "name": "x"}], r"categories\[0\]: id '-1' is no whole number"),
-        ([{"id": True, "name": "x"}], r"categories\[0\]: id 'True' is no whole number"),
+        ([{"id": 1, "name": " "}], r"categories\[0\]: name ' ' is not a class name"),
+        ([{"id": 1, "name": "a\ud800"}], r"categories\[0\]: name .* is not a class name"),
+        ([{"id": "one", "name": "x"}], r"categories\[0\]: id 'one' is not a whole number"),
+        ([{"id": 1.5, "name": "x"}], r"categories\[0\]: id '1.5' is not a whole number"),
+        ([{"id": -1, "name": "x"}], r"categories\[0\]: id '-1' is not a whole number"),
+        ([{"id": True, "name": "x"}], r"categories\[0\]: id 'True' is not a whole number"),
     ],
 )
 def test_impossible_categories(folder, categories, message):

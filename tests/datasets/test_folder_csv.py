@@ -149,7 +149,7 @@ def test_classes_are_picked_and_ordered(photos):
         ("t.csv", "image,lable\na.jpg,dog\n", "line 2: 'dog' in column 'lable' is neither 0 nor 1"),
         ("t.csv", "image,dog,cat\na.jpg,1,0\nb.jpg,1\n", "line 3: has 2 cells, the heading has 3"),
         ("t.csv", "image,dog,cat\na.jpg,1,2\n", "line 2: '2' in column 'cat'"),
-        ("t.csv", "image,dog,dog\na.jpg,1,0\n", "line 1: column 'dog' is there twice"),
+        ("t.csv", "image,dog,dog\na.jpg,1,0\n", "line 1: column 'dog' occurs twice"),
         ("t.csv", "image,dog,\na.jpg,1,0\n", "line 1: column '' has no name"),
         ("t.csv", "image\na.jpg\n", "line 1: the heading has no column for labels"),
         ("t.csv", "a.jpg,0,1\nb.jpg,1,0\n", "line 1: columns of 0 and 1 need a heading"),
@@ -171,15 +171,15 @@ def test_classes_are_picked_and_ordered(photos):
         ("t.csv", "image,label\na.jpg,\n", "names no class"),
         ("t.csv", "".join(f"a.jpg,{i}\n" for i in range(255)), "names 255 classes; 254 at most"),
         ("t.jsonl", "", "holds no row; write one"),
-        ("t.jsonl", '{"image": "a", "label": "dog"}\n{"image": "b"', "line 2: no JSON"),
+        ("t.jsonl", '{"image": "a", "label": "dog"}\n{"image": "b"', "line 2: not JSON"),
         ("t.jsonl", '["a.jpg", "dog"]\n', "line 1: expected an object"),
         ("t.jsonl", '{"imge": "a.jpg", "label": "dog"}\n', "line 1: names no image"),
         ("t.jsonl", '{"image": 3, "label": "dog"}\n', "line 1: names no image"),
         ("t.jsonl", '{"image": "a", "lable": "dog"}\n', "line 1: 'dog' in column 'lable'"),
-        ("t.jsonl", '{"image": "a", "labels": [["dog"]]}\n', r"line 1: .* is no label"),
-        ("t.jsonl", '{"image": "a", "label": true}\n', r"line 1: 'True' is no label"),
+        ("t.jsonl", '{"image": "a", "labels": [["dog"]]}\n', r"line 1: .* is not a label"),
+        ("t.jsonl", '{"image": "a", "label": true}\n', r"line 1: 'True' is not a label"),
         ("t.jsonl", '{"image": "\\ud800", "label": "dog"}\n', "line 1: .* control character"),
-        ("t.jsonl", "[" * 100_000 + "\n", "line 1: no JSON"),
+        ("t.jsonl", "[" * 100_000 + "\n", "line 1: not JSON"),
     ],
 )
 def test_bad_tables_are_explained_with_file_and_line(photos, name, content, message):
@@ -203,7 +203,7 @@ def test_two_suffixes_of_one_stem_are_an_error_where_the_table_does_not_say_whic
     (photos / "a.png").touch()
     for rows in ("image,label\na,dog\n", "a.jpg,dog\na.png,cat\n"):
         with pytest.raises(
-            DataError, match=r"a\.jpg and a\.png differ in their suffix alone, .* 'a'; rename"
+            DataError, match=r"a\.jpg and a\.png differ only in their suffix, .* 'a'; rename"
         ):
             load(photos, rows)
     assert tags_of(load(photos, "b.jpg,dog\n")) == {"b": {"dog"}}

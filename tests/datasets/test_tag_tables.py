@@ -149,9 +149,9 @@ def test_rows_that_deny_a_tag_give_none(load):
         (rows(["array(['cat'], dtype=object)"]), "line 2: .* looks like a list of tags, but cannot be read"),
         (rows(['c(""cat"", ""dog"")']), "line 2: .* looks like a list of tags, but cannot be read"),
         (rows(["['cat' ... 'dog']"]), "line 2: .* looks like a list of tags, but cannot be read"),
-        (rows(["[['animal', 'cat']]"]), "line 2: 'list' is no label"),
-        (rows(["[0.25, 0.75]"]), "line 2: '0.25' is no label"),
-        (rows(['{""width"": 64}']), "line 2: an object with 'width' is no label"),
+        (rows(["[['animal', 'cat']]"]), "line 2: 'list' is not a label"),
+        (rows(["[0.25, 0.75]"]), "line 2: '0.25' is not a label"),
+        (rows(['{""width"": 64}']), "line 2: an object with 'width' is not a label"),
     ],
 )
 def test_what_is_not_clear_is_refused(load, content, message):

@@ -295,7 +295,7 @@ def test_an_unreachable_scheduler_is_one_line(
     ("flags", "told"),
     [
         (["--backend", "dask"], "error: --backend dask needs the package distributed"),
-        (["--scheduler", "tcp://a:1"], "error: --scheduler tcp://a:1 goes with --backend dask"),
+        (["--scheduler", "tcp://a:1"], "error: --scheduler tcp://a:1 needs --backend dask"),
     ],
 )
 def test_what_lacks_is_told_before_the_work(

@@ -190,7 +190,7 @@ def test_a_model_without_held_out_pictures_asks_for_them(
     assert evaluate(folder) == 1
     line = error(capsys)
     assert "the trained models (mask_rcnn) are evaluated on images held out" in line
-    assert "--heldout-list, by a text file with one image id a line" in line
+    assert "--heldout-list: a text file with one image id per line" in line
 
 
 def test_nothing_to_evaluate_says_what_is_missing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def test_the_flag_of_earlier_versions_names_its_successor(
     command = ["evaluate", "report"] if words[1].startswith("--evaluate.") else words[:1]
     assert main([*command, *by_hand, *words[1:]]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {words[1].split('=')[0]} is gone: write protocol instead: 'voc'")
+    assert line.startswith(f"error: {words[1].split('=')[0]} was removed: write protocol instead: 'voc'")
     assert "'original' counts them as background" in line
 
 
@@ -122,8 +122,8 @@ def test_the_key_of_earlier_files_names_its_successor(
     config.write_text("evaluate: {ignore-void: false}\n")
     assert main([command, *by_hand, "--config", str(config)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {config}: evaluate.ignore_void is gone: write protocol instead: 'voc'")
-    with pytest.raises(ConfigError, match=r"run_stages\(\): evaluate\.ignore_void is gone: write protocol"):
+    assert line.startswith(f"error: {config}: evaluate.ignore_void was removed: write protocol instead: 'voc'")
+    with pytest.raises(ConfigError, match=r"run_stages\(\): evaluate\.ignore_void was removed: write protocol"):
         run_stages("evaluate", run_dir=by_hand[3], voc_root=by_hand[1], evaluate={"ignore_void": True})
 
 

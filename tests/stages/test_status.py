@@ -71,7 +71,7 @@ def test_new_results_upstream_make_all_that_follows_stale(tmp_path: Path, whole:
     found = states(tmp_path, whole)
     assert found["count"].state == "done"
     assert found["upper"].state == found["report"].state == "stale"
-    assert "results of count, which it reads, were made anew" in found["upper"].detail
+    assert "results of count, which it reads, were made again" in found["upper"].detail
     assert "--overwrite" in next_of(tmp_path, whole)
     run_stage(whole.upper, job(tmp_path, UpperParams(), overwrite=True))
     found = states(tmp_path, whole)

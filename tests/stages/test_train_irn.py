@@ -144,4 +144,4 @@ def test_cached_features_go_with_one_process(
     tiny = run_copy(*BEFORE)
     monkeypatch.setattr(ALONE, "count", 2)
     assert stage_main("train_irn", [*tiny.flags(), *CACHED]) == 1
-    assert "--cached-features goes with one process, here are 2" in " ".join(capsys.readouterr().err.split())
+    assert "--cached-features works with one process, but there are 2" in " ".join(capsys.readouterr().err.split())
