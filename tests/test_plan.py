@@ -225,7 +225,7 @@ def test_a_rule_is_a_function_in_a_list() -> None:
         ),
         (
             replace(VOC, shortest=20, longest=6000),
-            ["sides go from 20 to 6000 pixels", "a side of 20 pixels, 5 cells", "a side of 6000 pixels"],
+            ["sides range from 20 to 6000 pixels", "a side of 20 pixels, 5 cells", "a side of 6000 pixels"],
         ),
     ],
 )

@@ -129,7 +129,7 @@ def test_splits_and_files_are_lists(root, tmp_path):
 @pytest.mark.parametrize("half", ["leftImg8bit", "gtFine"])
 def test_a_missing_half_is_one_line(root, half):
     shutil.rmtree(root / half / "val")
-    with pytest.raises(DataError, match=r"val: . images .* and . masks .* do not fit together; unpack both"):
+    with pytest.raises(DataError, match=r"val: . images .* and . masks .* do not match; unpack both"):
         load_cityscapes(root, "val")
     shutil.rmtree(root / half)
     with pytest.raises(DataError, match=f"holds no folder {half}; --cityscapes-root needs leftImg8bit/SPLIT"):
@@ -174,9 +174,11 @@ def test_other_flags_of_data_sets_do_not_go_with_it(root):
     flag = {"cityscapes_root": str(root)}
     with pytest.raises(ConfigError, match="--voc-root and --cityscapes-root each describe a data set"):
         load_source(Source(voc_root="x", **flag))
-    with pytest.raises(ConfigError, match="--image-dir does not go with --cityscapes-root: the images are"):
+    with pytest.raises(
+        ConfigError, match="--image-dir cannot be used with --cityscapes-root: the images are"
+    ):
         load_source(Source(image_dir="x", **flag))
-    with pytest.raises(ConfigError, match="--class-names does not go with --cityscapes-root"):
+    with pytest.raises(ConfigError, match="--class-names cannot be used with --cityscapes-root"):
         load_source(Source(class_names="x", **flag))
     assert not load_source(Source(**flag)).listed
     assert load_source(Source(image_list="val", **flag)).listed

@@ -202,9 +202,7 @@ def test_missing_things(photos, tmp_path):
 def test_two_suffixes_of_one_stem_are_an_error_where_the_table_does_not_say_which(photos):
     (photos / "a.png").touch()
     for rows in ("image,label\na,dog\n", "a.jpg,dog\na.png,cat\n"):
-        with pytest.raises(
-            DataError, match=r"a\.jpg and a\.png differ only in their suffix, .* 'a'; rename"
-        ):
+        with pytest.raises(DataError, match=r"a\.jpg and a\.png differ only in their suffix, .* 'a'; rename"):
             load(photos, rows)
     assert tags_of(load(photos, "b.jpg,dog\n")) == {"b": {"dog"}}
     for name in ("a.jpg", "a.png", "./a.png"):

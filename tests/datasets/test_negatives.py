@@ -118,7 +118,7 @@ def test_pictures_of_other_classes_are_negatives_of_those_that_are_picked(photos
 def test_what_an_annotation_of_an_unknown_category_shows_is_not_known(photos):
     data = coco(photos, unknown=(0, 1))
     assert ids(data.items) == ["a", "c"] and ids(data.negatives) == ["d"] and data.skipped == ("b",)
-    assert any("no tag of theirs is known: 1 (b)" in warning for warning in data.warnings)
+    assert any("their tags are unknown: 1 (b)" in warning for warning in data.warnings)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_an_interruption_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -
         raise KeyboardInterrupt
 
     assert run_command(stop) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert "continues from there" in capsys.readouterr().err
     assert run_command(lambda: None) == 0
 
 

@@ -190,7 +190,7 @@ def test_quiet_times_nothing(pipeline: Pipeline[Source], plans: Plans, tmp_path:
         (["count"], ", which later commands use:\n# Values"),
         (
             ["count", "--plan", "published"],
-            "has results that were started without a plan: values that nothing gives",
+            "has results that were started without a plan: values that you do not give",
         ),
     ],
 )

@@ -192,7 +192,7 @@ def test_one_process_reads_the_samples_of_all_epochs(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, value: float) -> None:
     learner = Learner()
     learner.fail_at, learner.failure = 4, lambda loss: loss * value
-    with pytest.raises(TrainingDiverged, match="no number at step 4 of 6") as caught:
+    with pytest.raises(TrainingDiverged, match="not a number at step 4 of 6") as caught:
         learner.train(tmp_path, picture_names=lambda batch: ["a", "b"])
     assert "lower the learning rate" in str(caught.value)
     assert "images a, b" in str(caught.value)

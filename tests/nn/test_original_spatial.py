@@ -100,7 +100,7 @@ def test_files_that_are_no_such_checkpoint_are_refused(trained, tmp_path):
     file = tmp_path / "x.pth"
     torch.save({"conv1.weight": torch.zeros(1)}, file)
     with pytest.raises(
-        CheckpointError, match="no checkpoint of the authors' SpatialEmbeddings; expected tensors"
+        CheckpointError, match="not a checkpoint of the authors' SpatialEmbeddings; expected tensors"
     ):
         load_original_spatial(trained, file)
     state = to_original_spatial(trained.state_dict())

@@ -171,7 +171,7 @@ def test_predictions_have_the_ids_of_the_data(data: Set, capsys: pytest.CaptureF
     write_checkpoint(path, type(old)(old.kind, old.backbone, old.class_names, old.state))
     older = predictions(data, "--images", str(photos), out="older")
     assert [c["id"] for c in older["categories"]] == [1, 2]
-    assert "does not hold COCO category ids" in capsys.readouterr().err
+    assert "holds no COCO category ids" in capsys.readouterr().err
     assert (
         predictions(data, "--images", str(photos), out="o", named=True)["categories"] == named["categories"]
     )

@@ -148,8 +148,8 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
             ["--labels", "truth", "--ignore-band", "5", "--model", "deeplabv3"],
             "--ignore-band: ground-truth masks are",
         ),
-        (["--optimizer", "adamw", "--momentum", "0.5"], "--momentum: adamw has a momentum of its own"),
-        (["--model", "spatial_embeddings", "--momentum=0.5"], "--momentum: adamw has a momentum of its own"),
+        (["--optimizer", "adamw", "--momentum", "0.5"], "--momentum: adamw has its own momentum"),
+        (["--model", "spatial_embeddings", "--momentum=0.5"], "--momentum: adamw has its own momentum"),
         (
             ["--model", "semiconv_mask_rcnn", "--start-from", "x", "--backbone-weights", "cam"],
             "--backbone-weights: all weights come from --start-from",

@@ -122,8 +122,12 @@ def test_the_key_of_earlier_files_names_its_successor(
     config.write_text("evaluate: {ignore-void: false}\n")
     assert main([command, *by_hand, "--config", str(config)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {config}: evaluate.ignore_void was removed: write protocol instead: 'voc'")
-    with pytest.raises(ConfigError, match=r"run_stages\(\): evaluate\.ignore_void was removed: write protocol"):
+    assert line.startswith(
+        f"error: {config}: evaluate.ignore_void was removed: write protocol instead: 'voc'"
+    )
+    with pytest.raises(
+        ConfigError, match=r"run_stages\(\): evaluate\.ignore_void was removed: write protocol"
+    ):
         run_stages("evaluate", run_dir=by_hand[3], voc_root=by_hand[1], evaluate={"ignore_void": True})
 
 

@@ -153,7 +153,7 @@ def test_cells_are_drawn_evenly_and_in_bounded_memory() -> None:
             ["--seeds", "layercam", "--layercam-stages", "7"],
             "layercam_stages are [7]; each must be from 0 to 4",
         ),
-        (["--seeds", "lpcam", "--lpcam-cells", "5"], "no fewer cells"),
+        (["--seeds", "lpcam", "--lpcam-cells", "5"], "at least as many cells"),
         (
             ["--seeds", "lpcam", "--from-cams", "maps"],
             "seeds lpcam are made with the classifier of train_cam",

@@ -214,11 +214,14 @@ def test_a_class_that_every_picture_shows_cannot_be_learned(root, caplog, table,
         ({"image_dir": "a"}, "--image-dir names images without tags; add --label-csv"),
         ({"label_csv": "a"}, "--label-csv needs --image-dir"),
         ({"coco_json": "a"}, "--coco-json needs --image-dir"),
-        ({"voc_root": "a", "image_dir": "b"}, "--image-dir does not go with --voc-root"),
-        ({"voc_root": "a", "classes": ("b",)}, "--classes does not go with --voc-root: .*--class-names FILE"),
+        ({"voc_root": "a", "image_dir": "b"}, "--image-dir cannot be used with --voc-root"),
+        (
+            {"voc_root": "a", "classes": ("b",)},
+            "--classes cannot be used with --voc-root: .*--class-names FILE",
+        ),
         (
             {"label_csv": "a", "image_dir": "b", "class_names": "c"},
-            "--class-names does not go with --label-csv",
+            "--class-names cannot be used with --label-csv",
         ),
         (
             {"coco_json": "a", "image_dir": "b", "class_names": "c"},

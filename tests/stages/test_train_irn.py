@@ -48,7 +48,7 @@ def test_a_training_that_learns_nothing_says_so_and_what_to_do(
     tiny = run_copy(*BEFORE)
     text = told(tiny, capsys, "--lr", "1e-9")
     share = re.search(
-        r"displacement was not learned: its loss on objects is (\d+) % of that of no displ", text
+        r"displacement was not learned: its loss on objects is (\d+) % of the loss without any displ", text
     )
     assert share is not None
     shares = [line["displacement_share"] for line in lines(tiny.run_dir)]
@@ -71,7 +71,7 @@ def test_a_training_that_learns_says_how_much(
     learning = ["--image-list", str(tmp_path / "one.txt"), "--epochs", "60", "--optimizer", "adamw", "--lr", "0.01",
                 "--displacement-lr-factor", "1", "--cached-features", "1.0", "--displacement-context"]  # fmt: skip
     text = told(tiny, capsys, *learning)
-    share = re.search(r"train_irn: displacement loss (\d+) % of that of no displacement", text)
+    share = re.search(r"train_irn: displacement loss is (\d+) % of the loss without any displacement", text)
     assert share is not None, text
     last = [line["displacement_share"] for line in lines(tiny.run_dir) if line["epoch"] == 59]
     assert float(share[1]) == pytest.approx(100 * sum(last) / len(last), abs=0.51)
@@ -144,4 +144,6 @@ def test_cached_features_go_with_one_process(
     tiny = run_copy(*BEFORE)
     monkeypatch.setattr(ALONE, "count", 2)
     assert stage_main("train_irn", [*tiny.flags(), *CACHED]) == 1
-    assert "--cached-features works with one process, but there are 2" in " ".join(capsys.readouterr().err.split())
+    assert "--cached-features works with one process, but there are 2" in " ".join(
+        capsys.readouterr().err.split()
+    )
