@@ -322,8 +322,8 @@ def test_the_table_adds_up_and_names_the_longest_stage() -> None:
     shown = table(
         [Work("train_cam", "30 steps", 300, 2.0), Work("make_cam", "10 images", 10, 30.0)], on_gpu=False
     )
-    assert "train_cam          30 steps     10 min" in shown
-    assert "together                        15 min" in shown
+    assert "train_cam          30 steps   10 min" in shown
+    assert "together                      15 min" in shown
     assert shown.endswith(
         "train_cam takes longest: fewer --train_cam.epochs, a smaller --train_cam.crop, a GPU"
     )
