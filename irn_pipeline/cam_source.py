@@ -165,11 +165,8 @@ def require_files(flag: str, name: str, suffix: str = CAM.suffix) -> None:
         DataError: it holds none; `flag` is how it was named.
     """
     folder = Path(name)
-    if not folder.is_dir():
-        raise DataError(
-            f"{flag} {folder}: no such folder; give the folder that holds one file ID{suffix} per image"
-        )
     if next(folder.rglob(f"*{suffix}"), None) is None:
+        problem = f"holds no {suffix} file" if folder.is_dir() else "no such folder"
         raise DataError(
-            f"{flag} {folder}: holds no {suffix} file; give the folder that holds one file ID{suffix} per image"
+            f"{flag} {folder}: {problem}; give the folder that holds one file ID{suffix} per image"
         )

@@ -24,9 +24,6 @@ from irn_pipeline.trained_networks import look_at
 if TYPE_CHECKING:
     from irn_pipeline.nn.segmenters.base import Segmenter
 
-if TYPE_CHECKING:
-    from irn_pipeline.nn.segmenters.base import Segmenter
-
 logger = logging.getLogger(__name__)
 
 ProtocolName: TypeAlias = Literal["original", "voc", "coco"]

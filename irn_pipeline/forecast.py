@@ -89,10 +89,10 @@ def table(works: list[Work], *, on_gpu: bool) -> str:
     together = in_words(sum(work.total for work in works))
     return "\n".join(
         [
-            "how long it will take here, by a few timed steps:",
+            "how long it will take here, from a few timed steps:",
             *lines,
             f"{'together':<18} {'':<{width}}  {together}",
-            f"shorter, for {longest.stage} takes longest: {shorter}",
+            f"to save time: {longest.stage} takes longest; give {shorter}",
         ]
     )
 

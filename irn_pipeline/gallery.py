@@ -25,7 +25,7 @@ from irn_pipeline.older_runs import read_converted
 from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.label_params import SynthesisParams
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
-from irn_pipeline.trained_networks import load_irn
+from irn_pipeline.trained_networks import load_irn, padding
 
 if TYPE_CHECKING:
     from irn_pipeline.nn.irn_network import IrnNetwork
@@ -102,8 +102,6 @@ class Gallery:
 
     @cached_property
     def _side_of(self) -> Callable[[tuple[int, int]], int]:
-        from irn_pipeline.trained_networks import padding
-
         record = self.run.record(SEMANTIC_LABEL.stage)
         # Labels of a version that did not know the parameter were made without padding.
         return padding(self.run, None if record is None else record.params.get("pad_to", 0))
@@ -112,8 +110,6 @@ class Gallery:
     def _network(self) -> IrnNetwork | None:
         if not self.options.fields or not self.run.has(IRN_NETWORK):
             return None
-        # Not above: with the network comes torch.
-
         return load_irn(self.run, self.execution)
 
     def _fields(self, image: LabelArray | None) -> tuple[Panel, ...]:

@@ -325,6 +325,6 @@ def test_the_table_adds_up_and_names_the_longest_stage() -> None:
     assert "train_cam          30 steps   10 min" in shown
     assert "together                      15 min" in shown
     assert shown.endswith(
-        "train_cam takes longest: fewer --train_cam.epochs, a smaller --train_cam.crop, a GPU"
+        "train_cam takes longest; give fewer --train_cam.epochs, a smaller --train_cam.crop, a GPU"
     )
     assert in_words(0.01) == "1 s"

@@ -113,13 +113,20 @@ def _until_replaced(stage: Stage[Any], place: Path) -> Iterator[None]:
 
 
 def _finish(
-    stage: Stage[Any], job: Job[Any, Any], record: StageRecord, previous: StageRecord | None
+    stage: Stage[Any],
+    job: Job[Any, Any],
+    record: StageRecord,
+    previous: StageRecord | None,
 ) -> StageRecord:
     place = job.run.stage_dir(record.stage)
     seed_everything(job.execution.seed)
     start = time.perf_counter()
     try:
-        counts = _map(stage, job) if isinstance(stage, MapStage) else {"images": _function(stage)(job)}
+        if isinstance(stage, MapStage):
+            counts = _map(stage, job)
+        else:
+            work = stage.fit if isinstance(stage, FitStage) else stage.run  # type: ignore[attr-defined]
+            counts = {"images": work(job)}
     except Exception as error:
         fault = explained(error, stage.name, place)
         if fault is None:
@@ -141,14 +148,6 @@ def _finish(
     if isinstance(stage, FitStage):
         _forget_training(job, place)
     return done
-
-
-def _function(stage: Stage[Any]) -> Any:
-    if isinstance(stage, FitStage):
-        return stage.fit
-    if isinstance(stage, ReduceStage):
-        return stage.run
-    raise TypeError(f"{type(stage).__name__} is no kind of stage")
 
 
 def _forget_training(job: Job[Any, Any], place: Path) -> None:

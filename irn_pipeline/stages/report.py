@@ -121,10 +121,8 @@ def run(job: Job[Params, DataSet]) -> int:
 
 def _stage_records(run: RunFolder) -> list[StageRecord]:
     """Records of all stages and their variants, in the order of the pipeline, others after them by name."""
-    paths = [*run.root.glob("*/stage.json"), *run.root.glob("*/*/stage.json")]
-    names = [path.parent.relative_to(run.root).as_posix() for path in paths]
     known = {name: place for place, name in enumerate(_ORDER)}
-    names.sort(key=lambda name: (known.get(name.split("/")[0], len(known)), name))
+    names = sorted(run.folders(), key=lambda name: known.get(name.split("/")[0], len(known)))
     return [record for record in map(run.record, names) if record is not None]
 
 
