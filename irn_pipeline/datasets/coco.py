@@ -145,7 +145,7 @@ def _objects(
         warnings.append(f"{path}: annotations left out because they are in the file twice: {some(copies)}")
     if rewritten:
         warnings.append(
-            f"{path}: annotations whose ids are written in another way than in the lists ('1' for 1), read as the "
+            f"{path}: annotations whose ids are written differently than in the lists ('1' for 1), read as the "
             f"same: {rewritten}"
         )
     if maskless:

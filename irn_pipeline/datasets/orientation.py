@@ -82,7 +82,7 @@ def _told(source: Path, applied: list[str], stored: list[str], by_size: int, *, 
     if by_size:
         parts.append(f"applied to {by_size}, as the sizes in the file say")
     if len(applied) > by_size:
-        parts.append(f"applied to {len(applied) - by_size} whose sizes cannot tell, as viewers do")
+        parts.append(f"applied to {len(applied) - by_size} whose sizes do not show it, as viewers do")
     if stored:
         parts.append(f"not applied to {len(stored)}, whose sizes in the file are those of the stored pixels")
     return text + ", ".join(parts)

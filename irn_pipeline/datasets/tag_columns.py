@@ -218,7 +218,7 @@ def _passed_over(table: Table, passed: Iterable[int]) -> tuple[str, ...]:
     told += f" and {len(names) - 8} more" if len(names) > 8 else ""
     if any(_PARTS_KEY.fullmatch(key_of(name)) for name in names):
         told += "; the images of all rows are used: --image-list FILE picks some"
-    return (f"columns passed over because they name no class: {told}",)
+    return (f"columns ignored because they name no class: {told}",)
 
 
 def _image_column(table: Table) -> int | None:

@@ -108,7 +108,7 @@ def read_objects(path: Path) -> Table:
             raise DataError(f'{where}: expected an object such as {{"image": "a.jpg", "labels": ["dog"]}}')
         found.append((line, entry))
     if not found:
-        raise DataError(f'{path}: holds no row; write one {{"image": ..., "labels": [...]}} a line')
+        raise DataError(f'{path}: holds no row; write one {{"image": ..., "labels": [...]}} per line')
     names = list(dict.fromkeys(name for _, entry in found for name in entry))
     rows = [Row(line, [_stripped(entry.get(name)) for name in names]) for line, entry in found]
     return Table(path, [name.strip() for name in names], rows, found[0][0])

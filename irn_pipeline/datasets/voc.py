@@ -57,8 +57,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     misplaced = [name for name in names if name.lower() in _NO_CLASS and name.lower() != "background"]
     if misplaced:
         raise DataError(
-            f"{path}: {misplaced[0]} stands between the classes, so that their numbers in the masks are unclear; "
-            f"put it into the first line, or remove it"
+            f"{path}: {misplaced[0]} is between the classes, which makes their numbers in the masks ambiguous; "
+            f"move it to the first line, or remove it"
         )
     check_class_names(names, str(path))
     return tuple(names)

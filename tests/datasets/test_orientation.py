@@ -82,7 +82,7 @@ def stored_size(orientation):
 def test_coco_sizes_decide(tmp_path, orientation):
     for name, size_of, check, told in (
         ("shown", lambda _: (40, 60), is_shown, "applied to 1, as the sizes in the file say"),
-        ("none", lambda _: None, is_shown, "applied to 1 whose sizes cannot tell, as viewers do"),
+        ("none", lambda _: None, is_shown, "applied to 1 whose sizes do not show it, as viewers do"),
         (
             "stored",
             stored_size,
@@ -104,7 +104,7 @@ def test_coco_sizes_decide(tmp_path, orientation):
 def test_where_coco_sizes_cannot_tell_pictures_are_as_shown(tmp_path, orientation):
     found = coco(tmp_path, [orientation, 1], stored_size)
     assert all(map(is_shown, found.images.records))
-    assert about_exif(found) == "applied to 1 whose sizes cannot tell, as viewers do"
+    assert about_exif(found) == "applied to 1 whose sizes do not show it, as viewers do"
     truth = found.ground_truth("0")
     assert truth is not None
     np.testing.assert_array_equal(truth.label == 1, SHOWN[..., 0] > 0)
