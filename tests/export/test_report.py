@@ -526,7 +526,7 @@ def test_tables_are_well_formed_and_figures_as_printed() -> None:
     assert figures[1][0].startswith("Synthesized labels")
     assert figures[2][0] == "run on 60 held-out images"
     classes = page.tables[1]
-    assert classes[0] == ["class", "pictures", "Synthesized labels IoU"]
+    assert classes[0] == ["class", "images", "Synthesized labels IoU"]
     assert classes[1:] == [["cat", "2", "25.0 %"], ["dog", "1", "75.0 %"]]
     assert not re.search(
         r"\b\d\.\d{3}\b", " ".join(cell for table in page.tables for row in table for cell in row)
