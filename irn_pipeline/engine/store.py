@@ -172,7 +172,8 @@ class RunFolder:
     def folders(self) -> list[str]:
         """Names of all folders, variants' too, that hold a record, in order of the alphabet."""
         found = [*self.root.glob(f"*/{RECORD_NAME}"), *self.root.glob(f"*/*/{RECORD_NAME}")]
-        return sorted(path.parent.relative_to(self.root).as_posix() for path in found)
+        names = (path.parent.relative_to(self.root).as_posix() for path in found)
+        return sorted(filter(_STAGE_NAME.fullmatch, names))
 
     def write_record(self, record: StageRecord) -> None:
         """Write a stage's `stage.json`."""

@@ -106,6 +106,7 @@ def test_a_kill_before_the_first_new_result_brings_the_old_ones_back(tmp_path: P
     run_stage(stages.upper, job(tmp_path, UpperParams()))
     set_aside(tmp_path / "upper", LOCK_NAME)
     assert not RunFolder(tmp_path).has(UPPER, "w0")
+    assert RunFolder(tmp_path).folders() == ["count"]
     assert run_stage(stages.upper, job(tmp_path, UpperParams())).counts["kept"] == 3
 
 
