@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from irn_pipeline.artifacts import CAM, SEMANTIC_LABEL, read_label
 from irn_pipeline.cam_files import cam_of_label, read_cam_file
@@ -15,15 +15,6 @@ from irn_pipeline.engine.store import Artifact, RunFolder, require_same_classes
 from irn_pipeline.errors import ArtifactError, DataError
 from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.structures import Cam, ImageRecord
-
-
-class WithCamDir(Protocol):
-    """Parameters of a stage that works on activation maps."""
-
-    @property
-    def cam_dir(self) -> str | None:
-        """Folder of another project's CAM files, ID.npy, instead of stage make_cam's."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -124,8 +115,8 @@ class CamSource:
         )
 
 
-def cams_not_read(params: WithCamDir) -> tuple[Artifact[Any], ...]:
-    """The maps of make_cam, where the parameters name other ones.
+def cams_not_read(params: Any) -> tuple[Artifact[Any], ...]:
+    """The maps of make_cam, where the parameters (`cam_dir`, or also `semantic_dir`) name other ones.
 
     Raises:
         DataError: the folder they name holds no CAM file.

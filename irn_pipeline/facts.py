@@ -176,7 +176,7 @@ def is_centred(data: DataSet, execution: Execution, backbone: str, weights: str)
     from irn_pipeline.datasets.transforms import normalise, read_resized
     from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights
     from irn_pipeline.nn.imagenet import network_for
-    from irn_pipeline.seeds.centre_maths import centredness, is_centred, quarters
+    from irn_pipeline.seeds import centre_maths
 
     network = build_backbone(network_for(backbone, weights))
     load_backbone_weights(network, weights)
@@ -188,10 +188,12 @@ def is_centred(data: DataSet, execution: Execution, backbone: str, weights: str)
                 image = read_resized(record, 256)
             except DataError:
                 continue  # the first stage names it
-            parts = quarters(normalise(image.to(execution.torch_device())))
+            parts = centre_maths.quarters(normalise(image.to(execution.torch_device())))
             features.append([stage.float().cpu() for stage in network(parts)[-2:]])
     tags = [len(record.class_ids) for record in data.items]
-    return len(features) >= 5 and is_centred(centredness(features), tags, len(data.negatives))
+    return len(features) >= 5 and centre_maths.is_centred(
+        centre_maths.centredness(features), tags, len(data.negatives)
+    )
 
 
 def network_of_file(path: Path) -> str | None:
