@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,7 +175,7 @@ class MapMaker:
         if self.seed.prepare is None:
             return None
         with torch.inference_mode(), self.job.execution.autocast():
-            return self.seed.prepare(self._pictures(), self.job.data.images.num_classes, self.job.params)
+            return self.seed.prepare(_Passes(self._pictures), self.job.data.images.num_classes, self.job.params)
 
     def _pictures(self) -> Iterator[Picture]:
         """All images of the list, for what is learned from them before the first map is made."""
@@ -188,6 +188,16 @@ class MapMaker:
         for item in progress(read, "survey", total=len(records), quiet=execution.quiet):
             if item.problem is None:
                 yield self._picture(item)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Images that can be gone through more than once; each loop reads them again."""
+
+    images: Callable[[], Iterator[Picture]]
+
+    def __iter__(self) -> Iterator[Picture]:
+        return self.images()
 
 
 def prepare_network(network: CamNetwork, device: torch.device) -> CamNetwork:
