@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ from irn_pipeline.nn.backbone import fold_batch_norms, memory_batches
 from irn_pipeline.nn.cam_network import CamNetwork, ReCamNetwork
 from irn_pipeline.seeds.linear_probe import fit_probe
 from irn_pipeline.seeds.recam import recam_loss
-from irn_pipeline.structures import ImageSet
+from irn_pipeline.structures import FloatArray, ImageRecord, ImageSet
 
 _FOLDER = "train_cam"
 
@@ -96,17 +98,26 @@ def train_recam(job: Job[Any, DataSet], network: CamNetwork, images: ImageSet) -
 
 
 @torch.no_grad()
-def fit_linear_probe(job: Job[Any, DataSet], network: CamNetwork, images: ImageSet) -> int:
-    """Fit the classifier to features of whole pictures, each made once and averaged with its mirror's.
+def fit_linear_probe(
+    job: Job[Any, DataSet], network: CamNetwork, images: ImageSet, kept_out: Sequence[ImageRecord] = ()
+) -> tuple[int, FloatArray]:
+    """Fit the classifier to features of whole images, each made once and averaged with its mirror's.
+
+    Args:
+        job: of stage train_cam.
+        network: whose classifier is replaced.
+        images: of the first fit.
+        kept_out: images that the first fit is tried on. The classifier is then fitted to these too.
 
     Returns:
-        Number of pictures seen.
+        Number of images seen, and the (N, C) scores of the N that were kept out.
 
     Raises:
-        ConfigError: a class is the tag of every picture.
+        ConfigError: a class is the tag of every image.
     """
     execution, device = job.execution, job.execution.torch_device()
-    share = job.ranks.share(images.records)
+    records = (*images.records, *kept_out)
+    share = job.ranks.share(records)
     backbone = fold_batch_norms(copy.deepcopy(network.backbone))
     read = prefetch(
         partial(read_resized, long_side=job.params.long_side[-1], enlarge=False),
@@ -121,14 +132,18 @@ def fit_linear_probe(job: Job[Any, DataSet], network: CamNetwork, images: ImageS
             pair = [backbone(part)[-1] for part in memory_batches(torch.stack([picture, picture.flip(-1)]))]
         pooled[record.image_id] = torch.cat(pair).float().mean((0, 2, 3)).cpu()
     found = {image_id: row for part in job.ranks.gather(pooled) for image_id, row in part.items()}
-    tags = torch.zeros(len(images), images.num_classes)
-    for row, record in enumerate(images.records):
+    rows = torch.stack([found[record.image_id] for record in records])
+    tags = torch.zeros(len(records), images.num_classes)
+    for row, record in enumerate(records):
         tags[row, list(record.class_ids)] = 1
-    probe = fit_probe(torch.stack([found[record.image_id] for record in images.records]), tags)
+    scores = np.zeros((0, images.num_classes), np.float32)
+    if kept_out:
+        scores = fit_probe(rows[: len(images)], tags[: len(images)]).scores(rows[len(images) :]).numpy()
+    probe = fit_probe(rows, tags)
     network.classifier.weight.copy_(probe.weight[:, :, None, None])
     if network.map_offset is not None:
         network.map_offset.copy_(probe.weight @ probe.mean)
-    return len(images)
+    return len(records), scores
 
 
 def _samples(job: Job[Any, DataSet], images: ImageSet) -> ClassificationSamples:

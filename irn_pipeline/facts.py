@@ -24,6 +24,8 @@ _MOST_HEADERS = 2000
 """Pictures whose size is looked at, evenly over the data set."""
 _FEW = 10
 """Pictures of a class below which it will hardly be learned."""
+_LEAST_NEGATIVES = 20
+"""Images without a tag that tell what is ordinary."""
 _SMALL, _LARGE, _UNLIKE = 64, 4000, 10
 """Sides, in pixels, below and above which a picture is odd, and the ratio of two sides that are."""
 
@@ -67,7 +69,13 @@ class Facts:
     @property
     def may_be_centred(self) -> bool:
         """Whether it is worth looking: one object each, and no picture without."""
-        return self.one_tag and not self.negatives and self.pictures >= 20 and not self.gpu
+        return self.one_tag and not self.negatives and self.pictures >= 20
+
+    @property
+    def shows_defects(self) -> bool:
+        """Whether tags name what is odd: at least a fifth of the images show nothing, the others mostly one thing."""
+        enough = self.negatives >= max(_LEAST_NEGATIVES, 0.2 * self.all_pictures)
+        return enough and self.tags <= 1.5
 
     @property
     def all_pictures(self) -> int:

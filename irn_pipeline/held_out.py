@@ -15,7 +15,7 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.files.atomic import write_json
 from irn_pipeline.notices import HELD_OUT_NAME, LEAST_POSITIVES, average_precision, untold_classes
-from irn_pipeline.structures import ImageRecord, ImageSet
+from irn_pipeline.structures import FloatArray, ImageRecord, ImageSet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,26 +45,16 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, tuple[Im
     return ImageSet(images.class_names, tuple(parts[0])), tuple(parts[1])
 
 
-def measure(
-    network: nn.Module,
-    class_names: Sequence[str],
-    kept_out: Sequence[ImageRecord],
-    long_side: float,
-    execution: Execution,
-    folder: Path,
-) -> str | None:
-    """Average precision of each class on pictures that were not learned from: logged, and written for the report.
+def class_scores(
+    network: nn.Module, kept_out: Sequence[ImageRecord], long_side: float, execution: Execution
+) -> FloatArray:
+    """(N, C) scores that a network gives to images.
 
     Args:
-        network: gives class scores (1, C) of normalised pictures (1, 3, H, W); on the execution's device.
-        class_names: of the C classes.
-        kept_out: the pictures.
+        network: gives class scores (1, C) of normalised images (1, 3, H, W); on the execution's device.
+        kept_out: N images.
         long_side: that they are resized to, pixels.
         execution: device and precision.
-        folder: gets `held_out.json`.
-
-    Returns:
-        A line about the classes that are not told from the others, if there are some.
     """
     import torch
 
@@ -78,7 +68,24 @@ def measure(
             network(normalise(image.to(device))[None])[0].float().cpu()
             for image in prefetch(read, kept_out, execution.worker_count)
         ]
-    scores = torch.stack(found).numpy()
+    scores: FloatArray = torch.stack(found).numpy()
+    return scores
+
+
+def measure(
+    scores: FloatArray, class_names: Sequence[str], kept_out: Sequence[ImageRecord], folder: Path
+) -> str | None:
+    """Average precision of each class on images that were not learned from: logged, and written for the report.
+
+    Args:
+        scores: (N, C) of the images.
+        class_names: of the C classes.
+        kept_out: the N images.
+        folder: gets `held_out.json`.
+
+    Returns:
+        A line about the classes that are not told from the others, if there are some.
+    """
     shows = np.array([[k in record.class_ids for k in range(len(class_names))] for record in kept_out])
     precisions = {
         name: average_precision(scores[:, k], shows[:, k]) if shows[:, k].sum() >= LEAST_POSITIVES else None

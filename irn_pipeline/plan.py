@@ -78,7 +78,7 @@ def _network(facts: Facts, given: Given) -> Sequence[Choice]:
     if "train_cam.backbone" in given:
         return ()
     if weights == "none":
-        return [Choice(stage, "backbone", "resnet18", "small enough to train from random weights")]
+        return [Choice(stage, "backbone", "resnet18", "small enough to learn from nothing")]
     if facts.gpu:
         return [Choice(stage, "backbone", "resnet50", "the published network; there is a GPU")]
     if facts.lite0:
@@ -97,9 +97,9 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     if given.get("train_cam.original_checkpoint") is not None:
         return ()
     held_out = given.get("train_cam.held_out", 0.2 if facts.all_pictures >= 50 else 0.0)
-    kept = [Choice(stage, "held_out", held_out, "shows whether the classes were learned")] if held_out else []
+    kept = [Choice(stage, "held_out", held_out, "tells whether the classes were learned")] if held_out else []
     if _fits_a_probe(facts, given):
-        why = "no GPU: a linear classifier of ImageNet features, fitted in one pass over the images"
+        why = "a linear classifier of ImageNet features, fitted in one pass over the images"
         sides = Choice(stage, "long_side", [_seed_side(facts)], "as for the maps")
         return [Choice(stage, "head", "probe", why), sides, *kept]
     learned = round(facts.all_pictures * (1 - held_out))
@@ -113,11 +113,11 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
     rate, factor = (0.02, 1.0) if probe else (0.001, 1.0) if scratch else (0.0001, 10.0)
     why = f"{'no GPU: a classifier on fixed' if probe else 'half of the'} ImageNet features"
     choices = [
-        Choice(stage, "frozen_stages", frozen, "from random weights: everything learns" if scratch else why),
-        *([Choice(stage, "frozen_batch_norm", False, "random weights: statistics are learned")] if scratch else []),
+        Choice(stage, "frozen_stages", frozen, "from nothing: everything learns" if scratch else why),
+        *([Choice(stage, "frozen_batch_norm", False, "from nothing: statistics of these pictures")] if scratch else []),
         _epochs(stage, steps, batch, learned),
         Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
-        Choice(stage, "crop", side, f"a whole image: the median long side is {facts.long_side}"),
+        Choice(stage, "crop", side, f"a whole picture: the median long side is {facts.long_side}"),
         Choice(
             stage, "long_side", [to_multiple(side * 2 / 3), to_multiple(side * 4 / 3)],
             f"around {side}, by as much as published around 480",
@@ -134,19 +134,19 @@ def _training(facts: Facts, given: Given) -> Sequence[Choice]:
             stage,
             "head_lr_factor",
             factor,
-            "one rate" if factor == 1 else "the new layer starts from random weights",
+            "one rate" if factor == 1 else "the new layer starts from nothing",
         ),
         Choice(stage, "weight_decay", 0.01, "AdamW's is relative to its rate"),
     ]
 
 
 def _fits_a_probe(facts: Facts, given: Given) -> bool:
-    """Whether the classifier is a linear probe: without a GPU, unless the user trains it or has a network of it."""
+    """Whether the classifier is a linear probe: unless the user trains it, or nothing was learned before."""
     if "train_cam.head" in given:
         return bool(given["train_cam.head"] == "probe")
     own = ("original_checkpoint", "frozen_stages", "epochs", "optimizer", "lr", "crop", "recam")
     trained = any(f"train_cam.{name}" in given for name in own)
-    return not (facts.gpu or trained or given.get("train_cam.backbone_weights") == "none")
+    return not trained and given.get("train_cam.backbone_weights") != "none"
 
 
 def _seed_side(facts: Facts) -> int:
@@ -161,19 +161,31 @@ def _seeds(facts: Facts, given: Given) -> Sequence[Choice]:
     if elsewhere or "make_cam.scales" in given or not _fits_a_probe(facts, given):
         return ()
     if facts.centred:
-        why = "one object in the middle of every image: the middle is compared with the border"
-        return [
-            Choice(stage, "seeds", "centre", why),
-            Choice("synthesize_labels", "refiner", "none", "these maps end at the objects already"),
-            Choice("synthesize_labels", "semantic_bg_threshold", 0.5, "halfway between middle and border"),
-            Choice("synthesize_labels", "instance_bg_threshold", 0.5, "halfway between middle and border"),
-            Choice(
-                "synthesize_labels", "center_threshold", 1000.0, "one object per image: nothing to separate"
-            ),
-        ]
+        why = "one object in the middle of every image: its middle is told from its border"
+        return [Choice(stage, "seeds", "centre", why), *_final_maps(given)]
+    if facts.shows_defects:
+        why = f"{facts.negatives} images without a tag: what they do not show is told from what they do"
+        side = to_multiple(min(max(2 * facts.long_side, 256), 768))
+        why_side = f"small defects: twice the median long side of {facts.long_side}, 768 at most"
+        sides = Choice(stage, "defect_side", side, why_side)
+        return [Choice(stage, "seeds", "defects", why), sides, *_final_maps(given)]
     return [
         Choice(stage, "seeds", "pixels", "a classifier of cells that also knows the background"),
         Choice(stage, "pixel_side", side, f"twice the median long side of {facts.long_side}, 512 at most"),
+    ]
+
+
+def _final_maps(given: Given) -> Sequence[Choice]:
+    """Labels of maps that end at the objects already: no walk, and so hardly any IRNet."""
+    stage = "synthesize_labels"
+    if given.get(f"{stage}.refiner", "none") != "none":
+        return ()
+    return [
+        Choice(stage, "refiner", "none", "these maps end at the objects already"),
+        Choice(stage, "semantic_bg_threshold", 0.5, "the edge of the objects in these maps"),
+        Choice(stage, "instance_bg_threshold", 0.5, "the edge of the objects in these maps"),
+        Choice(stage, "center_threshold", 1000.0, "objects are parted where they do not touch"),
+        Choice("train_irn", "epochs", 1, "the labels do not use it"),
     ]
 
 
@@ -209,11 +221,11 @@ def _relations(facts: Facts, given: Given) -> Sequence[Choice]:
     choices += [
         _epochs(stage, 300, batch, facts.pictures),
         Choice(stage, "batch_size", batch, "what the device holds" if facts.gpu else "many small steps on a CPU"),
-        Choice(stage, "crop", crop, f"a whole image of {facts.long_side}, {longest} at most"),
+        Choice(stage, "crop", crop, f"a whole picture of {facts.long_side}, {longest} at most"),
         Choice(stage, "radius", radius, f"pairs across at most a sixth of the crop's {crop // 4} cells, 5 to 10"),
     ]  # fmt: skip
     if not given.get("train_irn.cached_features"):
-        why = "small images: halved, objects are a few cells" if small else "as published"
+        why = "small pictures: halved, objects are a few cells" if small else "as published"
         choices.append(Choice(stage, "rescale", [0.75, 1.5] if small else [0.5, 1.5], why))
     if given.get("train_irn.optimizer") == "sgd":
         return choices
@@ -254,7 +266,7 @@ def _thresholds(facts: Facts, given: Given) -> Sequence[Choice]:
     followed = foreign or any(f"{stage}.{name}" in given for name in own)
     # Maps of classifiers of cells do as well with one threshold (docs/RESULTS.md).
     if not followed and not _at_one_size(given) and given.get("train_cam.backbone_weights") != "none":
-        why = "each image's own background score, by ImageNet features; needs no masks"
+        why = "each picture's own background score, by ImageNet features; needs no masks"
         choices.append(Choice(stage, "bg_search", [0.2, 0.55], why))
     return choices
 
@@ -273,7 +285,7 @@ def _same_network(stage: str, given: Given) -> list[Choice]:
     if any(name in given for name in named) or given.get("train_cam.original_checkpoint") is not None:
         return []
     weights = given.get("train_cam.backbone_weights", "imagenet")
-    learned = "what train_cam has learned: there are no other weights to start from"
+    learned = "what train_cam has learned: there is nothing else to start from"
     return [
         Choice(stage, "backbone", given.get("train_cam.backbone", "resnet50"), "that of train_cam"),
         Choice(
@@ -289,9 +301,9 @@ def _epochs(stage: str, steps: int, batch: int, pictures: int) -> Choice:
     """Passes that make about so many steps, up to a number of passes."""
     a_pass = max(pictures // batch, 1)
     epochs = min(max(round(steps / a_pass), 1), _MOST_PASSES)
-    made = f"{epochs * a_pass} steps of {batch} images"
+    made = f"{epochs * a_pass} steps of {batch} pictures"
     if epochs * a_pass < 0.9 * steps:
-        return Choice(stage, "epochs", epochs, f"{made}: more passes over so few images add little")
+        return Choice(stage, "epochs", epochs, f"{made}: more passes over so few pictures add little")
     return Choice(stage, "epochs", epochs, f"{made}: about {steps} are enough")
 
 

@@ -52,7 +52,10 @@ def test_a_loss_that_has_not_fallen_is_told() -> None:
 
 def test_losses_are_read_from_the_file_of_a_training(tmp_path: Path) -> None:
     assert read_losses(tmp_path) == {}
-    lines = [{"step": n, "epoch": 0, "time": 1.0, "down": 1 / n, "flat": 3.0} for n in range(1, 31)]
+    lines = [
+        {"step": n, "epoch": 0, "time": 1.0, "down": 1 / n, "flat": 3.0, "background_displacement": n / 9}
+        for n in range(1, 31)
+    ]
     text = "\n".join(map(json.dumps, lines))
     (tmp_path / "losses.jsonl").write_text(f'{text}\n{{"step": 31, "do')
     assert len(read_losses(tmp_path)["down"]) == 30

@@ -57,7 +57,7 @@ def test_every_choice_is_a_parameter_with_a_reason_and_none_is_made_twice() -> N
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (replace(VOC, gpu=True), ("resnet50", None, None)),
+        (replace(VOC, gpu=True), ("resnet50", None, "probe")),
         (VOC, ("efficientnet_lite0", "installed", "probe")),
         (replace(VOC, lite0=False), ("resnet18", None, "probe")),
     ],
@@ -76,7 +76,8 @@ def test_sizes_follow_from_the_median_picture() -> None:
     voc, cells, tiles = (values(facts, train_cam__head="trained") for facts in (VOC, CELLS, TILES))
     assert (voc["train_cam.crop"], voc["train_cam.long_side"]) == (480, [320, 640])  # as published
     assert voc["make_cam.scales"] == [1.0, 1.5]
-    assert values(replace(VOC, gpu=True))["make_cam.scales"] == [1.0, 0.5, 1.5, 2.0]  # as published
+    gpu = values(replace(VOC, gpu=True), train_cam__head="trained")
+    assert gpu["make_cam.scales"] == [1.0, 0.5, 1.5, 2.0]  # as published
     assert (cells["train_cam.crop"], cells["train_cam.long_side"]) == (256, [160, 352])
     assert cells["make_cam.scales"] == [2.13, 3.2]  # 256 / 120 and half as much again
     assert (tiles["train_cam.crop"], tiles["train_cam.long_side"]) == (384, [256, 512])
@@ -84,11 +85,12 @@ def test_sizes_follow_from_the_median_picture() -> None:
     assert [found["train_irn.radius"] for found in (voc, cells, tiles)] == [10, 5, 10]
 
 
-def test_without_a_gpu_maps_come_from_a_probe_and_a_classifier_of_cells() -> None:
+def test_maps_come_from_a_probe_and_a_classifier_of_cells() -> None:
     found = values(VOC)
     assert (found["train_cam.head"], found["make_cam.seeds"]) == ("probe", "pixels")
     assert found["train_cam.long_side"] == [512]
-    assert [values(facts)["make_cam.pixel_side"] for facts in (VOC, CELLS, TILES)] == [512, 256, 512]
+    small = replace(TILES, negatives=0)
+    assert [values(facts)["make_cam.pixel_side"] for facts in (VOC, CELLS, small)] == [512, 256, 512]
     # Neither has a use for these.
     assert (
         not {"train_cam.epochs", "train_cam.lr", "make_cam.scales", "synthesize_labels.bg_search"}
@@ -100,7 +102,24 @@ def test_without_a_gpu_maps_come_from_a_probe_and_a_classifier_of_cells() -> Non
         {"make_cam__scales": [1.0]},
     ):
         assert "make_cam.seeds" not in values(VOC, **given)
-    assert "train_cam.head" not in values(replace(VOC, gpu=True))
+    assert values(replace(VOC, gpu=True))["make_cam.seeds"] == "pixels"
+
+
+def test_many_images_without_a_tag_call_for_seeds_of_defects() -> None:
+    found = values(TILES)
+    assert (found["make_cam.seeds"], found["make_cam.defect_side"]) == ("defects", 736)
+    assert (found["synthesize_labels.refiner"], found["synthesize_labels.instance_bg_threshold"]) == (
+        "none",
+        0.5,
+    )
+    assert found["train_irn.epochs"] == 1
+    assert found["synthesize_labels.min_area"] == pytest.approx(64 / (265 * 375), abs=1e-5)
+    for facts in (replace(TILES, negatives=19), replace(TILES, negatives=60), replace(TILES, tags=1.6)):
+        assert values(facts)["make_cam.seeds"] == "pixels"
+    walked = values(TILES, synthesize_labels__refiner="walk")
+    assert walked["make_cam.seeds"] == "defects"
+    assert "synthesize_labels.semantic_bg_threshold" not in walked
+    assert walked["train_irn.epochs"] > 1
 
 
 def test_objects_in_the_middle_of_every_image_have_seeds_of_their_own() -> None:
@@ -121,7 +140,7 @@ def test_objects_in_the_middle_of_every_image_have_seeds_of_their_own() -> None:
 
 def test_the_walk_follows_from_the_grid() -> None:
     # 94 x 125 cells; 30 x 30 = 900, 0.077 of them, 3.7 halvings; 67 x 94 = 6298, 0.54.
-    found = [values(facts) for facts in (VOC, CELLS, TILES)]
+    found = [values(facts) for facts in (VOC, CELLS, replace(TILES, negatives=0))]
     assert [one["synthesize_labels.exp_times"] for one in found] == [8, 4, 7]
     assert [one["synthesize_labels.center_threshold"] for one in found] == [2.5, 1.0, 1.8]
     huge = values(replace(VOC, size=(4000, 6000)))

@@ -72,9 +72,7 @@ def prepare(pictures: Iterable[Picture], num_classes: int, params: DefectParams)
             contrast = defects.contrast_map(gray)
             for class_id, one in zip(wanted, scores, strict=True):
                 region, _ = defects.region_of(one, float(classifier.gates[class_id]))
-                pieces.setdefault(class_id, []).append(
-                    defects.largest_piece(contrast, region.cpu().numpy())
-                )
+                pieces.setdefault(class_id, []).append(defects.largest_piece(contrast, region.cpu().numpy()))
     return defects.with_pixels(classifier, pieces)
 
 

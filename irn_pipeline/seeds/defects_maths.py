@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -33,14 +34,17 @@ ORDINARY, TAGGED = 0, 1
 """Targets of cells: of images without a tag, and of the others."""
 _SHRINKAGE = 0.02
 _ROUNDS = 5
-_FIRST_QUANTILE, _QUANTILE = 0.99, 0.999
-"""Share of the ordinary cells that odd ones exceed: in the first round, and afterwards."""
+_CANDIDATE, _FIRST_ROUND, _QUANTILE = 0.95, 0.99, 0.999
+"""Share of the ordinary cells that candidates exceed, and examples: in the first round, and afterwards."""
 _FEWEST = 4
 """Cells of an image that are examples, however ordinary they are."""
-_MOST = 64
+_MOST = 200
+"""Cells of an image that are examples, however large its defect is."""
+_ODDEST = 64
+"""Cells of an image whose mean distance tells whether it holds something odd."""
 _REGULARISATION = 0.01
 _TOLD = 0.6
-"""Area under the ROC curve from which the oddest cell of an image tells a class from the images without a tag."""
+"""Area under the ROC curve from which the oddness of images tells a class from the images without a tag."""
 _PEAK = 0.7
 """Where no cell reaches a class's gate, those above this share of the highest score are taken."""
 _ONE_PIECE = 0.5
@@ -78,6 +82,11 @@ class OrdinaryCells:
     mean: Tensor
     precision: Tensor
 
+    @cached_property
+    def limit(self) -> Tensor:
+        """() distance that candidates exceed."""
+        return self.distance(self.cells).quantile(_CANDIDATE)
+
     @staticmethod
     def fit(sample: CellSample) -> OrdinaryCells:
         """Fit to the cells of the target `ORDINARY`.
@@ -105,29 +114,45 @@ class OrdinaryCells:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The oddest cells of one image.
+    """Odd cells of one image.
 
     Attributes:
         class_ids: its tags; none for an image without.
         cells: (k, R) float32 along the axes of `OrdinaryCells`.
         distance: (k,) their distances.
+        oddness: mean distance of the oddest cells of the whole image.
     """
 
     class_ids: tuple[int, ...]
     cells: Tensor
     distance: Tensor
 
+    oddness: float
+
     @staticmethod
     def of(
-        features: Sequence[Tensor], class_ids: Sequence[int], ordinary: OrdinaryCells, most: int = 256
+        features: Sequence[Tensor], class_ids: Sequence[int], ordinary: OrdinaryCells, most: int = 512
     ) -> Candidates:
-        """Those of an image with (C_s, h_s, w_s) features per stage, on the grid of the first."""
+        """Those of an image with (C_s, h_s, w_s) features per stage, on the grid of the first.
+
+        They are chosen at random: the oddest alone would be the odd parts of large defects.
+        """
         grid = (features[0].shape[1], features[0].shape[2])
-        stages = [sum_over_scales([stage.float()], grid, antialias=True).flatten(1).T.cpu() for stage in features]
+        stages = [
+            sum_over_scales([stage.float()], grid, antialias=True).flatten(1).T.cpu() for stage in features
+        ]
         cells = ordinary.axes(stages)
         distance = ordinary.distance(cells)
-        kept = distance.topk(min(most, len(distance))).indices
-        return Candidates(tuple(class_ids), cells[kept], distance[kept])
+        odd = torch.nonzero(distance > ordinary.limit)[:, 0]
+        random = torch.Generator().manual_seed(len(odd))
+        kept = torch.cat(
+            [
+                distance.topk(min(_FEWEST, len(distance))).indices,
+                odd[torch.randperm(len(odd), generator=random)[:most]],
+            ]
+        ).unique()
+        oddness = float(distance.topk(min(_ODDEST, len(distance))).values.mean())
+        return Candidates(tuple(class_ids), cells[kept], distance[kept], oddness)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,20 +210,22 @@ def fit_defects(
     width = ordinary.cells.shape[1]
     weight, bias, gates = torch.zeros(num_classes, width), torch.zeros(num_classes), torch.zeros(num_classes)
     routes = torch.full((num_classes,), Route.PROBE.value)
-    without = [float(one.distance.max()) for one in candidates if not one.class_ids]
+    without = [one.oddness for one in candidates if not one.class_ids]
     ordinary_distance = ordinary.distance(ordinary.cells)
     for class_id in range(num_classes):
         having = [one for one in candidates if class_id in one.class_ids]
         if not having:
             continue
-        oddest = [float(one.distance.max()) for one in having]
-        if without and mannwhitneyu(oddest, without).statistic < _TOLD * len(oddest) * len(without):
+        oddness = [one.oddness for one in having]
+        if without and mannwhitneyu(oddness, without).statistic < _TOLD * len(having) * len(without):
             continue
         routes[class_id] = Route.CELLS.value
         scores = [one.distance for one in having]
-        gate = ordinary_distance.quantile(_FIRST_QUANTILE)
+        gate = ordinary_distance.quantile(_FIRST_ROUND)
         for _ in range(_ROUNDS):
-            examples = torch.cat([one.cells[_examples(s, gate)] for one, s in zip(having, scores, strict=True)])
+            examples = torch.cat(
+                [one.cells[_examples(s, gate)] for one, s in zip(having, scores, strict=True)]
+            )
             targets = torch.zeros(len(examples) + len(ordinary.cells), 1)
             targets[: len(examples)] = 1
             rows = torch.cat([examples, ordinary.cells])
@@ -209,9 +236,7 @@ def fit_defects(
     return DefectClassifier(ordinary.axes.classifier(weight, bias), gates, routes)
 
 
-def with_pixels(
-    classifier: DefectClassifier, pieces: Mapping[int, Sequence[float]]
-) -> DefectClassifier:
+def with_pixels(classifier: DefectClassifier, pieces: Mapping[int, Sequence[float]]) -> DefectClassifier:
     """The classifier with the route `PIXELS` for classes whose contrasts inside the regions are mostly one piece.
 
     Args:
@@ -305,9 +330,12 @@ def defect_maps(
 
 
 def _examples(scores: Tensor, gate: Tensor) -> Tensor:
-    """Places of the cells that are examples: the highest, as many as exceed the gate within the limits."""
-    count = int((scores > gate).sum())
-    return scores.topk(min(max(count, _FEWEST), _MOST, len(scores))).indices
+    """Places of the cells that are examples: some of those beyond the gate, or the highest."""
+    beyond = torch.nonzero(scores > gate)[:, 0]
+    if len(beyond) < _FEWEST:
+        return scores.topk(min(_FEWEST, len(scores))).indices
+    # Candidates are in no order, so that every n-th is a fair choice.
+    return beyond[:: -(-len(beyond) // _MOST)]
 
 
 def _edge_at(values: Tensor, edge: float) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 from irn_pipeline.artifacts import CAM_NETWORK, Checkpoint
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import FitStage, Job
-from irn_pipeline.held_out import measure, split
+from irn_pipeline.held_out import class_scores, measure, split
 from irn_pipeline.notices import flat_losses
 from irn_pipeline.weight_files import (
     TrainingParams,
@@ -49,7 +49,8 @@ class Params(TrainingParams):
     recam_weight: float = field(default=1.0, metadata={"fingerprint": "unless default"})
     """--recam: weight of the second classifier's loss; published values are 1 for VOC and 0.1 for COCO."""
     held_out: float = field(default=0.0, metadata={"fingerprint": "unless default"})
-    """Fraction of the images to hold out from training, to check that their classes are recognised; 0 disables it."""
+    """Fraction of the images to hold out from training, to check that their classes are recognised; 0 disables it. A
+    probe is fitted again to all images after the check."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out <= 0.5:
@@ -91,15 +92,21 @@ def fit(job: Job[Params, DataSet]) -> int:
         images, kept_out = split(images, params.held_out, job.execution.seed)
         load_backbone_weights(network.backbone, weights)
         network.to(job.execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        seen = (fit_linear_probe if params.head == "probe" else train_classifier)(job, network, images)
+        scores = None
+        if params.head == "probe":
+            seen, scores = fit_linear_probe(job, network, images, kept_out)
+        else:
+            seen = train_classifier(job, network, images)
         if params.recam:
             seen += train_recam(job, network, images)
         if job.ranks.is_first:
             folder = job.run.stage_dir(STAGE.name)
             lines = list(flat_losses(folder))
             if kept_out:
-                long_side = (params.long_side[0] + params.long_side[-1]) / 2
-                untold = measure(network, images.class_names, kept_out, long_side, job.execution, folder)
+                if scores is None:
+                    long_side = (params.long_side[0] + params.long_side[-1]) / 2
+                    scores = class_scores(network, kept_out, long_side, job.execution)
+                untold = measure(scores, images.class_names, kept_out, folder)
                 lines += [untold] if untold else []
             for line in lines:
                 logger.warning("%s: %s", STAGE.name, line)
