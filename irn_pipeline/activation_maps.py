@@ -175,7 +175,9 @@ class MapMaker:
         if self.seed.prepare is None:
             return None
         with torch.inference_mode(), self.job.execution.autocast():
-            return self.seed.prepare(_Passes(self._pictures), self.job.data.images.num_classes, self.job.params)
+            return self.seed.prepare(
+                _Passes(self._pictures), self.job.data.images.num_classes, self.job.params
+            )
 
     def _pictures(self) -> Iterator[Picture]:
         """All images of the list, for what is learned from them before the first map is made."""

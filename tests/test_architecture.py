@@ -23,7 +23,7 @@ ASSEMBLY = {
     *("cam_source", "cached_features", "trained_networks", "weight_files"),
     *("evaluation", "gallery", "predictor"),
     *("configs", "cam_training", "activation_maps"),
-    *("facts", "plan", "forecast", "notices", "held_out"),
+    *("facts", "plan", "plan_training", "forecast", "notices", "held_out"),
 }
 """Modules that put the rooms together, for the stages."""
 EVERYTHING_BELOW_STAGES = BASE | ROOMS | RECORDS | ASSEMBLY

@@ -112,14 +112,14 @@ def test_many_images_without_a_tag_call_for_seeds_of_defects() -> None:
         "none",
         0.5,
     )
-    assert found["train_irn.epochs"] == 1
+    assert found["synthesize_labels.parts"] == "components"
     assert found["synthesize_labels.min_area"] == pytest.approx(64 / (265 * 375), abs=1e-5)
     for facts in (replace(TILES, negatives=19), replace(TILES, negatives=60), replace(TILES, tags=1.6)):
         assert values(facts)["make_cam.seeds"] == "pixels"
     walked = values(TILES, synthesize_labels__refiner="walk")
     assert walked["make_cam.seeds"] == "defects"
     assert "synthesize_labels.semantic_bg_threshold" not in walked
-    assert walked["train_irn.epochs"] > 1
+    assert "synthesize_labels.parts" not in walked
 
 
 def test_objects_in_the_middle_of_every_image_have_seeds_of_their_own() -> None:
@@ -131,7 +131,8 @@ def test_objects_in_the_middle_of_every_image_have_seeds_of_their_own() -> None:
         == found["synthesize_labels.instance_bg_threshold"]
         == 0.5
     )
-    assert "synthesize_labels.exp_times" not in found
+    assert found["synthesize_labels.parts"] == "components"
+    assert not {"synthesize_labels.exp_times", "synthesize_labels.center_threshold"} & found.keys()
     assert replace(CELLS, one_tag=True).may_be_centred
     assert not VOC.may_be_centred
     assert not replace(TILES, one_tag=True).may_be_centred  # pictures without an object

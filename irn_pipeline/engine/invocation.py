@@ -136,13 +136,27 @@ class Invocation:
         try:
             if made:
                 self.settle()
+            needed = self.needed()
             for stage in self.stages:
                 params = self.params[stage.name]
+                if stage not in needed:
+                    logger.info("%s: skipped; no later stage of this command uses its results", stage.name)
+                    continue
                 run_stage(stage, Job(run, params, data, execution, ranks=ranks, reported=reported))
         finally:
             # What is mended after a failure may change the plan, as other weights do.
             if made and ranks.is_first and has_no_results(run, self._planned_stages):
                 drop_plan(run)
+
+    def needed(self) -> list[Stage[Any]]:
+        """The stages to run, without those whose results later ones could read, but do not with these parameters."""
+        kept: list[Stage[Any]] = []
+        for place, stage in reversed([*enumerate(self.stages)]):
+            could = {artifact for later in self.stages[place + 1 :] for artifact in later.reads}
+            do = {artifact for later in kept for artifact in later.read(self.params[later.name])}
+            if not could & set(stage.writes) or do & set(stage.writes):
+                kept.insert(0, stage)
+        return kept
 
     @property
     def run_folder(self) -> RunFolder:
@@ -177,6 +191,8 @@ class Invocation:
         logger.info("plan, kept in %s:\n%s", path, text)
         if not execution.quiet:
             self.settle()
+            needed = {stage.name for stage in self.needed()}
+            ahead = [name for name in ahead if name in needed]
             logger.info("%s", planner.forecast(data, execution, self.params, ahead))
         return True
 

@@ -44,8 +44,8 @@ class Seed:
         maps: picture, parameters, and what `prepare` has found -> one (K, h_s, w_s) float32 tensor of values >= 0 per
             scale. Of any grid: they are resized and summed. It runs with gradients off, and may switch them on.
         params: a frozen dataclass of its parameters; the string below a field is its help.
-        prepare: all pictures of the list, which may be gone through more than once, number of classes, and parameters ->
-            what `maps` needs to know of them.
+        prepare: all pictures of the list, in one pass or more, number of classes, and parameters -> what `maps` needs
+            to know of them.
         restore: tensors by name -> what `prepare` has found, whose `state()` they are. What was found is then kept as
             a file for an interrupted stage to go on with. It counts as a fit: pictures without a tag are shown too, all
             in random order, and maps made from another list or with another seed are refused.

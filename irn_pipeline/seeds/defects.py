@@ -38,6 +38,7 @@ def prepare(pictures: Iterable[Picture], num_classes: int, params: DefectParams)
     import torch
 
     from irn_pipeline.seeds import defects_maths as defects
+    from irn_pipeline.seeds.contrast import contrast_map, largest_piece
 
     sample = defects.CellSample(dims=defects.DIMS, per_picture=_CELLS)
     seen = {False: 0, True: 0}
@@ -69,22 +70,24 @@ def prepare(pictures: Iterable[Picture], num_classes: int, params: DefectParams)
         with full_precision(features[0].device):
             placed = classifier.to(features[0].device)
             scores = placed.scores(features, wanted, (gray.shape[0], gray.shape[1]))
-            contrast = defects.contrast_map(gray)
+            contrast = contrast_map(gray)
             for class_id, one in zip(wanted, scores, strict=True):
                 region, _ = defects.region_of(one, float(classifier.gates[class_id]))
-                pieces.setdefault(class_id, []).append(defects.largest_piece(contrast, region.cpu().numpy()))
+                pieces.setdefault(class_id, []).append(largest_piece(contrast, region.cpu().numpy()))
     return defects.with_pixels(classifier, pieces)
 
 
 def maps(picture: Picture, params: DefectParams, prepared: DefectClassifier) -> list[Tensor]:
     """Maps at the size that the image was resized to; 0.5 is the edge of a defect."""
     from irn_pipeline.seeds.defects_maths import defect_maps
+    from irn_pipeline.seeds.pixels_maths import teaching_maps
 
     features = paired_features(picture)
     with full_precision(features[0].device):
         classifier = prepared.to(features[0].device)
-        probe = picture.network.logit_maps(features[-1][None])[0, picture.class_ids]
-        return [defect_maps(classifier, features, probe, picture.scaled[0].mean(0), picture.class_ids)]
+        plain = picture.network.logit_maps(features[-1][None])[0, picture.class_ids].relu()
+        spread = teaching_maps(plain, features)
+        return [defect_maps(classifier, features, spread, picture.scaled[0].mean(0), picture.class_ids)]
 
 
 def restore(state: Mapping[str, Tensor]) -> DefectClassifier:

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
@@ -26,6 +24,7 @@ from torch import Tensor
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.ops.cam import sum_over_scales
 from irn_pipeline.seeds.cells import CellAxes, CellClassifier, CellSample
+from irn_pipeline.seeds.contrast import contrast_map, edge_at, otsu
 from irn_pipeline.seeds.linear_probe import fit_probe
 
 DIMS = (64, 128, 96)
@@ -48,18 +47,13 @@ _TOLD = 0.6
 _PEAK = 0.7
 """Where no cell reaches a class's gate, those above this share of the highest score are taken."""
 _ONE_PIECE = 0.5
-_SURROUNDINGS = 0.2
-"""Side of the window of the local background, as a share of the image's shorter side."""
-
-_Mask = npt.NDArray[np.bool_]
-_Gray = npt.NDArray[np.float32]
 
 
 class Route(IntEnum):
     """Where the map of a class comes from."""
 
     PROBE = 0
-    """The image classifier, cut in each image by Otsu's threshold."""
+    """The image classifier's map, spread over cells of like features and cut in each image by Otsu's threshold."""
     CELLS = 1
     """The classifier of cells."""
     PIXELS = 2
@@ -250,37 +244,6 @@ def with_pixels(classifier: DefectClassifier, pieces: Mapping[int, Sequence[floa
     return DefectClassifier(classifier.cells, classifier.gates, routes)
 
 
-def largest_piece(contrast: _Gray, region: _Mask) -> float:
-    """Share of the largest connected piece in what stands out inside a region; 0 where nothing does.
-
-    Args:
-        contrast: (H, W) of `contrast_map`.
-        region: (H, W), where to look.
-    """
-    outstanding = region & (contrast > _otsu(contrast[region]))
-    count, _, stats, _ = cv2.connectedComponentsWithStats(outstanding.astype(np.uint8), connectivity=8)
-    return float(stats[1:, cv2.CC_STAT_AREA].max() / outstanding.sum()) if count > 1 else 0.0
-
-
-def contrast_map(gray: Tensor, blur: float = 2.0) -> _Gray:
-    """How far pixels are from the median of their surroundings.
-
-    Args:
-        gray: (H, W) floats.
-        blur: standard deviation of the noise filter, pixels.
-
-    Returns:
-        (H, W), in 255ths of the image's range.
-    """
-    low, high = (float(value) for value in (gray.min(), gray.max()))
-    image = ((gray - low) / max(high - low, 1e-6) * 255).cpu().numpy().astype(np.uint8)
-    # OpenCV's median takes odd windows up to 255.
-    window = min(max(int(min(image.shape) * _SURROUNDINGS), 3), 255) | 1
-    around = cv2.GaussianBlur(cv2.medianBlur(image, window).astype(np.float32), (0, 0), 5)
-    found: _Gray = np.abs(cv2.GaussianBlur(image.astype(np.float32), (0, 0), blur) - around)
-    return found
-
-
 def region_of(scores: Tensor, gate: float) -> tuple[Tensor, float]:
     """Where (H, W) logits exceed the gate, or the share of their maximum if that is lower; and that limit."""
     highest = float(scores.max())
@@ -300,7 +263,7 @@ def defect_maps(
     Args:
         classifier: of `with_pixels`.
         features: (C_s, h_s, w_s) floats of the image per network stage.
-        probe_maps: (K, h, w) maps of the image classifier.
+        probe_maps: (K, h, w) maps of the image classifier, for classes of that route.
         gray: (H, W) floats, the image at the size that the maps are wanted at.
         class_ids: its K tags.
 
@@ -316,15 +279,15 @@ def defect_maps(
     for place, class_id in enumerate(class_ids):
         if classifier.routes[class_id] == Route.PROBE:
             values = resized[place]
-            maps.append(_edge_at(values, _otsu(values.cpu().numpy().ravel())))
+            maps.append(edge_at(values, otsu(values.cpu().numpy().ravel())))
             continue
         region, cut = region_of(scores[place], float(classifier.gates[class_id]))
-        found = _edge_at(scores[place], cut)
+        found = edge_at(scores[place], cut)
         if classifier.routes[class_id] == Route.PIXELS:
             contrast = contrast_map(gray)
             inside = region.cpu().numpy()
             fine = torch.from_numpy(contrast).to(found.device) * region
-            found = torch.where(region, _edge_at(fine, _otsu(contrast[inside])), found * 0.5)
+            found = torch.where(region, edge_at(fine, otsu(contrast[inside])), found * 0.5)
         maps.append(found)
     return torch.stack(maps)
 
@@ -336,18 +299,3 @@ def _examples(scores: Tensor, gate: Tensor) -> Tensor:
         return scores.topk(min(_FEWEST, len(scores))).indices
     # Candidates are in no order, so that every n-th is a fair choice.
     return beyond[:: -(-len(beyond) // _MOST)]
-
-
-def _edge_at(values: Tensor, edge: float) -> Tensor:
-    """Values turned monotonously into 0 to 1 so that the edge becomes 0.5 and the maximum 1."""
-    above = (values - edge) / (values.max() - edge).clamp(min=1e-6)
-    return torch.where(values > edge, 0.5 + above / 2, (values - edge).clamp(max=0).sigmoid())
-
-
-def _otsu(values: npt.NDArray[np.float32]) -> float:
-    """Otsu's threshold, of 256 steps between the smallest and the largest value."""
-    if not values.size:
-        return 0.0
-    low, high = float(values.min()), float(values.max())
-    steps = ((values - low) / max(high - low, 1e-6) * 255).astype(np.uint8).reshape(-1, 1)
-    return low + cv2.threshold(steps, 0, 255, cv2.THRESH_OTSU)[0] / 255 * (high - low)

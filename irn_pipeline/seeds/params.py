@@ -14,8 +14,8 @@ class CommonParams:
 
     seeds: SeedName = field(default="cam", metadata={"fingerprint": "unless default"})
     """How to compute the maps: cam (published), layercam, lpcam (prototypes clustered over the image list), advcam,
-    pixels (a per-cell classifier that also learns background), or centre (for images with one object in the
-    middle)."""
+    pixels (a per-cell classifier that also learns background), centre (for images with one object in the middle), or
+    defects (against images without a tag)."""
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     """Relative image sizes whose maps are summed, each also mirrored."""

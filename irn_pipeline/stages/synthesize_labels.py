@@ -12,7 +12,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
@@ -28,7 +30,7 @@ from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.refiners import REFINERS, RefinerName
 from irn_pipeline.refiners.base import Picture
-from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
+from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray, strided_size
 from irn_pipeline.trained_networks import load_irn, padding
 from irn_pipeline.variants import bases_of, unused_by
 from irn_pipeline.walked_scores import WalkedScores
@@ -46,6 +48,11 @@ class CommonParams(SynthesisParams):
     refiner: RefinerName = field(default="walk", metadata={"fingerprint": "unless default"})
     """How to turn maps into regions: walk (published), none, pamr, features, crf, or sam (the walk, snapped to SAM
     masks)."""
+    parts: Literal["displacement", "components"] = field(
+        default="displacement", metadata={"fingerprint": "unless default"}
+    )
+    """How to split regions into objects: displacement (IRNet's, published), or components, for --refiner none: split
+    them only where they do not touch, without IRNet."""
     semantic_dir: str | None = field(default=None, metadata={"fingerprint": "unless default"})
     """Folder of another project's class masks (ID.png: 0 background, 1 the first class) to split into instances."""
     pad_to: int | None = field(default=None, metadata={"fingerprint": "unless default", "before": 0})
@@ -63,6 +70,10 @@ class CommonParams(SynthesisParams):
         super().__post_init__()
         if self.semantic_dir is not None and self.cam_dir is not None:
             raise ValueError("semantic_dir and cam_dir both name what labels start from; give one of them")
+        if self.parts == "components" and self.refiner != "none":
+            raise ValueError(
+                f"parts components leaves IRNet out, which refiner {self.refiner} needs; give --refiner none"
+            )
         if (self.keep_scores or self.from_scores) and REFINERS[self.refiner].scores is None:
             raise ValueError(
                 f"refiner {self.refiner} makes labels without scores; leave out keep_scores and from_scores"
@@ -96,8 +107,8 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
     from irn_pipeline.ops.parting import parted_label
 
     require_current(job.run, STAGE.name, pending, job.data.leading_names)
-    network = load_irn(job.run, job.execution)
-    side_of = padding(job.run, job.params.pad_to)
+    network = load_irn(job.run, job.execution) if _runs_network(job.params) else None
+    side_of = padding(job.run, job.params.pad_to) if network is not None else None
     device, clock = job.execution.torch_device(), job.clock
     refiner = REFINERS[job.params.refiner]
     prepared = None if refiner.prepare is None else refiner.prepare(job.params, device)
@@ -123,12 +134,18 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
             yield Produced(image_id, problem=item.problem)
             continue
         size = (int(item.image.shape[-2]), int(item.image.shape[-1]))
-        with clock.section("network"):
-            with torch.inference_mode(), job.execution.autocast():
-                boundary, displacement, features = network.predict_with_features(
-                    normalise(item.image.to(device)), pad_to=side_of(size)
-                )
-            arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
+        if network is None or side_of is None:
+            # One centre everywhere.
+            grid = strided_size(size)
+            arrays = np.zeros(grid, np.float32), np.zeros((2, *grid), np.float32)
+            boundary = features = torch.empty(0)
+        else:
+            with clock.section("network"):
+                with torch.inference_mode(), job.execution.autocast():
+                    boundary, displacement, features = network.predict_with_features(
+                        normalise(item.image.to(device)), pad_to=side_of(size)
+                    )
+                arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
             image = item.image.permute(1, 2, 0).numpy()
             picture = Picture(image, item.cam, *arrays, features, device)
@@ -219,7 +236,9 @@ def kept_scores(
 
 
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:
-    return (CAM, IRN_NETWORK) if params.from_scores else cams_not_read(params)
+    if params.from_scores:
+        return (CAM, IRN_NETWORK)
+    return (*cams_not_read(params), *(() if _runs_network(params) else (IRN_NETWORK,)))
 
 
 def _unwritten(params: Params) -> tuple[Artifact[Any], ...]:
@@ -243,11 +262,15 @@ def _unused(params: Params) -> Mapping[str, str]:
         )
     if refiner.label is not None:
         found["bg_search"] = f"--refiner {params.refiner} makes labels without scores"
+    if params.parts == "components":
+        found |= dict.fromkeys(
+            ("pad_to", "center_threshold", "centroid_iterations"), "--parts components leaves IRNet out"
+        )
     return found
 
 
 def _runs_network(params: Params) -> bool:
-    return not params.from_scores
+    return not params.from_scores and params.parts == "displacement"
 
 
 STAGE: MapStage[Params] = MapStage(

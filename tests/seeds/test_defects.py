@@ -9,6 +9,7 @@ from torch import Tensor
 
 from irn_pipeline.errors import ConfigError, ShapeError
 from irn_pipeline.seeds.cells import CellSample
+from irn_pipeline.seeds.contrast import contrast_map, largest_piece
 from irn_pipeline.seeds.defects_maths import (
     ORDINARY,
     TAGGED,
@@ -16,10 +17,8 @@ from irn_pipeline.seeds.defects_maths import (
     DefectClassifier,
     OrdinaryCells,
     Route,
-    contrast_map,
     defect_maps,
     fit_defects,
-    largest_piece,
     region_of,
     with_pixels,
 )
@@ -88,7 +87,7 @@ def test_routes_follow_from_odd_cells_and_from_pieces() -> None:
 
 def test_the_edge_is_at_a_half_and_the_maximum_at_one() -> None:
     classifier = fitted()
-    features, truth = features_of(310, SPOT)
+    features, _ = features_of(310, SPOT)
     probe = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
     maps = defect_maps(classifier, features, probe, torch.rand(SIZE), [SPOT, TEXTURE])
     assert maps.shape == (2, *SIZE)

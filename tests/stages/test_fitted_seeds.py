@@ -14,6 +14,7 @@ from torch import Tensor
 
 from irn_pipeline.activation_maps import MapMaker
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, Checkpoint
+from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEMANTIC_LABEL, Checkpoint
 from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES
 from irn_pipeline.engine.store import RunFolder, StageRecord
@@ -214,6 +215,41 @@ def test_negatives_are_ground_everywhere(
     assert len(seen) == len(rows)
     assert sum(bool((targets == 0).all()) for targets in seen) == 1
     assert len(cams_of(run)) == len(rows) - 1
+
+
+def test_defects_are_found_against_images_without_a_tag(run_copy: RunCopy, tmp_path: Path) -> None:
+    run = run_copy("train_cam")
+    data = load_source(Source(voc_root=str(run.voc_root)))
+    # Half of the images count as free of anything.
+    rows = [
+        [record.path.name, *(int(k in record.class_ids and n % 2) for k in range(len(DEMO_CLASSES)))]
+        for n, record in enumerate(data.items)
+    ]
+    table = tmp_path / "tags.csv"
+    table.write_text("\n".join(",".join(map(str, row)) for row in [["image", *DEMO_CLASSES], *rows]) + "\n")
+    images = ["--image-dir", str(run.voc_root / "JPEGImages"), "--label-csv", str(table)]
+    flags = ["--config", str(run.config), *images, "--classes", *DEMO_CLASSES]
+    wanted = [*flags, "--seeds", "defects", "--defect-side", "96"]
+    made = []
+    for place in (run, elsewhere(run, tmp_path / "again")):
+        assert stage_main("make_cam", [*wanted, "--run-dir", str(place.run_dir)]) == 0
+        made.append(cams_of(place))
+    assert set(made[0]) == {record.image_id for record in data.items[1::2]}
+    assert same(*made)
+    kept = RunFolder(run.run_dir).read(SEED_CLASSIFIER)
+    assert len(kept.state["gates"]) == len(kept.state["routes"]) == len(DEMO_CLASSES)
+    # IRNet has no part in labels of components, so a range leaves it out.
+    labels = ["--synthesize_labels.refiner", "none", "--synthesize_labels.parts", "components"]
+    seeds = ["--make_cam.seeds", "defects", "--make_cam.defect_side", "96"]
+    assert main(["2-5", *flags, *seeds, *labels, "--run-dir", str(run.run_dir)]) == 0
+    assert not (run.run_dir / "train_irn").exists() and not (run.run_dir / "mine_relations").exists()
+    assert all(RunFolder(run.run_dir).has(SEMANTIC_LABEL, image_id) for image_id in made[0])
+
+
+def test_defects_need_images_without_a_tag(run_copy: RunCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make(run_copy("train_cam"), "defects", "--defect-side", "96") == 1
+    error = capsys.readouterr().err
+    assert "images without a tag have 0 cells" in error and "Traceback" not in error
 
 
 def test_the_next_stages_take_the_maps(run_copy: RunCopy) -> None:

@@ -104,6 +104,31 @@ def test_every_refiner_gives_labels_of_the_tags(name: Any, tmp_path: Path, data:
             assert np.array_equal(covered, label)
 
 
+def test_components_are_parted_where_they_do_not_touch_and_need_no_irnet(
+    tmp_path: Path, data: DataSet
+) -> None:
+    params = replace(PLAIN, refiner="none", parts="components")
+    run = prepared_run(tmp_path / "run", data)
+    run.path(IRN_NETWORK).unlink()
+    run_stage(synthesize_labels.STAGE, Job(run, params, data, CPU))
+    for record in data.items:
+        label, found = run.read(SEMANTIC_LABEL, record.image_id), run.read(INSTANCE_LABEL, record.image_id)
+        parts = [
+            ndimage.label(label == class_id + 1)[0] == number
+            for class_id in record.class_ids
+            for number in range(1, ndimage.label(label == class_id + 1)[1] + 1)
+        ]
+        assert {mask.tobytes() for mask in found.masks} == {mask.tobytes() for mask in parts}
+
+
+def test_components_are_for_the_refiner_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage_main("synthesize_labels", ["--parts", "components"]) == 1
+    assert "parts components leaves IRNet out, which refiner walk needs" in capsys.readouterr().err
+    words = ["--parts", "components", "--refiner", "none", "--center-threshold", "2"]
+    assert stage_main("synthesize_labels", words) == 1
+    assert "--center-threshold: --parts components leaves IRNet out" in capsys.readouterr().err
+
+
 def test_the_walk_is_the_default_and_what_it_was(tmp_path: Path, data: DataSet) -> None:
     from irn_pipeline.datasets.transforms import normalise, to_tensor
     from irn_pipeline.ops.labels import synthesize
