@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from irn_pipeline.activation_maps import MapMaker
-from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, Checkpoint
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEMANTIC_LABEL, Checkpoint
 from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES
