@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.files.npy import read_npz
-from irn_pipeline.files.regular import open_regular
+from irn_pipeline.files.regular import Place, open_regular
+from irn_pipeline.files.shards import Draft
 from irn_pipeline.structures import IGNORE, FloatArray, IntArray, strided_size
 
 
@@ -43,7 +44,7 @@ class WalkedScores:
             raise ShapeError(f"evidence must be (T,), got {self.evidence.shape}")
 
 
-def read_walked_scores(path: Path) -> WalkedScores:
+def read_walked_scores(path: Place) -> WalkedScores:
     """Read walked scores; nothing the file holds is run.
 
     Raises:
@@ -70,7 +71,7 @@ def read_walked_scores(path: Path) -> WalkedScores:
         ) from error
 
 
-def write_walked_scores(path: Path, scores: WalkedScores) -> None:
+def write_walked_scores(path: Path | Draft, scores: WalkedScores) -> None:
     """Write walked scores as an .npz file of arrays class_ids, maps, size and, if there is any, evidence."""
     size = np.array(scores.size)
     with path.open("wb") as stream:

@@ -282,7 +282,8 @@ def has_results(stage: Stage[Any], place: Path) -> bool:
     if isinstance(stage, FitStage):
         names = (RESUME_NAME, *(f"{artifact.name}{artifact.suffix}" for artifact in stage.writes))
         return any((place / name).is_file() for name in names)
-    files = (path for one in stage.writes for path in (place / one.name).rglob(f"*{one.suffix}"))
+    endings = ((one, ending) for one in stage.writes for ending in (one.suffix, ".tar"))
+    files = (path for one, ending in endings for path in (place / one.name).rglob(f"*{ending}"))
     return any(not path.name.startswith(PART_PREFIX) for path in files)
 
 

@@ -12,15 +12,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.parallel import batches, prefetch, together
 from irn_pipeline.engine.stage import Files, Job, MapStage, Produced, Remake
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, IrnError
@@ -93,6 +91,15 @@ class _Input:
     problem: str | None = None
     file_format: str | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the picture in pixels; of none (0, 0)."""
+        return (0, 0) if self.image is None else (int(self.image.shape[-2]), int(self.image.shape[-1]))
+
+
+_Fields: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
+"""Boundary, displacement and features of a picture."""
+
 
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Both labels of every pending picture."""
@@ -102,7 +109,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     import torch
 
-    from irn_pipeline.datasets.transforms import normalise, to_tensor
+    from irn_pipeline.datasets.transforms import normalise, pinned, to_tensor
     from irn_pipeline.ops.labels import class_maps, labels_from_scores
     from irn_pipeline.ops.parting import parted_label
 
@@ -122,30 +129,39 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
 
     def read(record: ImageRecord) -> _Input:
         try:
-            image = to_tensor(read_image(record.path, record.orientation))
+            image = pinned(to_tensor(read_image(record.path, record.orientation)), device)
             cam, file_format = cams.read(record, (int(image.shape[-2]), int(image.shape[-1])))
             return _Input(record, image, cam, file_format=file_format)
         except IrnError as error:
             return _Input(record, None, None, str(error))
 
-    for item in clock.waiting("read", prefetch(read, there, job.execution.worker_count)):
-        image_id = item.record.image_id
-        if item.image is None or item.cam is None:
+    def fields_of(items: Sequence[_Input]) -> Sequence[_Fields]:
+        if network is None or side_of is None:  # one centre everywhere
+            grid = strided_size(items[0].size)
+            return [(torch.zeros(grid), torch.zeros(2, *grid), torch.empty(0))] * len(items)
+        images = [
+            normalise(item.image.to(device, non_blocking=True)) for item in items if item.image is not None
+        ]
+        with torch.inference_mode(), job.execution.autocast():
+            return network.predict_many(torch.stack(images), pad_to=side_of(items[0].size))
+
+    def passed() -> Iterator[tuple[_Input, _Fields | None]]:
+        reading = clock.waiting("read", prefetch(read, there, job.execution.worker_count))
+        for items in batches(reading, lambda item: item.size, job.execution.batch):
+            found: Sequence[_Fields | None] = [None] * len(items)
+            if items[0].image is not None:
+                with clock.section("network"):
+                    found = together(fields_of, items)
+            yield from zip(items, found, strict=True)
+
+    for item, found in passed():
+        image_id, size = item.record.image_id, item.size
+        if item.image is None or item.cam is None or found is None:
             yield Produced(image_id, problem=item.problem)
             continue
-        size = (int(item.image.shape[-2]), int(item.image.shape[-1]))
-        if network is None or side_of is None:
-            # One centre everywhere.
-            grid = strided_size(size)
-            arrays = np.zeros(grid, np.float32), np.zeros((2, *grid), np.float32)
-            boundary = features = torch.empty(0)
-        else:
-            with clock.section("network"):
-                with torch.inference_mode(), job.execution.autocast():
-                    boundary, displacement, features = network.predict_with_features(
-                        normalise(item.image.to(device)), pad_to=side_of(size)
-                    )
-                arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
+        boundary, displacement, features = found
+        with clock.section("network"):
+            arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
             image = item.image.permute(1, 2, 0).numpy()
             picture = Picture(image, item.cam, *arrays, features, device)
@@ -189,7 +205,7 @@ def _from_scores(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> I
     there = [record for record in pending if job.run.has(WALKED_SCORES, record.image_id)]
     absent = {record.image_id for record in pending} - {record.image_id for record in there}
     for image_id in sorted(absent):
-        path = job.run.path(WALKED_SCORES, image_id)
+        path = job.run.place(WALKED_SCORES, image_id)
         yield Produced(image_id, problem=f"{path}: no such file; run with --keep-scores first", common=True)
     waiting = job.clock.waiting("read", prefetch(read, there, job.execution.worker_count))
     for record, scores in zip(there, waiting, strict=True):
@@ -209,7 +225,7 @@ def _require_evidence(job: Job[Params, DataSet]) -> None:
     kept = [record.image_id for record in job.data.items if job.run.has(WALKED_SCORES, record.image_id)]
     if job.params.bg_search and kept and job.run.read(WALKED_SCORES, kept[0]).evidence is None:
         raise ArtifactError(
-            f"{job.run.path(WALKED_SCORES, kept[0])}: was written by a version without --bg-search and lacks what it "
+            f"{job.run.place(WALKED_SCORES, kept[0])}: was written by a version without --bg-search and lacks what it "
             "needs; build this stage again with --overwrite --keep-scores, without --from-scores"
         )
 
