@@ -18,15 +18,9 @@ from irn_pipeline.engine.progress import progress_bar
 from irn_pipeline.engine.provenance import has_results, origin_of
 from irn_pipeline.engine.ranks import ALONE
 from irn_pipeline.engine.stage import Clock, FitStage, Item, Job, MapStage, Produced, ReduceStage, Stage
-from irn_pipeline.engine.store import (
-    ASIDE_NAME,
-    RESUME_NAME,
-    RunFolder,
-    StageRecord,
-    put_back,
-    versions,
-)
+from irn_pipeline.engine.store import RECORD_NAME, RESUME_NAME, RunFolder, StageRecord, versions
 from irn_pipeline.errors import DataError, MemoryExhausted, is_out_of_memory
+from irn_pipeline.files.aside import ASIDE_NAME, put_back
 from irn_pipeline.files.atomic import remove, remove_parts, require_own_folder
 from irn_pipeline.files.lock import LOCK_NAME, stage_lock
 from irn_pipeline.files.shards import SHARDS_NAME, mend_shards
@@ -111,7 +105,7 @@ def _until_replaced(stage: Stage[Any], place: Path) -> Iterator[None]:
 
     def settle() -> None:
         if isinstance(stage, ReduceStage) or not has_results(stage, place):
-            put_back(place, keep=LOCK_NAME)
+            put_back(place, keep=LOCK_NAME, last=RECORD_NAME)
         remove(place / ASIDE_NAME)
 
     settle()

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from irn_pipeline import __version__
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.files.atomic import PART_PREFIX, atomic_path, remove, require_own_folder, write_json
+from irn_pipeline.files.atomic import PART_PREFIX, atomic_path, require_own_folder, write_json
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.regular import Member, Place, regular_bytes
 from irn_pipeline.files.shards import SHARDS_NAME, Draft, Layout, ShardWriter, read_shards
@@ -24,8 +24,6 @@ from irn_pipeline.files.shards import SHARDS_NAME, Draft, Layout, ShardWriter, r
 T = TypeVar("T")
 RECORD_NAME = "stage.json"
 RESUME_NAME = "resume.pt"
-ASIDE_NAME = ".replaced"
-"""Folder of the results that --overwrite replaces, until there are new ones."""
 _STAGE_NAME = re.compile(r"\w+(/\w[\w.-]*)?")
 
 
@@ -73,31 +71,6 @@ class StageRecord:
     facts: dict[str, str] = field(default_factory=dict)
     data: str = ""
     class_names: list[str] = field(default_factory=list)
-
-
-def set_aside(folder: Path, keep: str) -> None:
-    """Move what a stage's folder holds, but for one file, to a folder in it; the record goes last.
-
-    Without its record, what an interruption leaves would later be taken for results of other parameters.
-    """
-    aside = folder / ASIDE_NAME
-    remove(aside)
-    aside.mkdir()
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD_NAME):
-        if path.name not in (keep, ASIDE_NAME):
-            path.rename(aside / path.name)
-
-
-def put_back(folder: Path, keep: str) -> None:
-    """Undo `set_aside`; what has come into the folder since is removed."""
-    aside = folder / ASIDE_NAME
-    if not aside.is_dir() or aside.is_symlink():
-        return
-    for path in folder.iterdir():
-        if path.name not in (keep, ASIDE_NAME):
-            remove(path)
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == RECORD_NAME):
-        path.rename(folder / path.name)
 
 
 class RunFolder:

@@ -12,7 +12,7 @@ piece, that piece is taken for the defect.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -62,14 +62,7 @@ class Route(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class OrdinaryCells:
-    """Cells of images without a tag, and their normal distribution.
-
-    Attributes:
-        axes: that cells are described along.
-        cells: (n, R) float32.
-        mean: (R,) float32.
-        precision: (R, R) float32, inverse of the shrunk covariance.
-    """
+    """Cells (n, R) of images without a tag, along axes, and their normal distribution, whose covariance is shrunk."""
 
     axes: CellAxes
     cells: Tensor
@@ -165,7 +158,7 @@ class DefectClassifier:
 
     def to(self, device: torch.device | str) -> DefectClassifier:
         """The same, its classifier of cells on another device."""
-        return DefectClassifier(self.cells.to(device), self.gates, self.routes)
+        return replace(self, cells=self.cells.to(device))
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors, as `from_state` takes them."""
@@ -194,15 +187,15 @@ class DefectClassifier:
 def fit_defects(
     ordinary: OrdinaryCells, candidates: Sequence[Candidates], num_classes: int
 ) -> DefectClassifier:
-    """Classifier of cells, whose routes are `PROBE` or `CELLS`; `with_pixels` chooses the finer ones.
+    """Classifier of cells whose routes are `PROBE` or `CELLS`; `with_pixels` chooses the finer ones.
 
     Args:
         ordinary: cells of images without a tag.
         candidates: of all images, those without a tag too.
         num_classes: C.
     """
-    width = ordinary.cells.shape[1]
-    weight, bias, gates = torch.zeros(num_classes, width), torch.zeros(num_classes), torch.zeros(num_classes)
+    weight = torch.zeros(num_classes, ordinary.cells.shape[1])
+    bias, gates = torch.zeros(num_classes), torch.zeros(num_classes)
     routes = torch.full((num_classes,), Route.PROBE.value)
     without = [one.oddness for one in candidates if not one.class_ids]
     ordinary_distance = ordinary.distance(ordinary.cells)
@@ -241,7 +234,7 @@ def with_pixels(classifier: DefectClassifier, pieces: Mapping[int, Sequence[floa
     for class_id, shares in pieces.items():
         if routes[class_id] == Route.CELLS and len(shares) and float(np.median(shares)) >= _ONE_PIECE:
             routes[class_id] = Route.PIXELS.value
-    return DefectClassifier(classifier.cells, classifier.gates, routes)
+    return replace(classifier, routes=routes)
 
 
 def region_of(scores: Tensor, gate: float) -> tuple[Tensor, float]:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
@@ -28,8 +28,8 @@ from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.refiners import REFINERS, RefinerName
 from irn_pipeline.refiners.base import Picture
-from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray, strided_size
-from irn_pipeline.trained_networks import load_irn, padding
+from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
+from irn_pipeline.trained_networks import Fields, irn_fields, no_fields
 from irn_pipeline.variants import bases_of, unused_by
 from irn_pipeline.walked_scores import WalkedScores
 
@@ -97,25 +97,20 @@ class _Input:
         return (0, 0) if self.image is None else (int(self.image.shape[-2]), int(self.image.shape[-1]))
 
 
-_Fields: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
-"""Boundary, displacement and features of a picture."""
-
-
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Both labels of every pending picture."""
     return _from_scores(job, pending) if job.params.from_scores else _from_cams(job, pending)
 
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
-    import torch
 
-    from irn_pipeline.datasets.transforms import normalise, pinned, to_tensor
+    from irn_pipeline.datasets.transforms import pinned, to_tensor
     from irn_pipeline.ops.labels import class_maps, labels_from_scores
     from irn_pipeline.ops.parting import parted_label
 
     require_current(job.run, STAGE.name, pending, job.data.leading_names)
-    network = load_irn(job.run, job.execution) if _runs_network(job.params) else None
-    side_of = padding(job.run, job.params.pad_to) if network is not None else None
+    runs = _runs_network(job.params)
+    predict = irn_fields(job.run, job.execution, job.params.pad_to) if runs else no_fields
     device, clock = job.execution.torch_device(), job.clock
     refiner = REFINERS[job.params.refiner]
     prepared = None if refiner.prepare is None else refiner.prepare(job.params, device)
@@ -135,23 +130,15 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
         except IrnError as error:
             return _Input(record, None, None, str(error))
 
-    def fields_of(items: Sequence[_Input]) -> Sequence[_Fields]:
-        if network is None or side_of is None:  # one centre everywhere
-            grid = strided_size(items[0].size)
-            return [(torch.zeros(grid), torch.zeros(2, *grid), torch.empty(0))] * len(items)
-        images = [
-            normalise(item.image.to(device, non_blocking=True)) for item in items if item.image is not None
-        ]
-        with torch.inference_mode(), job.execution.autocast():
-            return network.predict_many(torch.stack(images), pad_to=side_of(items[0].size))
-
-    def passed() -> Iterator[tuple[_Input, _Fields | None]]:
+    def passed() -> Iterator[tuple[_Input, Fields | None]]:
         reading = clock.waiting("read", prefetch(read, there, job.execution.worker_count))
         for items in batches(reading, lambda item: item.size, job.execution.batch):
-            found: Sequence[_Fields | None] = [None] * len(items)
+            found: Sequence[Fields | None] = [None] * len(items)
             if items[0].image is not None:
                 with clock.section("network"):
-                    found = together(fields_of, items)
+                    found = together(
+                        lambda some: predict([one.image for one in some if one.image is not None]), items
+                    )
             yield from zip(items, found, strict=True)
 
     for item, found in passed():

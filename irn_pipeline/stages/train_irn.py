@@ -75,14 +75,12 @@ class Params(TrainingParams):
     def __post_init__(self) -> None:
         if self.crop % 4 or self.crop < 8 * self.radius:
             raise ValueError(
-                f"crop is {self.crop}; it must be a multiple of 4 and at least 8 times the radius"
+                f"crop is {self.crop}; it must be a multiple of 4, and 8 times the radius or more"
             )
         if self.cached_features and self.crop % 16:
             raise ValueError(f"crop is {self.crop}; with cached_features it must be a multiple of 16")
         if any(not 0 < scale < 100 for scale in self.cached_features):
-            raise ValueError(
-                f"cached_features is {self.cached_features}; scales must be above 0 and below 100"
-            )
+            raise ValueError(f"cached_features is {self.cached_features}; scales must be above 0, below 100")
 
 
 def fit(job: Job[Params, DataSet]) -> int:

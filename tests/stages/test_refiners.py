@@ -243,7 +243,7 @@ def test_pictures_without_a_foreign_mask_and_wrong_ones_are_told(
         (["--refiner", "features", "--feature-power", "0"], "feature_power is 0"),
         (
             ["--semantic-dir", "nowhere"],
-            "--semantic-dir nowhere: no such folder; give the one that holds a file ID.png",
+            "--semantic-dir nowhere: no such folder; give the folder that holds one file ID.png",
         ),
         (["--semantic-dir", "a", "--cam-dir", "b"], "semantic_dir and cam_dir both name"),
         (["--refiner", "sam"], "--refiner sam needs --sam-checkpoint DIR"),
