@@ -225,7 +225,7 @@ def test_a_class_that_every_picture_shows_cannot_be_learned(root, caplog, table,
         ),
         (
             {"coco_json": "a", "image_dir": "b", "class_names": "c"},
-            "--class-names does not .* --classes a,b,c",
+            "--class-names cannot be used .* --classes a,b,c",
         ),
     ],
 )
