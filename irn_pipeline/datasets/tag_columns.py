@@ -161,7 +161,7 @@ def columns_without_heading(rows: Sequence[Row], path: Path) -> Columns:
     labels = [place for place in found if not (words and _is_index(table.column(place), words=words))]
     labels = [place for place in labels if not _are_parts(table.column(place))] or labels
     passed = [f"column {place + 1}" for place in range(width) if place not in (image, *labels)]
-    notes = [f"passed over: {', '.join(passed)} (row numbers or parts of the set)"] if passed else []
+    notes = [f"columns ignored: {', '.join(passed)} (row numbers or parts of the set)"] if passed else []
     return Columns(image, tuple(labels), notes=tuple(notes))
 
 

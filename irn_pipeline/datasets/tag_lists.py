@@ -111,7 +111,7 @@ def _tags_of_object(content: Mapping[object, object], where: str) -> list[str]:
     held = [value for name, value in content.items() if _HOLDS_TAGS.fullmatch(str(name))]
     if content and not held:
         raise DataError(
-            f"{where}: an object with {', '.join(map(repr, list(content)[:3]))} is no label; "
+            f"{where}: an object with {', '.join(map(repr, list(content)[:3]))} is not a label; "
             f'expected a string, a list of strings or {{"choices": [...]}}'
         )
     return [tag for value in held for tag in _tags(value, where)]

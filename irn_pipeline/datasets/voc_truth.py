@@ -44,7 +44,7 @@ class VocTruths:
         if not unread:
             return None
         return (
-            f"{folder}: masks that are no PNG files and are not read: {some(unread)}; write the number of the class "
+            f"{folder}: masks that are not PNG files and are not read: {some(unread)}; write the number of the class "
             "into each pixel of a PNG (JPEG changes the numbers)"
         )
 

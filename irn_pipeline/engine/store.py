@@ -233,6 +233,8 @@ class RunFolder:
 def require_same_classes(run: RunFolder, class_names: Sequence[str], origin: Path, *stages: str) -> None:
     """Refuse results whose class numbers mean other classes than those of the data set, or another order of them.
 
+    Classes that the data set has behind those of the results change no number.
+
     Args:
         run: the run folder.
         class_names: of the data set; with none, everything goes.
@@ -242,15 +244,14 @@ def require_same_classes(run: RunFolder, class_names: Sequence[str], origin: Pat
     Raises:
         ArtifactError: the classes differ; the message names both lists.
     """
-    here, digest = list(class_names), fingerprint_of(list(class_names))
+    here = list(class_names)
+    starts = [here[:count] for count in range(len(here) + 1)]
     for record in filter(None, map(run.record, stages)):
         then = record.class_names
-        same = then == here
-        if not then:
-            # Earlier versions recorded a hash at most, and 0.1 may have counted the background.
-            older = record.versions.get("irn_pipeline", "0.1").startswith("0.1")
-            same = older or record.facts.get("classes", digest) == digest
-        if same or not here:
+        # Earlier versions recorded a hash at most, and 0.1 may have counted the background.
+        older = record.versions.get("irn_pipeline", "0.1").startswith("0.1")
+        digest = fingerprint_of(then) if then or older else record.facts.get("classes", fingerprint_of([]))
+        if not here or digest in map(fingerprint_of, starts):
             continue
         made = f"the classes {', '.join(then)}" if then else "other classes, or in another order"
         order = " ".join(f'"{name}"' if " " in name else name for name in then) or "..."

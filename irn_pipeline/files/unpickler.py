@@ -203,7 +203,7 @@ class _Unpickler(pickle.Unpickler):
     def _storage(self, content: object) -> _Made:
         # torch pickles a storage as a nested torch.save file; its own hook for it would run what the file says.
         if not isinstance(content, bytes):
-            raise UnpicklingError("it holds a storage that is no bytes")
+            raise UnpicklingError("it holds a storage that is not bytes")
         self._charge(len(content))
         return _Made(load_torch(io.BytesIO(content)))
 

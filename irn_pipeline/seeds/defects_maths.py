@@ -1,9 +1,8 @@
 """Defects: what images with a tag show, and images without any do not.
 
 Multiple-instance learning against the images without a tag. A normal distribution of their cells names the odd cells
-of a tagged image; a linear classifier for each class learns these from the ordinary ones, and chooses its examples
-anew, round after round. Classes whose images hold no odd cell, such as a texture in the wrong place, keep the maps of
-the image classifier.
+of a tagged image; a linear classifier for each class learns these from the ordinary ones and chooses its examples again
+every round. Classes whose images hold no odd cell, such as a misplaced texture, keep the image classifier's maps.
 
 Cells are far larger than small defects. Where most of what stands out inside a class's regions, pixel by pixel, is one
 piece, that piece is taken for the defect.

@@ -222,12 +222,10 @@ def _tell(share: float | None, params: Params) -> None:
         )
     else:
         remedies = [] if params.displacement_context else ["--displacement-context"]
-        remedies += (
-            [] if params.optimizer == "adamw" else ["--optimizer adamw --lr 0.003 --displacement-lr-factor 2"]
-        )
-        remedies += [
-            "more --epochs" + ("" if params.cached_features else " (cheap with --cached-features 0.75)")
-        ]
+        if params.optimizer != "adamw":
+            remedies.append("--optimizer adamw --lr 0.003 --displacement-lr-factor 2")
+        cheap = "" if params.cached_features else " (cheap with --cached-features 0.75)"
+        remedies.append(f"more --epochs{cheap}")
         logger.warning(
             "%s: the displacement was not learned: its loss on objects is %.0f %% of the loss without any "
             "displacement, so touching objects of a class will become one instance; give %s",

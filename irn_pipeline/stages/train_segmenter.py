@@ -223,7 +223,7 @@ def _validate(
     if params.validate_list is None or (epochs_done % params.validate_every and epochs_done != last):
         return {}
     if not isinstance(network, Segmenter):
-        raise TypeError(f"{type(network).__name__} is no segmenter")
+        raise TypeError(f"{type(network).__name__} is not a segmenter")
     figures = model_figures(network, job.data.with_list(params.validate_list), job.execution)
     found = {key: figures[key] for key in ("miou", "ap50", "ap75") if figures.get(key) is not None}
     logger.info("after epoch %d: %s", epochs_done, ", ".join(f"{k} {100 * v:.1f}" for k, v in found.items()))

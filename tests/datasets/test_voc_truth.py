@@ -97,4 +97,4 @@ def test_masks_that_are_no_png_are_told(tmp_path):
         (masks / name).write_bytes(b"")
     told = VocTruths.find(tmp_path, 20).unread_masks(tmp_path)
     assert told is not None
-    assert told.startswith(f"{masks}: masks that are no PNG files and are not read: 2 (b, c)")
+    assert told.startswith(f"{masks}: masks that are not PNG files and are not read: 2 (b, c)")

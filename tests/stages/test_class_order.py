@@ -143,6 +143,19 @@ def test_records_that_hold_a_hash_alone(folder: Path, capsys: pytest.CaptureFixt
     assert ious(folder) == [1.0] * 4
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_more_classes_behind_the_same_ones_change_no_number(folder: Path, known: bool) -> None:
+    path = folder / "instances.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 3, "name": "dog"})
+    path.write_text(json.dumps(content))
+    run = RunFolder(folder / "run")
+    for stage in ("make_cam", "synthesize_labels") if not known else ():
+        run.write_record(record(stage, [], classes=fingerprint_of(BY_NAME)))
+    assert command(folder, "evaluate", "--classes", "ant", "cat", "dog") == 0
+    assert ious(folder) == [1.0] * 4
+
+
 def test_records_of_the_first_versions_are_read(folder: Path) -> None:
     run = RunFolder(folder / "run")
     for stage in ("make_cam", "synthesize_labels"):

@@ -214,7 +214,7 @@ def test_labels_of_other_classes_are_refused_with_their_place(
     run.write(INSTANCE_LABEL, Instances(np.ones(1, np.float32), mask, np.array([2], np.int64)), "b")
     assert evaluate(folder) == 1
     line = error(capsys)
-    assert f"{folder}/run: the maps or labels of b do not fit" in line and "[2]" in line
+    assert f"{folder}/run: the maps or labels of b do not match" in line and "[2]" in line
 
 
 def test_a_sweep_over_a_truth_without_classes_is_an_error(

@@ -309,7 +309,7 @@ def test_the_rules_are_those_of_image_dir_and_one_line_tells_what_was_passed_ove
     (source / "notes.txt").touch()
     assert predict(tmp_path, "--images", str(source)) == 0
     told = capsys.readouterr().err.splitlines()
-    (passed_over,) = [line for line in told if "passed over" in line]
+    (passed_over,) = [line for line in told if "ignored" in line]
     assert passed_over.endswith(": 4 (.ipynb_checkpoints/, @eaDir/, notes.txt, ...)")
     (unread,) = [line for line in told if "HEIC" in line]
     assert (

@@ -97,7 +97,7 @@ def test_masks_that_are_no_png_are_told(root, caplog):
     masks = root / "voc" / "SegmentationClass"
     (masks / "b.png").rename(masks / "b.bmp")
     load_source(Source(**flags_of(root, "voc")))
-    assert "masks that are no PNG files and are not read: 1 (b)" in caplog.text
+    assert "masks that are not PNG files and are not read: 1 (b)" in caplog.text
 
 
 def test_a_list_is_taken_from_all_pictures_of_the_source(root):
@@ -225,7 +225,7 @@ def test_a_class_that_every_picture_shows_cannot_be_learned(root, caplog, table,
         ),
         (
             {"coco_json": "a", "image_dir": "b", "class_names": "c"},
-            "--class-names does not .* --classes a,b,c",
+            "--class-names cannot be used .* --classes a,b,c",
         ),
     ],
 )
