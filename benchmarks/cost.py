@@ -24,8 +24,8 @@ from irn_pipeline.nn.irn_network import IrnNetwork
 from irn_pipeline.stages import make_cam, train_cam, train_irn
 
 HEIGHT, WIDTH = 375, 500
-BYTES = {"make_cam": 1_220_000, "mine_relations": 7_200, "synthesize_labels": 1_610_000}
-"""Of one picture's files, mean over VOC photographs: maps in float32, confident label, instance and semantic label."""
+BYTES = {"make_cam": 107_000, "mine_relations": 7_200, "synthesize_labels": 1_610_000}
+"""Of one picture's files, mean over VOC photographs: maps without `high_res`, confident label, both final labels."""
 
 
 @dataclass(frozen=True)

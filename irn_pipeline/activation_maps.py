@@ -16,7 +16,7 @@ from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEGMENTER,
 from irn_pipeline.cam_source import CamSource
 from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
+from irn_pipeline.datasets.transforms import normalise, pinned, resize_image, scaled_size, to_tensor
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Job
@@ -24,10 +24,10 @@ from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
 from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
-from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
+from irn_pipeline.ops.cam import full_size_cam, merge_cams, strided_cam
 from irn_pipeline.ops.feature_affinity import spread_maps
 from irn_pipeline.seeds.base import Picture, Seed
-from irn_pipeline.structures import Cam, ImageRecord
+from irn_pipeline.structures import Cam, CompactCam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter
 
 _COMPARED = 3
@@ -39,8 +39,8 @@ class MapNetwork(Protocol):
 
     backbone: Backbone
 
-    def paired_activation_maps(self, image: Tensor) -> Tensor:
-        """(C, ceil(H / 16), ceil(W / 16)) maps >= 0 of a normalised (3, H, W) picture and its mirror."""
+    def paired_activation_maps(self, images: Tensor) -> Tensor:
+        """(C, ceil(H / 16), ceil(W / 16)) maps >= 0 of a normalised (3, H, W) picture and its mirror; or (B, ...)."""
         ...
 
 
@@ -55,6 +55,11 @@ class Input:
     bounded: Tensor | None = None
     file_format: str | None = None
     problem: str | None = None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for those whose maps can be made together."""
+        return (*self.size, self.problem is None)
 
 
 class MapMaker:
@@ -83,6 +88,7 @@ class MapMaker:
         pending: int,
     ) -> None:
         self.job, self.seed, self.sources = job, seed, sources
+        self.device = job.execution.torch_device()
         self.network = _network(job) if runs_network else None
         self.prepared: Any = None
         if self.network is not None and job.ranks.total({"pending": pending})["pending"]:
@@ -112,36 +118,45 @@ class MapMaker:
             record,
             size,
             given,
-            tuple(resize_image(image, one) for one in sizes),
+            tuple(pinned(resize_image(image, one), self.device) for one in sizes),
             resize_image(image, scaled_size(size, share)) if spreads else None,
             found[0][1] if found else None,
         )
 
-    def made(self, item: Input) -> Cam:
-        """The maps of an image that was read."""
+    def made(self, items: Sequence[Input]) -> list[Cam | CompactCam]:
+        """The maps of images of one kind that were read."""
         if self.network is None:
+            return [item.given for item in items if item.given is not None]
+        if self.sources:
+            return [self._merged(item, None) for item in items]
+        pictures = [self._picture(item) for item in items]
+        with self.job.execution.autocast(), torch.inference_mode():
+            if self.seed.maps_of_many is not None:
+                found = self.seed.maps_of_many(pictures, self.job.params, self.prepared)
+            else:
+                found = [self.seed.maps(picture, self.job.params, self.prepared) for picture in pictures]
+        return [self._merged(item, maps) for item, maps in zip(items, found, strict=True)]
+
+    def _merged(self, item: Input, maps: list[Tensor] | None) -> Cam | CompactCam:
+        """The maps of all scales, or without any those of the files, as one."""
+        assert self.network is not None
+        class_ids = np.array(item.record.class_ids, np.int64)
+        if maps is None:
             assert item.given is not None
-            return item.given
-        execution = self.job.execution
-        device = execution.torch_device()
-        if item.given is not None:
-            class_ids, maps = item.given.class_ids, [torch.from_numpy(item.given.cam).to(device)]
-        else:
-            class_ids = np.array(item.record.class_ids, np.int64)
-            with execution.autocast(), torch.inference_mode():
-                maps = self.seed.maps(self._picture(item), self.job.params, self.prepared)
+            class_ids, maps = item.given.class_ids, [torch.from_numpy(item.given.cam).to(self.device)]
         if item.bounded is not None:
-            with torch.inference_mode(), execution.autocast():
-                features = self.network.backbone(normalise(item.bounded.to(device))[None])
+            with torch.inference_mode(), self.job.execution.autocast():
+                features = self.network.backbone(normalise(item.bounded.to(self.device))[None])
             compared = [stage[0] for stage in features[-_COMPARED:]]
             maps = [spread_maps(maps, compared, self.job.params.feature_affinity)]
-        merge = merge_scales if self.seed.size is None else merge_whole
-        cam, high_res = merge(maps, item.size)
-        return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
+        maps = [one.contiguous() for one in maps]  # as they come back from a file: sums are equal bit for bit
+        cam, whole = strided_cam(maps, item.size).cpu().numpy(), self.seed.size is not None
+        if self.job.params.keep_high_res:
+            return Cam(class_ids, cam, full_size_cam(maps, item.size, whole=whole).cpu().numpy())
+        return CompactCam(class_ids, cam, tuple(one.cpu().numpy() for one in maps), item.size, whole)
 
     def _picture(self, item: Input) -> Picture:
-        device = self.job.execution.torch_device()
-        scaled = tuple(normalise(one.to(device)) for one in item.scaled)
+        scaled = tuple(normalise(one.to(self.device, non_blocking=True)) for one in item.scaled)
         return Picture(self.network, scaled, self.job.params.scales, list(item.record.class_ids), item.size)
 
     def _kept(self) -> Any:

@@ -19,10 +19,11 @@ from irn_pipeline.engine.store import Artifact
 from irn_pipeline.errors import ArtifactError, CheckpointError, ConfigError, ShapeError, require_memory
 from irn_pipeline.files.json_text import parse_json
 from irn_pipeline.files.npy import load_pickled_npy
-from irn_pipeline.files.regular import open_regular, regular_bytes
+from irn_pipeline.files.regular import Place, open_regular, regular_bytes
+from irn_pipeline.files.shards import Draft
 from irn_pipeline.files.text import plain_line
 from irn_pipeline.files.torch_file import load_torch
-from irn_pipeline.structures import MAX_PIXELS, Cam, Instances, LabelArray
+from irn_pipeline.structures import MAX_PIXELS, Cam, CompactCam, Instances, LabelArray
 from irn_pipeline.walked_scores import WalkedScores, read_walked_scores, write_walked_scores
 
 if TYPE_CHECKING:  # imported when it is used: every declaration of a stage imports this module
@@ -61,7 +62,7 @@ def _as_array(value: object) -> np.ndarray[Any, Any]:
     return array
 
 
-def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[Any, Any]:
+def _read_dict(path: Place, keys: tuple[str, ...]) -> dict[Any, Any]:
     content = load_pickled_npy(path)
     if not isinstance(content, dict):
         raise ArtifactError(
@@ -75,8 +76,8 @@ def _read_dict(path: Path, keys: tuple[str, ...]) -> dict[Any, Any]:
     return content
 
 
-def read_cam(path: Path) -> Cam:
-    """Read a CAM file of this package ({"keys", "cam", "high_res"}) or of any format that `cam_files` knows.
+def read_cam(path: Place) -> Cam:
+    """Read a CAM file of any format that `cam_files` knows, this package's two among them.
 
     Raises:
         ArtifactError: it is damaged, hostile, or its maps do not fit one another.
@@ -84,13 +85,16 @@ def read_cam(path: Path) -> Cam:
     return read_cam_file(path)[0]
 
 
-def write_cam(path: Path, cam: Cam) -> None:
-    """Write a CAM file in the original's format."""
-    content = {"keys": cam.class_ids, "cam": cam.cam, "high_res": cam.high_res_cam}
-    _save_dict(path, content)
+def write_cam(path: Path | Draft, cam: Cam | CompactCam) -> None:
+    """Write a CAM file: in the original's format, or without the full-size maps and with what they are made from."""
+    content = {"keys": cam.class_ids, "cam": cam.cam}
+    if isinstance(cam, Cam):
+        _save_dict(path, {**content, "high_res": cam.high_res_cam})
+    else:
+        _save_dict(path, {**content, "scales": list(cam.scales), "size": cam.size, "whole": cam.whole})
 
 
-def read_instances(path: Path) -> Instances:
+def read_instances(path: Place) -> Instances:
     """Read instance labels: {"score", "mask", "class"}.
 
     Raises:
@@ -107,12 +111,12 @@ def read_instances(path: Path) -> Instances:
         raise ArtifactError(f"{path}: {error}; make it again with stage synthesize_labels") from error
 
 
-def write_instances(path: Path, instances: Instances) -> None:
+def write_instances(path: Path | Draft, instances: Instances) -> None:
     """Write instance labels in the original's format."""
     _save_dict(path, {"score": instances.scores, "mask": instances.masks, "class": instances.class_ids})
 
 
-def read_label(path: Path) -> LabelArray:
+def read_label(path: Place) -> LabelArray:
     """Read a label PNG: (H, W) uint8.
 
     Raises:
@@ -134,13 +138,14 @@ def read_label(path: Path) -> LabelArray:
         ) from error
 
 
-def write_label(path: Path, label: LabelArray) -> None:
+def write_label(path: Path | Draft, label: LabelArray) -> None:
     """Write a label as a PNG of one 8-bit channel."""
-    if not cv2.imwrite(str(path), label):
-        raise ArtifactError(f"{path}: could not be written")
+    _, data = cv2.imencode(".png", label)
+    with path.open("wb") as stream:
+        stream.write(data.tobytes())
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Place) -> Checkpoint:
     """Read a trained network; nothing the file holds is run.
 
     Raises:
@@ -172,7 +177,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Path | Draft, checkpoint: Checkpoint) -> None:
     """Write a trained network as plain tensors and strings."""
     import torch
 
@@ -218,21 +223,22 @@ def restore_network(path: Path, checkpoint: Checkpoint, kind: str, build: Callab
     return network
 
 
-def _save_dict(path: Path, content: dict[str, Any]) -> None:
+def _save_dict(path: Path | Draft, content: dict[str, Any]) -> None:
     # An open file, because numpy appends ".npy" to paths that end otherwise.
     with path.open("wb") as stream:
         np.save(stream, np.array(content, dtype=object), allow_pickle=True)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Place) -> Any:
     try:
         return parse_json(regular_bytes(path))
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged ({error}); run stage evaluate again") from error
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: Path | Draft, value: Any) -> None:
+    with path.open("wb") as stream:
+        stream.write(f"{json.dumps(value, indent=2)}\n".encode())
 
 
 _network = partial(

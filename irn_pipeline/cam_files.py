@@ -9,6 +9,7 @@ Each is a pickled dictionary in a `.npy` file; nothing in it is run. The formats
 | CLIP-ES | (K,) | none | none; `attn_highres` (K, H, W) instead |
 | RIB without class | (0,) | none | none |
 | SEAM, MCTformer | none: the dictionary is {class from 0: (H, W) map} | none | the maps |
+| ours, compact | (K,) | (K, h, w) | none; `scales`, `size` and `whole` of `structures.CompactCam` |
 
 Arrays may be NumPy's or torch tensors, of 16 or more bits.
 """
@@ -16,7 +17,6 @@ Arrays may be NumPy's or torch tensors, of 16 or more bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,17 @@ import numpy.typing as npt
 
 from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.files.npy import load_pickled_npy
-from irn_pipeline.structures import BACKGROUND, IGNORE, Cam, FloatArray, IntArray, LabelArray, strided_size
+from irn_pipeline.files.regular import Place
+from irn_pipeline.structures import (
+    BACKGROUND,
+    IGNORE,
+    Cam,
+    CompactCam,
+    FloatArray,
+    IntArray,
+    LabelArray,
+    strided_size,
+)
 
 _EXPECTED = (
     "expected 'keys' with 'high_res' and 'cam' (irn, AdvCAM, RIB, ReCAM, AMN) or with 'attn_highres' (CLIP-ES), or "
@@ -36,7 +46,7 @@ _LOWEST, _HIGHEST = -1.0, 2.0
 """Maps are in [0, 1], but resizing overshoots a little; maps beyond these bounds were never normalised."""
 
 
-def read_cam_file(path: Path, size: tuple[int, int] | None = None) -> tuple[Cam, str]:
+def read_cam_file(path: Place, size: tuple[int, int] | None = None) -> tuple[Cam, str]:
     """Read a CAM file of any known format.
 
     Where there is no `cam`, it is the full-size map resized to the grid of stride 4 (bilinear, not aligned to the
@@ -47,8 +57,8 @@ def read_cam_file(path: Path, size: tuple[int, int] | None = None) -> tuple[Cam,
         size: (H, W) of the picture in pixels, for files that hold no map because the picture has no class.
 
     Returns:
-        The maps in float32, and the name of the format: "irn", "AMN", "CLIP-ES", "RIB without class" or "SEAM,
-        MCTformer", followed by "float16" and "cam derived" in parentheses where they apply.
+        The maps in float32, and the name of the format: "irn", "compact", "AMN", "CLIP-ES", "RIB without class" or
+        "SEAM, MCTformer", followed by "float16" and "cam derived" in parentheses where they apply.
 
     Raises:
         ArtifactError: the file is damaged or hostile, of no known format, or its arrays do not fit one another.
@@ -62,11 +72,15 @@ def read_cam_file(path: Path, size: tuple[int, int] | None = None) -> tuple[Cam,
     try:
         if by_class:
             return _of_classes(path, content, size)
+        if "scales" in content:
+            return _compact(content), "compact"
         class_ids = _class_ids(content["keys"])
         if not len(class_ids) and not {"cam", "high_res", "attn_highres"} & content.keys():
             return _no_class(path, size), "RIB without class"
         return _with_maps(path, content, class_ids)
-    except (ShapeError, ValueError, TypeError) as error:
+    except KeyError as error:
+        raise ArtifactError(f"{path}: has 'scales', but no {error}; {_REMEDY}") from error
+    except (ShapeError, ValueError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{path}: {error}; {_REMEDY}") from error
 
 
@@ -82,7 +96,7 @@ def cam_of_label(label: LabelArray) -> Cam:
     return Cam(values - 1, cam, high_res)
 
 
-def _with_maps(path: Path, content: Mapping[str, Any], class_ids: IntArray) -> tuple[Cam, str]:
+def _with_maps(path: Place, content: Mapping[str, Any], class_ids: IntArray) -> tuple[Cam, str]:
     source = next((name for name in ("high_res", "attn_highres") if name in content), None)
     if source is None:
         raise ArtifactError(
@@ -102,7 +116,7 @@ def _with_maps(path: Path, content: Mapping[str, Any], class_ids: IntArray) -> t
     return Cam(class_ids, cam, high_res), f"{kind} ({', '.join(remarks)})" if remarks else kind
 
 
-def _of_classes(path: Path, content: Mapping[Any, Any], size: tuple[int, int] | None) -> tuple[Cam, str]:
+def _of_classes(path: Place, content: Mapping[Any, Any], size: tuple[int, int] | None) -> tuple[Cam, str]:
     """Maps of SEAM and MCTformer; an empty dictionary is a picture without class."""
     if not content:
         return _no_class(path, size), f"{_BY_CLASS} without class"
@@ -119,7 +133,33 @@ def _of_classes(path: Path, content: Mapping[Any, Any], size: tuple[int, int] | 
     return Cam(class_ids, _at_stride(high_res), high_res), f"{_BY_CLASS} ({half}cam derived)"
 
 
-def _no_class(path: Path, size: tuple[int, int] | None) -> Cam:
+def _compact(content: Mapping[Any, Any]) -> Cam:
+    """Our own maps without the full-size ones: these are made as stage make_cam would have made them."""
+    height, width = (int(side) for side in content["size"])
+    found = CompactCam(
+        _class_ids(content["keys"]),
+        _maps("cam", _array("cam", content["cam"])),
+        tuple(np.ascontiguousarray(_array("scales", one), np.float32) for one in content["scales"]),
+        (height, width),
+        bool(content["whole"]),
+    )
+    if min(found.size) < 1:
+        raise ShapeError(f"a picture of {height}x{width} pixels has no map")
+    # Not above: with them come SciPy and torch, and every command imports this module.
+    import torch
+
+    from irn_pipeline.ops.cam import full_size_cam
+
+    # No larger than 16 times the file: its `cam` fits its `size`.
+    maps = [torch.tensor(one) for one in found.scales]
+    return Cam(
+        found.class_ids,
+        found.cam,
+        _maps("scales", full_size_cam(maps, found.size, whole=found.whole).numpy()),
+    )
+
+
+def _no_class(path: Place, size: tuple[int, int] | None) -> Cam:
     if size is None:
         raise ArtifactError(
             f"{path}: holds no classes and no maps, so the size of its image is unknown; "

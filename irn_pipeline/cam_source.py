@@ -13,6 +13,7 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.stage import Files, Job, Produced
 from irn_pipeline.engine.store import Artifact, RunFolder, require_same_classes
 from irn_pipeline.errors import ArtifactError, DataError
+from irn_pipeline.files.regular import Place
 from irn_pipeline.older_runs import read_converted, rotation_hint
 from irn_pipeline.structures import Cam, ImageRecord
 
@@ -61,26 +62,37 @@ class CamSource:
         folder = None if self.folder is None else self.folder.absolute()
         return replace(self, run=RunFolder(self.run.root.absolute()), folder=folder)
 
-    def path(self, image_id: str) -> Path:
+    def path(self, image_id: str) -> Place:
         """Where the maps of a picture lie."""
         if self.folder is None:
-            return self.run.path(CAM, image_id)
-        return self.folder / f"{image_id}{SEMANTIC_LABEL.suffix if self.semantic else CAM.suffix}"
+            return self.run.place(CAM, image_id)
+        return self._file(image_id)
 
     def has(self, image_id: str) -> bool:
         """Whether there are maps of a picture."""
-        return self.run.has(CAM, image_id) if self.folder is None else self.path(image_id).is_file()
+        return self.run.has(CAM, image_id) if self.folder is None else self._file(image_id).is_file()
 
-    def read(self, record: ImageRecord, size: tuple[int, int]) -> tuple[Cam, str | None]:
+    def _file(self, image_id: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{image_id}{SEMANTIC_LABEL.suffix if self.semantic else CAM.suffix}"
+
+    def read(
+        self, record: ImageRecord, size: tuple[int, int], path: Place | None = None
+    ) -> tuple[Cam, str | None]:
         """The maps of a picture of `size` (H, W), and for another project's the format they were recognised as.
+
+        Args:
+            record: the picture.
+            size: (H, W) in pixels.
+            path: where its maps lie, if that is known: a worker process need not look into the shards.
 
         Raises:
             ArtifactError: they are missing or damaged, of a picture of another size, or of classes that the data
                 set does not have.
         """
-        path = self.path(record.image_id)
+        path = path or self.path(record.image_id)
         if self.folder is None:
-            cam, name = read_converted(self.run, CAM, record, self.leading_names), None
+            cam, name = read_converted(self.run, CAM, record, self.leading_names, path), None
         elif self.semantic:
             cam, name = cam_of_label(read_label(path)), "class mask"
         else:
@@ -101,6 +113,11 @@ class CamSource:
         if name is not None and not set(cam.class_ids.tolist()) <= set(record.class_ids):
             name += ", of classes that the tags do not name"
         return cam, name
+
+    def files(self, job: Job[Any, DataSet]) -> Files:
+        """The files of the data set's pictures in another project's folder."""
+        assert self.folder is not None
+        return Files(self.folder, {item.image_id: self._file(item.image_id) for item in job.data.items})
 
     def split(self, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], Iterator[Produced]]:
         """The pictures to work on, and the skips of those that another project's folder does not cover."""
@@ -133,11 +150,7 @@ def cams_not_read(params: Any) -> tuple[Artifact[Any], ...]:
 
 def cam_files(job: Job[Any, DataSet], *folders: str) -> tuple[Files, ...]:
     """The files of the data set's pictures in folders of other projects' maps."""
-    sources = [CamSource.of_folder(job, folder) for folder in folders]
-    return tuple(
-        Files(Path(folder), {item.image_id: source.path(item.image_id) for item in job.data.items})
-        for folder, source in zip(folders, sources, strict=True)
-    )
+    return tuple(CamSource.of_folder(job, folder).files(job) for folder in folders)
 
 
 def cam_dir_files(job: Job[Any, DataSet]) -> Mapping[str, tuple[Files, ...]]:
@@ -145,8 +158,7 @@ def cam_dir_files(job: Job[Any, DataSet]) -> Mapping[str, tuple[Files, ...]]:
     source = CamSource.of(job)
     if source.folder is None:
         return {}
-    found = Files(source.folder, {item.image_id: source.path(item.image_id) for item in job.data.items})
-    return {"semantic_dir" if source.semantic else "cam_dir": (found,)}
+    return {"semantic_dir" if source.semantic else "cam_dir": (source.files(job),)}
 
 
 def require_files(flag: str, name: str, suffix: str = CAM.suffix) -> None:
@@ -158,6 +170,8 @@ def require_files(flag: str, name: str, suffix: str = CAM.suffix) -> None:
     folder = Path(name)
     if next(folder.rglob(f"*{suffix}"), None) is None:
         problem = f"holds no {suffix} file" if folder.is_dir() else "no such folder"
-        raise DataError(
-            f"{flag} {folder}: {problem}; give the folder that holds one file ID{suffix} per image"
+        shards = next(folder.rglob("*.tar"), None)
+        remedy = (
+            "give the folder that" if shards is None else f"unpack {shards.parent}/*.tar to a folder that"
         )
+        raise DataError(f"{flag} {folder}: {problem}; {remedy} holds one file ID{suffix} per image")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from irn_pipeline.engine.store import Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError
+from irn_pipeline.files.regular import Place
 from irn_pipeline.ops.orientation import UPRIGHT, turned
 from irn_pipeline.structures import IGNORE, Cam, ImageRecord, Instances
 
@@ -24,7 +25,13 @@ _FIRST = (0, 2)
 """First version that applies the rotation."""
 
 
-def read_converted(run: RunFolder, artifact: Artifact[T], record: ImageRecord, leading_names: int = 0) -> T:
+def read_converted(
+    run: RunFolder,
+    artifact: Artifact[T],
+    record: ImageRecord,
+    leading_names: int = 0,
+    place: Place | None = None,
+) -> T:
     """An artifact of a picture; one of an older run is turned as the picture is read today, and has today's class ids.
 
     Args:
@@ -32,11 +39,12 @@ def read_converted(run: RunFolder, artifact: Artifact[T], record: ImageRecord, l
         artifact: maps, instances or a label.
         record: the picture.
         leading_names: names of the background and of ignored pixels before the first class.
+        place: of the artifact, where it is known.
 
     Raises:
         ArtifactError: it is missing or damaged.
     """
-    value = run.read(artifact, record.image_id)
+    value = run.read_at(artifact, place or run.place(artifact, record.image_id))
     if not (_is_turned(record) or leading_names) or not _is_older(run, artifact.stage):
         return value
     turn = partial(_turned, orientation=record.orientation or UPRIGHT)

@@ -127,6 +127,36 @@ class Cam:
 
 
 @dataclass(frozen=True)
+class CompactCam:
+    """Class activation maps of one picture without the full-size ones, which are made again from `scales`.
+
+    Attributes:
+        class_ids: (K,) int64 classes of the picture, 0..C-1.
+        cam: (K, h, w) float32 in [0, 1] at stride 4.
+        scales: one (K, h_s, w_s) float32 of the network's maps per scale, before they are resized and added up.
+        size: (H, W) of the picture in pixels.
+        whole: the maps of `scales` end where the picture does (`ops.cam.full_size_cam`).
+    """
+
+    class_ids: IntArray
+    cam: FloatArray
+    scales: tuple[FloatArray, ...]
+    size: tuple[int, int]
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        count = len(self.class_ids)
+        if self.class_ids.ndim != 1 or self.cam.shape != (count, *strided_size(self.size)):
+            raise ShapeError(
+                f"cam of {count} classes and a {self.size[0]}x{self.size[1]} picture must be "
+                f"{(count, *strided_size(self.size))}, got {self.cam.shape}"
+            )
+        shapes = [one.shape for one in self.scales]
+        if not shapes or any(len(shape) != 3 or shape[0] != count or 0 in shape[1:] for shape in shapes):
+            raise ShapeError(f"scales of {count} classes must be ({count}, h, w) each, got {shapes}")
+
+
+@dataclass(frozen=True)
 class Instances:
     """Object instances of one picture: predicted, synthesized or true.
 

@@ -42,7 +42,7 @@ ALLOWED = {
     "metrics": BASE | {"ops", "metrics"},
     "export": BASE | {"ops", "engine", "export"},
     "engine": {"", "__version__", "errors", "files", "engine"},
-    "cam_files": BASE | {"engine", "cam_files"},
+    "cam_files": BASE | {"ops", "engine", "cam_files"},
     "walked_scores": BASE | {"walked_scores"},
     "artifacts": BASE | {"engine", "cam_files", "walked_scores", "artifacts"},
     "older_runs": BASE | {"ops", "engine", "older_runs"},

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from irn_pipeline.artifacts import read_cam, write_cam
 from irn_pipeline.cam_files import read_cam_file
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.structures import Cam, strided_size
+from irn_pipeline.ops.cam import full_size_cam, strided_cam
+from irn_pipeline.structures import Cam, CompactCam, strided_size
 
 SIZE = (9, 14)
 KEYS = np.array([1, 4])
@@ -32,6 +33,9 @@ CAM = maps(2, strided_size(SIZE), 1)
 def save(path: Path, content: Any) -> Path:
     np.save(path, content)
     return path
+
+
+COMPACT = {"keys": KEYS, "cam": CAM, "scales": [CAM, maps(2, (1, 1))], "size": SIZE, "whole": False}
 
 
 def with_background(stack: np.ndarray) -> np.ndarray:
@@ -204,6 +208,17 @@ BAD: list[tuple[Any, str]] = [
     ({"keys": KEYS, "high_res": HIGH_RES * 20}, r"in \[0, 1\].*found 0 to 20"),
     ({"keys": KEYS, "high_res": HIGH_RES - 3}, r"in \[0, 1\]"),
     ({"keys": KEYS, "high_res": HIGH_RES, "cam": CAM * np.nan}, r"'cam' must hold.*nan"),
+    ({key: value for key, value in COMPACT.items() if key != "size"}, "has 'scales', but no 'size'"),
+    ({**COMPACT, "size": (9, 18)}, r"9x18 picture must be \(2, 3, 5\), got \(2, 3, 4\)"),
+    ({**COMPACT, "size": (10**30, 4)}, "picture must be"),
+    ({**COMPACT, "size": (0, 0), "cam": CAM[:, :0, :0]}, "0x0 pixels has no map"),
+    ({**COMPACT, "size": 9}, "make it again"),
+    ({**COMPACT, "scales": []}, "scales of 2 classes must be"),
+    ({**COMPACT, "scales": [CAM[:1]]}, r"must be \(2, h, w\) each, got \[\(1, 3, 4\)\]"),
+    ({**COMPACT, "scales": [CAM[:, :0]]}, r"got \[\(2, 0, 4\)\]"),
+    ({**COMPACT, "scales": ["text"]}, "'scales' must be an array of numbers"),
+    ({**COMPACT, "scales": [CAM * np.nan]}, r"'scales' must hold.*nan"),
+    ({**COMPACT, "scales": [CAM * np.inf]}, r"'scales' must hold.*nan"),
     ({"keys": KEYS, "attn_highres": half(HIGH_RES) + np.float16(np.inf)}, r"'attn_highres' must hold.*inf"),
 ]
 
@@ -244,3 +259,20 @@ def test_our_files_read_with_numpy_alone_and_with_every_reader(
         assert theirs.dtype == mine.dtype
         assert np.array_equal(theirs, mine)
         assert np.array_equal(ours, mine)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("count", [0, 2])
+def test_full_size_maps_come_back_from_a_file_without_them(tmp_path: Path, count: int, whole: bool) -> None:
+    size, path = (33, 47), tmp_path / "ours.npy"
+    scales = (maps(count, (3, 3)), maps(count, (5, 6), 1))
+    tensors = [torch.from_numpy(one) for one in scales]
+    cam = strided_cam(tensors, size).numpy()
+    write_cam(path, CompactCam(KEYS[:count], cam, scales, size, whole))
+    assert list(np.load(path, allow_pickle=True).item()) == ["keys", "cam", "scales", "size", "whole"]
+    found, name = read_cam_file(path)
+    assert name == "compact"
+    assert found.class_ids.tolist() == KEYS[:count].tolist()
+    assert np.array_equal(found.cam, cam)
+    assert np.array_equal(found.high_res_cam, full_size_cam(tensors, size, whole=whole).numpy())
+    assert found.high_res_cam.shape == (count, *size)

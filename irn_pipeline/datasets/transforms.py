@@ -31,6 +31,11 @@ def normalise(image: Tensor) -> Tensor:
     return (image.float() / 255).sub_(mean).div_(std)
 
 
+def pinned(image: Tensor, device: torch.device) -> Tensor:
+    """The picture in memory that a GPU copies from while it works on others; for other devices as it is."""
+    return image.pin_memory() if device.type == "cuda" else image
+
+
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Bicubic resize with antialiasing of a (3, H, W) uint8 picture to `size` (H', W')."""
     if tuple(image.shape[-2:]) == size:

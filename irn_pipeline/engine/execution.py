@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from irn_pipeline.errors import ConfigError
+from irn_pipeline.files.shards import Layout
 from irn_pipeline.files.text import plain_lines
 
 if TYPE_CHECKING:  # imported when it is used: flags are refused without it
@@ -32,6 +33,12 @@ class Execution:
     scheduler: str | None = None
     """Address of the Dask scheduler, tcp://HOST:8786. Without it, --backend dask starts --workers processes on this
     machine."""
+    images_at_once: int = 0
+    """Number of images of one size that pass through a network together in make_cam and synthesize_labels. 0 chooses 8
+    on a GPU, and 1 on a CPU, where more are not faster."""
+    store: Layout = "files"
+    """How make_cam, mine_relations and synthesize_labels store results: files (one per image) or shards (WebDataset tar
+    files of 1 GB, for millions of images). Every stage reads both."""
     seed: int = 0
     """Random seed. Results of training stages depend on it."""
     overwrite: bool = False
@@ -44,11 +51,20 @@ class Execution:
     def __post_init__(self) -> None:
         if self.scheduler is not None and self.backend != "dask":
             raise ConfigError(f"--scheduler {self.scheduler} needs --backend dask; give both or neither")
+        if self.images_at_once < 0:
+            raise ConfigError(
+                f"--images-at-once {self.images_at_once}: give 1 or more, or 0 to let the device decide"
+            )
 
     @property
     def worker_count(self) -> int:
         """Number of processes to use."""
         return self.workers if self.workers > 0 else available_cores()
+
+    @property
+    def batch(self) -> int:
+        """Number of pictures of one size that pass through a network together."""
+        return self.images_at_once or (8 if self.torch_device().type == "cuda" else 1)
 
     def torch_device(self) -> torch.device:
         """The device that `device` names.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,36 @@ def parallel_map(
             f"{len(items)} images done; they are kept: give the same command again with fewer --workers, or with "
             "--workers 1"
         ) from error
+
+
+def batches(items: Iterable[A], kind: Callable[[A], Hashable], size: int) -> Iterator[list[A]]:
+    """Items of one kind together, `size` of them at most; each item waits for at most 4 * `size` others.
+
+    Args:
+        items: in any order.
+        kind: those with equal values go together.
+        size: 1 gives every item alone, in order.
+    """
+    waiting: dict[Hashable, list[A]] = {}
+    for item in items:
+        group = waiting.setdefault(kind(item), [])
+        group.append(item)
+        if len(group) == size or sum(map(len, waiting.values())) > 4 * size:
+            full = kind(item) if len(group) == size else next(iter(waiting))
+            yield waiting.pop(full)
+    yield from waiting.values()
+
+
+def together(work: Callable[[Sequence[A]], Sequence[B]], items: Sequence[A]) -> Sequence[B]:
+    """`work` on all items at once, or one after the other where memory does not suffice for that."""
+    if len(items) == 1:
+        return work(items)
+    try:
+        return work(items)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return [result for item in items for result in work([item])]
 
 
 def prefetch(function: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from irn_pipeline.engine.aside import set_aside
 from irn_pipeline.engine.inputs import Inputs, digests, read_inputs, take_stock, write_inputs
 from irn_pipeline.engine.stage import FitStage, Job, MapStage, ReduceStage, Remake, Stage
 from irn_pipeline.engine.store import (
@@ -16,7 +17,6 @@ from irn_pipeline.engine.store import (
     StageRecord,
     fingerprint_of,
     require_same_classes,
-    set_aside,
 )
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.files.atomic import PART_PREFIX, remove
@@ -282,7 +282,8 @@ def has_results(stage: Stage[Any], place: Path) -> bool:
     if isinstance(stage, FitStage):
         names = (RESUME_NAME, *(f"{artifact.name}{artifact.suffix}" for artifact in stage.writes))
         return any((place / name).is_file() for name in names)
-    files = (path for one in stage.writes for path in (place / one.name).rglob(f"*{one.suffix}"))
+    endings = ((one, ending) for one in stage.writes for ending in (one.suffix, ".tar"))
+    files = (path for one, ending in endings for path in (place / one.name).rglob(f"*{ending}"))
     return any(not path.name.startswith(PART_PREFIX) for path in files)
 
 

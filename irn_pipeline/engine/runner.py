@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from irn_pipeline.engine.aside import ASIDE_NAME, put_back
 from irn_pipeline.engine.execution import seed_everything
 from irn_pipeline.engine.faults import explained
 from irn_pipeline.engine.progress import progress_bar
 from irn_pipeline.engine.provenance import has_results, origin_of
 from irn_pipeline.engine.ranks import ALONE
 from irn_pipeline.engine.stage import Clock, FitStage, Item, Job, MapStage, Produced, ReduceStage, Stage
-from irn_pipeline.engine.store import ASIDE_NAME, RESUME_NAME, StageRecord, put_back, versions
+from irn_pipeline.engine.store import RESUME_NAME, RunFolder, StageRecord, versions
 from irn_pipeline.errors import DataError, MemoryExhausted, is_out_of_memory
 from irn_pipeline.files.atomic import remove, remove_parts, require_own_folder
 from irn_pipeline.files.lock import LOCK_NAME, stage_lock
+from irn_pipeline.files.shards import SHARDS_NAME, mend_shards
 
 logger = logging.getLogger(__name__)
 _MEMORY_ATTEMPTS = 3
@@ -38,11 +40,12 @@ def run_stage(stage: Stage[Any], job: Job[Any, Any]) -> StageRecord:
             works in it, or it cannot be written.
         IrnError: whatever its work raises.
     """
-    job = replace(job, clock=Clock())
+    job = replace(job, clock=Clock(), run=RunFolder(job.run.root))
     with ExitStack() as held:
         if isinstance(stage, ReduceStage):
             return job.ranks.from_first(partial(_reduce, stage, replace(job, ranks=ALONE), held))
         record, previous = job.ranks.from_first(partial(_begin, stage, job, held))
+        job = replace(job, run=RunFolder(job.run.root))  # what was removed is no longer in shards
         if isinstance(stage, FitStage) and previous is not None and previous.complete:
             place = job.run.stage_dir(record.stage)
             _forget_training(job, place)
@@ -89,6 +92,8 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> tuple[Stag
     )
     if previous is None or not previous.complete:
         remove_parts(place)
+        for shards in place.glob(f"*/{SHARDS_NAME}"):
+            mend_shards(shards)
     if not (isinstance(stage, FitStage) and previous is not None and previous.complete):
         job.run.write_record(record)
     return record, previous
@@ -164,7 +169,10 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
     formats: Counter[str] = Counter()
     elsewhere: Counter[str] = Counter()
     here, new = Clock(), False
-    with progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar:
+    with (
+        job.run.writing(job.execution.store, job.ranks.rank) as write,
+        progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar,
+    ):
         for produced in here.waiting("results", _produce(stage, job, pending)):
             elsewhere.update(produced.seconds)
             if produced.problem is not None:
@@ -175,7 +183,7 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
                 formats.update(filter(None, [produced.file_format]))
                 for artifact, value in zip(writes, produced.values, strict=True):
                     with here.section("write"):
-                        job.run.write(artifact, value, produced.image_id)
+                        write(artifact, value, produced.image_id)
                 if job.ranks.is_first and not new:
                     # Old and new maps of many images together may not fit on a disk.
                     remove(job.run.stage_dir(stage.folder(job.params)) / ASIDE_NAME)

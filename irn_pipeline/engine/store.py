@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,15 +16,14 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from irn_pipeline import __version__
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.files.atomic import atomic_path, remove, require_own_folder, write_json
+from irn_pipeline.files.atomic import PART_PREFIX, atomic_path, require_own_folder, write_json
 from irn_pipeline.files.json_text import parse_json
-from irn_pipeline.files.regular import regular_bytes
+from irn_pipeline.files.regular import Member, Place, regular_bytes
+from irn_pipeline.files.shards import SHARDS_NAME, Draft, Layout, ShardWriter, read_shards
 
 T = TypeVar("T")
 RECORD_NAME = "stage.json"
 RESUME_NAME = "resume.pt"
-ASIDE_NAME = ".replaced"
-"""Folder of the results that --overwrite replaces, until there are new ones."""
 _STAGE_NAME = re.compile(r"\w+(/\w[\w.-]*)?")
 
 
@@ -34,8 +35,8 @@ class Artifact(Generic[T]):
         name: name of the artifact and, for one file an image, of its folder.
         stage: name of the stage that writes it.
         suffix: file ending with the dot.
-        read: path -> value; raises ArtifactError.
-        write: path, value -> None; the path is a temporary one.
+        read: path -> value; raises ArtifactError. The path may be a Member of a shard (`files.regular`).
+        write: path, value -> None; the path is a temporary one, or a Draft (`files.shards`), which has its `open`.
         per_image: one file an image, or one file in all.
         summary: one line for tables and messages.
     """
@@ -43,8 +44,8 @@ class Artifact(Generic[T]):
     name: str
     stage: str
     suffix: str
-    read: Callable[[Path], T]
-    write: Callable[[Path, T], None]
+    read: Callable[[Place], T]
+    write: Callable[[Path | Draft, T], None]
     per_image: bool = True
     summary: str = ""
 
@@ -72,36 +73,15 @@ class StageRecord:
     class_names: list[str] = field(default_factory=list)
 
 
-def set_aside(folder: Path, keep: str) -> None:
-    """Move what a stage's folder holds, but for one file, to a folder in it; the record goes last.
-
-    Without its record, what an interruption leaves would later be taken for results of other parameters.
-    """
-    aside = folder / ASIDE_NAME
-    remove(aside)
-    aside.mkdir()
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD_NAME):
-        if path.name not in (keep, ASIDE_NAME):
-            path.rename(aside / path.name)
-
-
-def put_back(folder: Path, keep: str) -> None:
-    """Undo `set_aside`; what has come into the folder since is removed."""
-    aside = folder / ASIDE_NAME
-    if not aside.is_dir() or aside.is_symlink():
-        return
-    for path in folder.iterdir():
-        if path.name not in (keep, ASIDE_NAME):
-            remove(path)
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == RECORD_NAME):
-        path.rename(folder / path.name)
-
-
 class RunFolder:
-    """Paths and records below one run folder, which is made when something is written."""
+    """Paths and records below one run folder, which is made when something is written.
+
+    Shards are looked into once, and again after `writing`; every stage begins with a new object.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._members: dict[tuple[str, str], dict[str, Member]] = {}
 
     def stage_dir(self, stage: str) -> Path:
         """Folder of one stage."""
@@ -114,8 +94,41 @@ class RunFolder:
             return base / artifact.name / f"{image_id}{artifact.suffix}"
         return base / f"{artifact.name}{artifact.suffix}"
 
+    def place(self, artifact: Artifact[Any], image_id: str) -> Place:
+        """Where the artifact of a picture lies: in a shard if it is in one, and otherwise where `path` says."""
+        return self.members(artifact).get(image_id) or self.path(artifact, image_id)
+
+    def members(self, artifact: Artifact[Any]) -> Mapping[str, Member]:
+        """The artifacts in shards by `image_id`, as this object first found them.
+
+        Raises:
+            ArtifactError: the index of a shard is damaged.
+        """
+        key = artifact.stage, artifact.name
+        if key not in self._members:
+            self._members[key] = {
+                name.removesuffix(artifact.suffix): member
+                for name, member in read_shards(self._shards(artifact)).items()
+                if name.endswith(artifact.suffix)
+            }
+        return self._members[key]
+
+    def image_ids(self, artifact: Artifact[Any]) -> set[str]:
+        """The pictures that there is such an artifact of, whether the data set has them or not."""
+        folder = self.stage_dir(artifact.stage) / artifact.name
+        found = set(self.members(artifact))
+        for place, _, names in os.walk(folder):
+            found.update(
+                Path(place, name).relative_to(folder).as_posix().removesuffix(artifact.suffix)
+                for name in names
+                if name.endswith(artifact.suffix) and not name.startswith(PART_PREFIX)
+            )
+        return found
+
     def has(self, artifact: Artifact[Any], image_id: str | None = None) -> bool:
         """Whether the artifact is there and not empty (files are written whole or not at all)."""
+        if image_id is not None and image_id in self.members(artifact):
+            return True
         try:
             return self.path(artifact, image_id).stat().st_size > 0
         except OSError:
@@ -127,8 +140,13 @@ class RunFolder:
         Raises:
             ArtifactError: it is missing (the message names the stage to run) or damaged.
         """
-        path = self.path(artifact, image_id)
-        if not path.is_file():
+        return self.read_at(
+            artifact, self.path(artifact) if image_id is None else self.place(artifact, image_id)
+        )
+
+    def read_at(self, artifact: Artifact[T], path: Place) -> T:
+        """Read an artifact from its `place`; raises as `read` does."""
+        if isinstance(path, Path) and not path.is_file():
             raise ArtifactError(f"{path}: no {artifact.name} here; run stage {artifact.stage} first")
         try:
             return artifact.read(path)
@@ -148,6 +166,38 @@ class RunFolder:
         require_own_folder(self.root, path.parent)
         with atomic_path(path) as temporary:
             artifact.write(temporary, value)
+
+    @contextmanager
+    def writing(self, layout: Layout, series: int) -> Iterator[Callable[[Artifact[Any], Any, str], None]]:
+        """A function that writes the artifacts of pictures, in one of two layouts.
+
+        Args:
+            layout: files or shards.
+            series: number that no other process at work on the stage has.
+        """
+        if layout == "files":
+            yield self.write
+            return
+        with ExitStack() as open_shards:
+            writers: dict[str, ShardWriter] = {}
+            open_shards.callback(self._members.clear)  # once they are closed
+
+            def write(artifact: Artifact[Any], value: Any, image_id: str) -> None:
+                if image_id in self.members(artifact):
+                    return  # of a picture that lacked another artifact; a name must be in a shard once
+                if artifact.name not in writers:
+                    folder = self._shards(artifact)
+                    require_own_folder(self.root, folder)
+                    writers[artifact.name] = ShardWriter(folder, series)
+                    open_shards.callback(writers[artifact.name].close)
+                draft = Draft()
+                artifact.write(draft, value)
+                writers[artifact.name].add(f"{image_id}{artifact.suffix}", draft.getvalue())
+
+            yield write
+
+    def _shards(self, artifact: Artifact[Any]) -> Path:
+        return self.stage_dir(artifact.stage) / artifact.name / SHARDS_NAME
 
     def record(self, stage: str) -> StageRecord | None:
         """What `stage.json` of a stage says; None where there is none.

@@ -45,9 +45,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
-        _to_disk(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _to_disk(path.parent)
+        sync(path.parent)
     except Exception as error:
         fault = write_fault(path, error, temporary)
         if fault is None:
@@ -59,7 +59,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,21 +6,20 @@ import io
 import math
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.files.regular import open_regular, size_of
+from irn_pipeline.files.regular import Place, open_regular, size_of
 from irn_pipeline.files.unpickler import unpickle
 
 _MOST_BYTES = 2**30
 """Of all arrays of an `.npz` file, unpacked."""
 
 
-def load_pickled_npy(path: Path) -> object:
+def load_pickled_npy(path: Place) -> object:
     """The object inside a `.npy` file written by `numpy.save(path, some_dict)`; arrays come back as they are.
 
     Raises:

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 
-def open_regular(path: Path) -> BinaryIO:
+@dataclass(frozen=True)
+class Member:
+    """A file inside a shard (`files.shards`), which readers take in the place of a path.
+
+    Attributes:
+        shard: the tar file.
+        name: of the file in it.
+        offset: of its first byte in the shard.
+        size: in bytes.
+    """
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard} ({self.name})"
+
+
+Place: TypeAlias = Path | Member
+"""Where a file of a run folder lies."""
+
+
+def open_regular(path: Place) -> BinaryIO:
     """Open a regular file for reading, through links; the caller closes it.
 
     Raises:
-        OSError: it is not there, cannot be opened, or is a folder, a pipe, a socket or a device.
+        OSError: it is not there, cannot be opened, or is a folder, a pipe, a socket or a device; or a shard ends
+            before its member does.
     """
+    if isinstance(path, Member):
+        with open_regular(path.shard) as stream:
+            if path.offset + path.size > size_of(stream):
+                raise OSError(errno.EIO, "the shard is cut off", str(path.shard))
+            stream.seek(path.offset)
+            return io.BytesIO(stream.read(path.size))
     try:
         # Without O_NONBLOCK the opening of a pipe waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -29,7 +62,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def regular_bytes(path: Path) -> bytes:
+def regular_bytes(path: Place) -> bytes:
     """Content of a regular file.
 
     Raises:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norm_statistics, memory_batches
+
+
+def paired(maps_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Sum of what a function finds in pictures and in their mirrors, the latter flipped back.
+
+    Args:
+        maps_of: (B, 3, H, W) -> (B, C, h, w).
+        images: (3, H, W), or (B, 3, H, W).
+
+    Returns:
+        (C, h, w), or (B, C, h, w).
+    """
+    batch = images if images.ndim == 4 else images[None]
+    pairs = memory_batches(torch.cat([batch, batch.flip(-1)]))
+    plain, mirrored = torch.cat([maps_of(some) for some in pairs]).chunk(2)
+    summed = plain + mirrored.flip(-1)
+    return summed if images.ndim == 4 else summed[0]
 
 
 class CamNetwork(nn.Module):
@@ -56,18 +75,16 @@ class CamNetwork(nn.Module):
         maps = self.classifier(features)
         return maps if self.map_offset is None else maps - self.map_offset[:, None, None]
 
-    def paired_activation_maps(self, image: Tensor) -> Tensor:
-        """Sum of the maps of a picture and of its mirror flipped back.
+    def paired_activation_maps(self, images: Tensor) -> Tensor:
+        """Sum of the maps of pictures and of their mirrors flipped back.
 
         Args:
-            image: (3, H, W) normalised picture.
+            images: (3, H, W) normalised picture, or (B, 3, H, W).
 
         Returns:
-            (C, ceil(H / 16), ceil(W / 16)) maps >= 0.
+            (C, ceil(H / 16), ceil(W / 16)) maps >= 0, or (B, C, ...).
         """
-        pair = memory_batches(torch.stack([image, image.flip(-1)]))
-        maps = torch.cat([self.activation_maps(images) for images in pair])
-        return maps[0] + maps[1].flip(-1)
+        return paired(self.activation_maps, images)
 
     def train(self, mode: bool = True) -> CamNetwork:
         """Training mode, with the statistics of the batch norms kept when asked for."""

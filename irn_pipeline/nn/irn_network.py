@@ -180,23 +180,32 @@ class IrnNetwork(nn.Module):
         boundary, displacement, _ = self.predict_with_features(image, pad_to=pad_to)
         return boundary, displacement
 
-    @torch.no_grad()
     def predict_with_features(self, image: Tensor, *, pad_to: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """What `predict` gives, and the last stage's features of the un-mirrored picture, (D, h', w')."""
-        height, width = image.shape[-2:]
-        h, w = strided_size((height, width))
-        last_h, last_w = strided_size((height, width), 16)
-        # The mirror first: of it only the boundary is wanted, and its features are gone before the picture's are made.
-        pair = pad_image(torch.stack([image.flip(-1), image]), pad_to)
+        return self.predict_many(image[None], pad_to=pad_to)[0]
+
+    @torch.no_grad()
+    def predict_many(self, images: Tensor, *, pad_to: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """`predict_with_features` of (B, 3, H, W) pictures, which pass through the backbone together unless large."""
+        count, size = len(images), (images.shape[-2], images.shape[-1])
+        (h, w), (last_h, last_w) = strided_size(size), strided_size(size, 16)
+        # The mirrors first: of them only the boundary is wanted, and of a large picture the features of its mirror are
+        # gone before its own are made.
+        parts = memory_batches(pad_image(torch.cat([images.flip(-1), images]), pad_to))
+        if len(parts) > 2:
+            return [self.predict_with_features(image, pad_to=pad_to) for image in images]
         logits: list[Tensor] = []
-        for images in memory_batches(pair):
+        for part in parts:
             features: list[Tensor] = []  # frees the mirror's
-            features = self._features(images)
+            features = self._features(part)
             logits.extend(self._boundary_logits(features)[:, :h, :w].float())
-        displacement = self._displacement([f[-1:] for f in features])[0, :, :h, :w].float()
-        last = features[-1][-1, :, :last_h, :last_w]
-        boundary = torch.sigmoid((logits[0].flip(-1) + logits[1]) / 2)
-        return boundary, displacement, last
+        own = [stage[-count:] for stage in features]
+        boundaries = [
+            torch.sigmoid((mirrored.flip(-1) + plain) / 2)
+            for mirrored, plain in zip(logits[:count], logits[count:], strict=True)
+        ]
+        displacements, last = self._displacement(own)[..., :h, :w].float(), own[-1][..., :last_h, :last_w]
+        return list(zip(boundaries, displacements, last, strict=True))
 
     def train(self, mode: bool = True) -> IrnNetwork:
         """Training mode of the branches; the backbone stays in evaluation mode."""

@@ -23,8 +23,6 @@ _EPSILON = 1e-5
 def merge_scales(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Sum one picture's maps over scales, at stride 4 and at full size.
 
-    Each class is divided by its own maximum + 1e-5 (paper, section 3; the original implementation's details).
-
     Args:
         maps: one (K, h_s, w_s) float tensor of non-negative values per scale.
         size: (H, W) of the picture in pixels.
@@ -35,27 +33,52 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor,
     Raises:
         ShapeError: no scale, or scales with different numbers of classes.
     """
-    shapes = [tuple(scale.shape) for scale in maps]
-    if not shapes or any(len(shape) != 3 or shape[0] != shapes[0][0] for shape in shapes):
-        raise ShapeError(f"the maps of all scales must be (K, h, w) with one K, got {shapes}")
-    height, width = size
-    padded = tuple(-(-side // HIGH_RES_STRIDE) * HIGH_RES_STRIDE for side in size)
-    high_res = sum_over_scales(maps, (padded[0], padded[1]))[:, :height, :width]
-    return _normalised(sum_over_scales(maps, strided_size(size))), _normalised(high_res)
+    return strided_cam(maps, size), full_size_cam(maps, size)
 
 
-def merge_whole(maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Sum of maps that end where the picture does, at stride 4 and at full size; each class relative to its maximum.
+def strided_cam(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """One picture's maps summed over scales at stride 4.
+
+    Each class is divided by its own maximum + 1e-5 (paper, section 3; the original implementation's details).
 
     Args:
         maps: one (K, h_s, w_s) float tensor of non-negative values per scale.
         size: (H, W) of the picture in pixels.
 
     Returns:
-        cam (K, h, w) at stride 4 and high_res_cam (K, H, W), both in [0, 1].
+        (K, h, w) maps in [0, 1].
+
+    Raises:
+        ShapeError: no scale, or scales with different numbers of classes.
     """
-    at_stride, full = (sum_over_scales(maps, to) for to in (strided_size(size), size))
-    return _normalised(at_stride), _normalised(full)
+    _require_scales(maps)
+    return _normalised(sum_over_scales(maps, strided_size(size)))
+
+
+def full_size_cam(maps: Sequence[Tensor], size: tuple[int, int], *, whole: bool = False) -> Tensor:
+    """One picture's maps summed over scales at its own size, divided as in `strided_cam`.
+
+    Args:
+        maps: one (K, h_s, w_s) float tensor of non-negative values per scale.
+        size: (H, W) of the picture in pixels.
+        whole: the maps end where the picture does, and not at the next multiple of 16 pixels.
+
+    Returns:
+        (K, H, W) maps in [0, 1].
+
+    Raises:
+        ShapeError: no scale, or scales with different numbers of classes.
+    """
+    _require_scales(maps)
+    height, width = size
+    padded = size if whole else tuple(-(-side // HIGH_RES_STRIDE) * HIGH_RES_STRIDE for side in size)
+    return _normalised(sum_over_scales(maps, (padded[0], padded[1]))[:, :height, :width])
+
+
+def _require_scales(maps: Sequence[Tensor]) -> None:
+    shapes = [tuple(scale.shape) for scale in maps]
+    if not shapes or any(len(shape) != 3 or shape[0] != shapes[0][0] for shape in shapes):
+        raise ShapeError(f"the maps of all scales must be (K, h, w) with one K, got {shapes}")
 
 
 def sum_over_scales(maps: Sequence[Tensor], size: tuple[int, int], *, antialias: bool = False) -> Tensor:

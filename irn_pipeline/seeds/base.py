@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Seed:
             in random order, and maps made from another list or with another seed are refused.
         size: parameters, (H, W) of a picture -> the one size that it is seen at, instead of `scales`. Both sides are
             multiples of 16: the maps end where the picture does.
+        maps_of_many: `maps` of several pictures of one size together; None where each is looked at alone.
     """
 
     maps: Callable[[Picture, Any, Any], list[Tensor]]
@@ -58,3 +59,4 @@ class Seed:
     prepare: Callable[[Iterable[Picture], int, Any], Any] | None = None
     restore: Callable[[Mapping[str, Tensor]], Any] | None = None
     size: Callable[[Any, tuple[int, int]], tuple[int, int]] | None = None
+    maps_of_many: Callable[[Sequence[Picture], Any, Any], list[list[Tensor]]] | None = None

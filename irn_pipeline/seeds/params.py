@@ -25,6 +25,9 @@ class CommonParams:
     """Average the CAM files (ID.npy) in these folders, by geometric mean, instead of running a network."""
     feature_affinity: float = field(default=0.0, metadata={"fingerprint": "unless default"})
     """Spread the maps over cells with similar features, using this power (2 works well). 0 is off, as published."""
+    keep_high_res: bool = field(default=False, metadata={"fingerprint": False})
+    """Also write the maps at full size (high_res), which other programs read. They take nine tenths of the disk space,
+    and this program makes them again from the smaller ones."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.feature_affinity < float("inf"):

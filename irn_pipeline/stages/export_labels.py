@@ -168,13 +168,13 @@ def _read(job: Job[Params, DataSet], record: ImageRecord) -> _Labelled:
     ):
         if found != size:
             raise ArtifactError(
-                f"{job.run.path(artifact, image_id)}: has {found[0]}x{found[1]} pixels, but {record.path} "
+                f"{job.run.place(artifact, image_id)}: has {found[0]}x{found[1]} pixels, but {record.path} "
                 f"{size[0]}x{size[1]}{rotation_hint(record)}; export with the data set that the labels were made from"
             )
     beyond = kept.class_ids[(kept.class_ids < 0) | (kept.class_ids >= job.data.images.num_classes)]
     if len(beyond):
         raise ArtifactError(
-            f"{job.run.path(INSTANCE_LABEL, image_id)}: names class {beyond[0]}, but the data set has "
+            f"{job.run.place(INSTANCE_LABEL, image_id)}: names class {beyond[0]}, but the data set has "
             f"{job.data.images.num_classes}; export with the data set that the labels were made from"
         )
     return _Labelled(image_id, record.path, size, kept, label)

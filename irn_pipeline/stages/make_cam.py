@@ -10,7 +10,7 @@ from typing import Any
 from irn_pipeline.artifacts import CAM, CAM_NETWORK
 from irn_pipeline.cam_source import CamSource, cam_files, require_files
 from irn_pipeline.datasets.source import DataSet
-from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.parallel import batches, prefetch, together
 from irn_pipeline.engine.stage import Files, Job, MapStage, Produced
 from irn_pipeline.engine.store import Artifact
 from irn_pipeline.notices import covered, odd_maps
@@ -43,14 +43,16 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
         yield from absent
     shares: list[float] = []
     read = prefetch(maker.read, there, job.execution.worker_count)
-    for item in job.clock.waiting("read", read):
-        if item.problem is not None:
-            yield Produced(item.record.image_id, problem=item.problem)
+    alike = batches(job.clock.waiting("read", read), lambda item: item.kind, job.execution.batch)
+    for items in alike:
+        if items[0].problem is not None:
+            yield from (Produced(item.record.image_id, problem=item.problem) for item in items)
             continue
         with job.clock.section("network"):
-            value = maker.made(item)
-        shares.append(covered(value.high_res_cam))
-        yield Produced(item.record.image_id, (value,), file_format=item.file_format)
+            values = together(maker.made, items)
+        shares.extend(covered(value.cam) for value in values)
+        for item, value in zip(items, values, strict=True):
+            yield Produced(item.record.image_id, (value,), file_format=item.file_format)
     if (line := odd_maps(shares)) is not None:
         logger.warning("%s: %s", STAGE.name, line)
 

@@ -13,6 +13,7 @@ from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.parallel import parallel_map
 from irn_pipeline.engine.stage import Clock, Job, MapStage, Produced
 from irn_pipeline.errors import IrnError
+from irn_pipeline.files.regular import Place
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.crf import CrfBackend, confident_label
 from irn_pipeline.ops.crf_params import CrfParams
@@ -57,6 +58,19 @@ class Params:
 
 
 @dataclass(frozen=True)
+class Located:
+    """A picture, and where its maps lie."""
+
+    record: ImageRecord
+    maps: Place
+
+    @property
+    def image_id(self) -> str:
+        """Of the picture."""
+        return self.record.image_id
+
+
+@dataclass(frozen=True)
 class Miner:
     """Work on one picture; travels to the worker processes, which may be those of another machine.
 
@@ -70,14 +84,14 @@ class Miner:
     params: Params
     base: Path
 
-    def __call__(self, record: ImageRecord) -> Produced:
+    def __call__(self, item: Located) -> Produced:
         """The confident label of a picture, or why there is none."""
         clock = Clock()
-        record = replace(record, path=self.base / record.path)
+        record = replace(item.record, path=self.base / item.record.path)
         try:
             with clock.section("read"):
                 image = read_image(record.path, record.orientation)
-                cam, file_format = self.cams.read(record, (image.shape[0], image.shape[1]))
+                cam, file_format = self.cams.read(record, image.shape[:2], item.maps)
             with clock.section("CRF"):
                 label = confident_label(
                     image,
@@ -104,8 +118,15 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
     yield from absent
     if there:
         miner = Miner(cams.absolute(), job.params, Path.cwd())
-        shared = (miner.cams.path(there[0].image_id).parent, (miner.base / there[0].path).parent)
-        yield from parallel_map(miner, there, job.execution, shared=shared)
+        # Not by the miner's own, which travels with every picture: it must not learn of all shards.
+        seen = cams.absolute()
+        items = [Located(record, seen.path(record.image_id)) for record in there]
+        maps = items[0].maps
+        shared = (
+            (maps if isinstance(maps, Path) else maps.shard).parent,
+            (miner.base / there[0].path).parent,
+        )
+        yield from parallel_map(miner, items, job.execution, shared=shared)
 
 
 STAGE: MapStage[Params] = MapStage(

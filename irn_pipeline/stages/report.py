@@ -198,11 +198,7 @@ def _pictures_of(job: Job[Params, DataSet]) -> tuple[tuple[str, ...], list[Image
         items = [r for r in job.data.items if any(job.run.has(kind, r.image_id) for kind in kinds)]
         return job.data.images.class_names, items
     names = job.run.read(CAM_NETWORK).class_names if job.run.has(CAM_NETWORK) else ()
-    ids: set[str] = set()
-    for kind in kinds:
-        folder = job.run.stage_dir(kind.stage) / kind.name
-        found = (path for path in folder.rglob(f"*{kind.suffix}") if not path.name.startswith(".part-"))
-        ids.update(path.relative_to(folder).as_posix().removesuffix(kind.suffix) for path in found)
+    ids = set[str]().union(*(job.run.image_ids(kind) for kind in kinds))
     return names, [ImageRecord(image_id, Path(), _cam_classes(job.run, image_id)) for image_id in sorted(ids)]
 
 

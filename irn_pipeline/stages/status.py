@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any, Literal
 from irn_pipeline.engine.stage import Data, FitStage, Job, MapStage, ReduceStage, Stage
 from irn_pipeline.engine.store import RESUME_NAME, Artifact, RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.files.atomic import PART_PREFIX
 from irn_pipeline.files.lock import holder_of
 
 logger = logging.getLogger(__name__)
@@ -172,7 +170,7 @@ def _progress(run: RunFolder, stage: Stage[Any], place: Path, record: StageRecor
 
 def _pictures(run: RunFolder, stage: MapStage[Any], record: StageRecord) -> tuple[str, bool]:
     counts = record.counts
-    there = min((_count(run, artifact) for artifact in _written(run, stage, record)), default=0)
+    there = min((len(run.image_ids(artifact)) for artifact in _written(run, stage, record)), default=0)
     if not record.complete:
         total = counts.get("total")
         # The folder may hold pictures of other lists as well.
@@ -190,13 +188,6 @@ def _written(run: RunFolder, stage: MapStage[Any], record: StageRecord) -> Seque
         return [
             artifact for artifact in stage.writes if (run.stage_dir(artifact.stage) / artifact.name).is_dir()
         ]
-
-
-def _count(run: RunFolder, artifact: Artifact[Any]) -> int:
-    count = 0
-    for _, _, names in os.walk(run.stage_dir(artifact.stage) / artifact.name):
-        count += sum(n.endswith(artifact.suffix) and not n.startswith(PART_PREFIX) for n in names)
-    return count
 
 
 def _epochs(place: Path, record: StageRecord) -> str:

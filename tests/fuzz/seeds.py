@@ -24,7 +24,7 @@ from irn_pipeline.artifacts import Checkpoint
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.store import StageRecord
 from irn_pipeline.engine.training import TrainingState
-from irn_pipeline.structures import Cam, Instances
+from irn_pipeline.structures import Cam, CompactCam, Instances
 from irn_pipeline.walked_scores import WalkedScores, write_walked_scores
 
 SIZE = (5, 7)
@@ -91,9 +91,10 @@ def cam_files() -> list[bytes]:
     tensors = {name: torch.from_numpy(array).half() for name, array in irn.items()}
     clip = {"keys": np.array([1, 4]), "attn_highres": high_res}
     empty = {"keys": np.zeros(0, np.int64), "cam": np.zeros((0, 2, 2)), "high_res": np.zeros((0, *SIZE))}
-    ours = _written(lambda path: artifacts.write_cam(path, Cam(irn["keys"], maps, high_res)), ".npy")
+    made = Cam(irn["keys"], maps, high_res), CompactCam(irn["keys"], maps, (maps, maps[:, :1]), SIZE)
+    ours = [_written(partial(artifacts.write_cam, cam=one), ".npy") for one in made]
     foreign = [body for content in (irn, tensors, clip, empty) for body in _pickles(content)]
-    return [ours, *(pickle_header() + body for body in foreign)]
+    return [*ours, *(pickle_header() + body for body in foreign)]
 
 
 def instance_files() -> list[bytes]:

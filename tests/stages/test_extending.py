@@ -288,7 +288,8 @@ def test_labels_have_the_formats_that_the_page_tells(whole_run: TinyRun) -> None
     run = RunFolder(whole_run.run_dir)
     path = next((whole_run.run_dir / "make_cam" / "cam").glob("*.npy"))
     cam = np.load(path, allow_pickle=True).item()
-    height, width = cam["high_res"].shape[1:]
+    assert list(cam) == ["keys", "cam", "scales", "size", "whole"]
+    height, width = cam["size"]
     assert cam["cam"].shape[1:] == ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
     assert (cam["keys"].dtype, cam["cam"].dtype) == (np.int64, np.float32)
     objects = np.load(

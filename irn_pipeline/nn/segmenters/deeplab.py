@@ -13,7 +13,8 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
-from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norms, memory_batches
+from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norms
+from irn_pipeline.nn.cam_network import paired
 from irn_pipeline.nn.segmenters.base import Segmenter, Target, stack_padded
 from irn_pipeline.ops.crf_soft import dense_crf_probabilities
 from irn_pipeline.structures import (
@@ -114,18 +115,17 @@ class DeepLabV3(Segmenter):
         return label_components(label, probabilities), label
 
     @torch.no_grad()
-    def paired_activation_maps(self, image: Tensor) -> Tensor:
-        """Class probabilities of a picture plus those of its mirror flipped back, as maps to begin anew with.
+    def paired_activation_maps(self, images: Tensor) -> Tensor:
+        """Class probabilities of pictures plus those of their mirrors flipped back, as maps to begin anew with.
 
         Args:
-            image: (3, H, W) normalised picture.
+            images: (3, H, W) normalised picture, or (B, 3, H, W).
 
         Returns:
-            (C, ceil(H / 16), ceil(W / 16)) maps in [0, 2], those of `CamNetwork.paired_activation_maps` in kind.
+            (C, ceil(H / 16), ceil(W / 16)) maps in [0, 2], or (B, C, ...): in kind those of
+            `CamNetwork.paired_activation_maps`.
         """
-        pair = memory_batches(torch.stack([image, image.flip(-1)]))
-        maps = torch.cat([self._logits(images).softmax(1)[:, 1:] for images in pair])
-        return maps[0] + maps[1].flip(-1)
+        return paired(lambda some: self._logits(some).softmax(1)[:, 1:], images)
 
     def train(self, mode: bool = True) -> DeepLabV3:
         """Training mode, but for the backbone's batch norms."""
