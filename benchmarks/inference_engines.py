@@ -7,7 +7,8 @@
 Every engine passes the same generated picture through the network, in turn. It prints one JSON object a network and
 engine: the median of the CPU seconds, how many times as fast as `ours` it is (of the rounds, the median of the ratios),
 and the largest difference of a map from our float32 one as a share of its largest value. An engine that is not
-installed, or that cannot take the network, is named with the reason. The int8 ones are calibrated on other generated pictures.
+installed, or that cannot take the network, is named with the reason. The int8 ones are calibrated on other generated
+pictures.
 """
 
 from __future__ import annotations
