@@ -93,6 +93,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> tuple[Stag
     if previous is None or not previous.complete:
         remove_parts(place)
         for shards in place.glob(f"*/{SHARDS_NAME}"):
+            require_own_folder(job.run.root, shards)
             mend_shards(shards)
     if not (isinstance(stage, FitStage) and previous is not None and previous.complete):
         job.run.write_record(record)
