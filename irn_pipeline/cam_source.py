@@ -171,6 +171,7 @@ def require_files(flag: str, name: str, suffix: str = CAM.suffix) -> None:
     if next(folder.rglob(f"*{suffix}"), None) is None:
         shards = next(folder.rglob("*.tar"), None)
         problem = f"holds no {suffix} file" if folder.is_dir() else "no such folder"
+        shards = next(folder.rglob("*.tar"), None)
         remedy = (
             "give the folder that" if shards is None else f"unpack {shards.parent}/*.tar to a folder that"
         )

@@ -53,7 +53,7 @@ class Execution:
             raise ConfigError(f"--scheduler {self.scheduler} needs --backend dask; give both or neither")
         if self.images_at_once < 0:
             raise ConfigError(
-                f"--images-at-once {self.images_at_once}; it must be 1 or more, or 0 to choose it automatically"
+                f"--images-at-once {self.images_at_once}: give 1 or more, or 0 to let the device decide"
             )
 
     @property

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from irn_pipeline.engine.aside import set_aside
 from irn_pipeline.engine.inputs import Inputs, digests, read_inputs, take_stock, write_inputs
 from irn_pipeline.engine.stage import FitStage, Job, MapStage, ReduceStage, Remake, Stage
 from irn_pipeline.engine.store import (

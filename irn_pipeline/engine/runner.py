@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from irn_pipeline.engine.aside import ASIDE_NAME, put_back
 from irn_pipeline.engine.execution import seed_everything
 from irn_pipeline.engine.faults import explained
 from irn_pipeline.engine.progress import progress_bar
 from irn_pipeline.engine.provenance import has_results, origin_of
 from irn_pipeline.engine.ranks import ALONE
 from irn_pipeline.engine.stage import Clock, FitStage, Item, Job, MapStage, Produced, ReduceStage, Stage
-from irn_pipeline.engine.store import RECORD_NAME, RESUME_NAME, RunFolder, StageRecord, versions
+from irn_pipeline.engine.store import RESUME_NAME, RunFolder, StageRecord, versions
 from irn_pipeline.errors import DataError, MemoryExhausted, is_out_of_memory
 from irn_pipeline.files.aside import ASIDE_NAME, put_back
 from irn_pipeline.files.atomic import remove, remove_parts, require_own_folder
@@ -93,6 +94,7 @@ def _begin(stage: Stage[Any], job: Job[Any, Any], held: ExitStack) -> tuple[Stag
     if previous is None or not previous.complete:
         remove_parts(place)
         for shards in place.glob(f"*/{SHARDS_NAME}"):
+            require_own_folder(job.run.root, shards)
             mend_shards(shards)
     if not (isinstance(stage, FitStage) and previous is not None and previous.complete):
         job.run.write_record(record)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.files.atomic import atomic_path, sync, write_fault
+from irn_pipeline.files.atomic import atomic_path, require_own_folder, sync, write_fault
 from irn_pipeline.files.regular import Member, open_regular, regular_bytes, size_of
 
 Layout: TypeAlias = Literal["files", "shards"]
@@ -55,17 +55,20 @@ def mend_shards(folder: Path) -> None:
     """Cut off what a killed process left half-written in a folder that nobody else writes to.
 
     Raises:
-        ArtifactError: an index is damaged, or a shard cannot be written.
+        ArtifactError: an index is damaged, a file is a link, or a shard cannot be written.
     """
     for shard in sorted(folder.glob("*.tar")):
-        members, index = _members(shard), _index(shard)
+        index, length = _index(shard), shard.stat().st_size
+        for path in (shard, index):
+            require_own_folder(folder, path)
+        members = [member for member in _members(shard) if member.offset + member.size <= length]
         end = max((member.offset + _padded(member.size) for member in members), default=0)
         lines = b"".join(map(_line, members))
         try:
             if not index.is_file() or index.stat().st_size != len(lines):
                 with atomic_path(index) as temporary:
                     temporary.write_bytes(lines)
-            if shard.stat().st_size != end + len(_END):
+            if length != end + len(_END):
                 with shard.open("r+b") as stream:
                     stream.truncate(end)
                     stream.seek(end)
@@ -135,14 +138,16 @@ class ShardWriter:
     def _open(self) -> tuple[Path, BinaryIO]:
         """The last shard of the series if there is room in it, or a new one."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem.split("-")[1]) for path in self._folder.glob(f"{self._series:04d}-*.tar")]
-        last = max(numbers, default=-1)
+        numbers = [path.stem.partition("-")[2] for path in self._folder.glob(f"{self._series:04d}-*.tar")]
+        last = max((int(number) for number in numbers if number.isdecimal()), default=-1)
         shard = self._folder / f"{self._series:04d}-{last:06d}.tar"
         if last < 0 or shard.stat().st_size - len(_END) >= self._limit:
             shard = self._folder / f"{self._series:04d}-{last + 1:06d}.tar"
             shard.write_bytes(_END)
             _index(shard).touch()
             sync(self._folder)
+        for path in (shard, _index(shard)):
+            require_own_folder(self._folder, path)
         stream = shard.open("r+b")
         self._end = shard.stat().st_size - len(_END)
         return shard, stream

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
@@ -28,10 +28,10 @@ from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.refiners import REFINERS, RefinerName
 from irn_pipeline.refiners.base import Picture
-from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray
-from irn_pipeline.trained_networks import Fields, irn_fields, no_fields
+from irn_pipeline.structures import Cam, ImageRecord, strided_size
+from irn_pipeline.trained_networks import load_irn, padding
 from irn_pipeline.variants import bases_of, unused_by
-from irn_pipeline.walked_scores import WalkedScores
+from irn_pipeline.walked_scores import WalkedScores, kept_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,6 +97,10 @@ class _Input:
         return (0, 0) if self.image is None else (int(self.image.shape[-2]), int(self.image.shape[-1]))
 
 
+_Fields: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
+"""Boundary, displacement and features of a picture."""
+
+
 def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     """Both labels of every pending picture."""
     return _from_scores(job, pending) if job.params.from_scores else _from_cams(job, pending)
@@ -104,7 +108,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
 
-    from irn_pipeline.datasets.transforms import pinned, to_tensor
+    from irn_pipeline.datasets.transforms import normalise, pinned, to_tensor
     from irn_pipeline.ops.labels import class_maps, labels_from_scores
     from irn_pipeline.ops.parting import parted_label
 
@@ -130,25 +134,34 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
         except IrnError as error:
             return _Input(record, None, None, str(error))
 
-    def passed() -> Iterator[tuple[_Input, Fields | None]]:
+    def fields_of(items: Sequence[_Input]) -> Sequence[_Fields | None]:
+        if network is None or side_of is None or items[0].image is None:
+            return [None] * len(items)
+        images = [item.image.to(device, non_blocking=True) for item in items if item.image is not None]
+        with torch.inference_mode(), job.execution.autocast():
+            return network.predict_many(torch.stack([*map(normalise, images)]), pad_to=side_of(items[0].size))
+
+    def passed() -> Iterator[tuple[_Input, _Fields | None]]:
         reading = clock.waiting("read", prefetch(read, there, job.execution.worker_count))
         for items in batches(reading, lambda item: item.size, job.execution.batch):
-            found: Sequence[Fields | None] = [None] * len(items)
-            if items[0].image is not None:
-                with clock.section("network"):
-                    found = together(
-                        lambda some: predict([one.image for one in some if one.image is not None]), items
-                    )
+            with clock.section("network"):
+                found = together(fields_of, items)
             yield from zip(items, found, strict=True)
 
-    for item, found in passed():
+    for item, fields_found in passed():
         image_id, size = item.record.image_id, item.size
-        if item.image is None or item.cam is None or found is None:
+        if item.image is None or item.cam is None:
             yield Produced(image_id, problem=item.problem)
             continue
-        boundary, displacement, features = found
-        with clock.section("network"):
-            arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
+        if fields_found is None:
+            # One centre everywhere.
+            grid = strided_size(size)
+            arrays = np.zeros(grid, np.float32), np.zeros((2, *grid), np.float32)
+            boundary = features = torch.empty(0)
+        else:
+            boundary, displacement, features = fields_found
+            with clock.section("network"):
+                arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
             image = item.image.permute(1, 2, 0).numpy()
             picture = Picture(image, item.cam, *arrays, features, device)
@@ -215,27 +228,6 @@ def _require_evidence(job: Job[Params, DataSet]) -> None:
             f"{job.run.place(WALKED_SCORES, kept[0])}: was written by a version without --bg-search and lacks what it "
             "needs; build this stage again with --overwrite --keep-scores, without --from-scores"
         )
-
-
-def kept_scores(
-    walked: Tensor, class_ids: IntArray, size: tuple[int, int], evidence: FloatArray | None
-) -> WalkedScores:
-    """What is kept of walked maps: in float16, relative to the largest value.
-
-    Labels made from it differ from those of the walk itself where the two best scores of a pixel, the background's
-    among them, are within 2**-10 of one another: in fewer than 0.1 % of the pixels (measured in docs/TUNING.md).
-
-    Args:
-        walked: (M, h, w) float32 walked maps, not negative.
-        class_ids: (M,) class of each map.
-        size: (H, W) of the picture in pixels.
-        evidence: (T,) of `background_evidence`.
-    """
-    import torch
-
-    if walked.numel():
-        walked = walked / walked.max().clamp_min(torch.finfo(torch.float32).tiny)
-    return WalkedScores(class_ids, walked.half().cpu().numpy(), size, evidence)
 
 
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:

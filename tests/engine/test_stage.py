@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from irn_pipeline.engine.aside import ASIDE_NAME, set_aside
 from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.stage import Job, Produced
-from irn_pipeline.engine.store import RECORD_NAME, RunFolder, StageRecord
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
 from irn_pipeline.files.aside import ASIDE_NAME, set_aside
 from irn_pipeline.files.lock import LOCK_NAME

@@ -115,6 +115,39 @@ def test_an_index_that_tells_of_more_than_there_is_reads_nothing(tmp_path: Path)
         regular_bytes(read_shards(tmp_path)["a"])
 
 
+def test_an_index_beyond_the_end_of_its_shard_is_cut(tmp_path: Path) -> None:
+    written(tmp_path, {"a": b"1", "b": b"2"})
+    shard, index = tmp_path / "0000-000000.tar", tmp_path / "0000-000000.jsonl"
+    with index.open("a") as lines:
+        lines.write(json.dumps(["c", 10**15, 5]) + "\n")
+    mend_shards(tmp_path)
+    assert contents_of(tmp_path) == unpacked(tmp_path) == {"a": b"1", "b": b"2"}
+    assert shard.stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("ending", ["tar", "jsonl"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, ending: str) -> None:
+    written(tmp_path / "shards", {"a": b"1"})
+    linked, target = tmp_path / "shards" / f"0000-000000.{ending}", tmp_path / "elsewhere"
+    linked.rename(target)
+    linked.symlink_to(target)
+    before = target.read_bytes()
+    with pytest.raises(ArtifactError, match="is a link"):
+        ShardWriter(tmp_path / "shards", 0).add("b", b"2")
+    with pytest.raises(ArtifactError, match="is a link"):
+        mend_shards(tmp_path / "shards")
+    assert target.read_bytes() == before
+
+
+def test_shards_with_other_names_are_read_and_passed_over(tmp_path: Path) -> None:
+    written(tmp_path, {"a": b"1"})
+    for path in tmp_path.iterdir():
+        path.rename(path.with_stem("0000-mine"))
+    written(tmp_path, {"b": b"2"})
+    assert contents_of(tmp_path) == {"a": b"1", "b": b"2"}
+    assert (tmp_path / "0000-000000.tar").is_file()
+
+
 def test_a_write_that_the_system_refuses_leaves_what_is_there(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "shards", 0)
     writer.add("a", b"1")

@@ -13,8 +13,8 @@ from torch.nn.functional import interpolate
 
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
 from irn_pipeline.ops.labels import class_maps, labels_from_scores, walk_scores
-from irn_pipeline.stages.synthesize_labels import kept_scores
 from irn_pipeline.structures import IntArray, strided_size
+from irn_pipeline.walked_scores import kept_scores
 
 SIZE = (157, 210)
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4)

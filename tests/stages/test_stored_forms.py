@@ -151,7 +151,7 @@ def test_shards_hold_what_the_files_would(
     assert read_labels(runs[1].root, data.items[0].image_id)[0].any()
     found = [status_of(run, capsys) for run in runs]
     for stage in WORK:
-        assert all("done 5 pictures" in status[stage] for status in found)
+        assert all("done 5 images" in status[stage] for status in found)
 
 
 def test_labels_are_made_again_from_scores_in_shards(
@@ -184,7 +184,7 @@ def test_a_run_goes_on_in_the_other_layout(
     assert len(list(run.root.glob("make_cam/cam/*.npy"))) == len(data.items) - 2
     assert stage_main("make_cam", [*flags(whole, root), *cam]) == 0
     assert content(RunFolder(run.root)) == content(RunFolder(whole.root))
-    assert "done 5 pictures" in status_of(run, capsys)["make_cam"]
+    assert "done 5 images" in status_of(run, capsys)["make_cam"]
     # The pictures of a shard that is removed are made again.
     for path in (run.root / "make_cam" / "cam" / "shards").iterdir():
         path.unlink()
@@ -237,4 +237,4 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_results(
     assert content(RunFolder(run.root)) == content(RunFolder(whole.root))
     with tarfile.open(run.root / "make_cam" / "cam" / "shards" / "0000-000000.tar") as archive:
         assert archive.getnames() == [f"{record.image_id}.npy" for record in data.items]
-    assert "done 5 pictures" in status_of(run, capsys)["make_cam"]
+    assert "done 5 images" in status_of(run, capsys)["make_cam"]
