@@ -169,7 +169,6 @@ def require_files(flag: str, name: str, suffix: str = CAM.suffix) -> None:
     """
     folder = Path(name)
     if next(folder.rglob(f"*{suffix}"), None) is None:
-        shards = next(folder.rglob("*.tar"), None)
         problem = f"holds no {suffix} file" if folder.is_dir() else "no such folder"
         shards = next(folder.rglob("*.tar"), None)
         remedy = (

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from irn_pipeline.artifacts import IRN_NETWORK, SEGMENTER, Checkpoint, restore_network
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import RECORD_NAME, Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.models import MODELS, ON_TRUTH, AskedParams, SegmenterParams, build_segmenter
-from irn_pipeline.structures import Instances, LabelArray, strided_size
+from irn_pipeline.structures import Instances, LabelArray
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from irn_pipeline.nn.irn_network import IrnNetwork
     from irn_pipeline.nn.segmenters.base import Segmenter
-
-Fields: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
-"""Of one image: (h, w) boundary, (2, h, w) displacement in cells, dy then dx, (D, h', w') features of the backbone."""
 
 
 def load_irn(run: RunFolder, execution: Execution) -> IrnNetwork:
@@ -47,44 +42,6 @@ def load_irn(run: RunFolder, execution: Execution) -> IrnNetwork:
     network.eval()
     fold_batch_norms(network.backbone)
     return network.to(execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def irn_fields(
-    run: RunFolder, execution: Execution, pad_to: int | None
-) -> Callable[[Sequence[Tensor]], Sequence[Fields]]:
-    """Function from (3, H, W) uint8 images of one size to the fields that a run folder's IRNet has of them.
-
-    Args:
-        run: run folder that stage train_irn has worked in.
-        execution: device and precision.
-        pad_to: as for `padding`.
-
-    Raises:
-        ArtifactError: there is no IRNet, or its file is damaged.
-        CheckpointError: the weights are of another network.
-    """
-    import torch
-
-    from irn_pipeline.datasets.transforms import normalise
-
-    network, side_of, device = load_irn(run, execution), padding(run, pad_to), execution.torch_device()
-
-    def predict(images: Sequence[Tensor]) -> Sequence[Fields]:
-        size = (int(images[0].shape[-2]), int(images[0].shape[-1]))
-        pixels = torch.stack([normalise(image.to(device, non_blocking=True)) for image in images])
-        with torch.inference_mode(), execution.autocast():
-            found: Sequence[Fields] = network.predict_many(pixels, pad_to=side_of(size))
-        return found
-
-    return predict
-
-
-def no_fields(images: Sequence[Tensor]) -> Sequence[Fields]:
-    """Fields of an IRNet that knows nothing: one centre everywhere, no boundary, no features."""
-    import torch
-
-    grid = strided_size((int(images[0].shape[-2]), int(images[0].shape[-1])))
-    return [(torch.zeros(grid), torch.zeros(2, *grid), torch.empty(0))] * len(images)
 
 
 def padding(run: RunFolder, pad_to: int | None) -> Callable[[tuple[int, int]], int]:

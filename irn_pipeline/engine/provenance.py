@@ -13,14 +13,12 @@ from irn_pipeline.engine.aside import set_aside
 from irn_pipeline.engine.inputs import Inputs, digests, read_inputs, take_stock, write_inputs
 from irn_pipeline.engine.stage import FitStage, Job, MapStage, ReduceStage, Remake, Stage
 from irn_pipeline.engine.store import (
-    RECORD_NAME,
     RESUME_NAME,
     StageRecord,
     fingerprint_of,
     require_same_classes,
 )
 from irn_pipeline.errors import ArtifactError
-from irn_pipeline.files.aside import set_aside
 from irn_pipeline.files.atomic import PART_PREFIX, remove
 from irn_pipeline.files.lock import LOCK_NAME
 
@@ -56,7 +54,7 @@ def origin_of(stage: Stage[Any], job: Job[Any, Any]) -> Origin:
     known = read_inputs(place)
     if previous is not None and job.execution.overwrite:
         _require_sources_elsewhere(place, job.params)
-        set_aside(place, keep=LOCK_NAME, last=RECORD_NAME)
+        set_aside(place, keep=LOCK_NAME)
         previous = None
     if not isinstance(stage, ReduceStage) and not has_results(stage, place):
         previous = None

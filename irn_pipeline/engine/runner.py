@@ -21,7 +21,6 @@ from irn_pipeline.engine.ranks import ALONE
 from irn_pipeline.engine.stage import Clock, FitStage, Item, Job, MapStage, Produced, ReduceStage, Stage
 from irn_pipeline.engine.store import RESUME_NAME, RunFolder, StageRecord, versions
 from irn_pipeline.errors import DataError, MemoryExhausted, is_out_of_memory
-from irn_pipeline.files.aside import ASIDE_NAME, put_back
 from irn_pipeline.files.atomic import remove, remove_parts, require_own_folder
 from irn_pipeline.files.lock import LOCK_NAME, stage_lock
 from irn_pipeline.files.shards import SHARDS_NAME, mend_shards
@@ -107,7 +106,7 @@ def _until_replaced(stage: Stage[Any], place: Path) -> Iterator[None]:
 
     def settle() -> None:
         if isinstance(stage, ReduceStage) or not has_results(stage, place):
-            put_back(place, keep=LOCK_NAME, last=RECORD_NAME)
+            put_back(place, keep=LOCK_NAME)
         remove(place / ASIDE_NAME)
 
     settle()

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
 from irn_pipeline.datasets.images import read_image
@@ -107,14 +109,15 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 
 
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
+    import torch
 
     from irn_pipeline.datasets.transforms import normalise, pinned, to_tensor
     from irn_pipeline.ops.labels import class_maps, labels_from_scores
     from irn_pipeline.ops.parting import parted_label
 
     require_current(job.run, STAGE.name, pending, job.data.leading_names)
-    runs = _runs_network(job.params)
-    predict = irn_fields(job.run, job.execution, job.params.pad_to) if runs else no_fields
+    network = load_irn(job.run, job.execution) if _runs_network(job.params) else None
+    side_of = padding(job.run, job.params.pad_to) if network is not None else None
     device, clock = job.execution.torch_device(), job.clock
     refiner = REFINERS[job.params.refiner]
     prepared = None if refiner.prepare is None else refiner.prepare(job.params, device)

@@ -12,7 +12,6 @@ from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.stage import Job, Produced
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ArtifactError, ConfigError, DataError
-from irn_pipeline.files.aside import ASIDE_NAME, set_aside
 from irn_pipeline.files.lock import LOCK_NAME
 from tests.engine.samples import REPORT, TOTAL, UPPER, CountParams, Stages, UpperParams, Words, job
 
@@ -106,7 +105,7 @@ def test_what_was_made_stays_when_an_overwriting_stage_is_interrupted(tmp_path: 
 
 def test_a_kill_before_the_first_new_result_brings_the_old_ones_back(tmp_path: Path, stages: Stages) -> None:
     run_stage(stages.upper, job(tmp_path, UpperParams()))
-    set_aside(tmp_path / "upper", keep=LOCK_NAME, last=RECORD_NAME)
+    set_aside(tmp_path / "upper", LOCK_NAME)
     assert not RunFolder(tmp_path).has(UPPER, "w0")
     assert RunFolder(tmp_path).folders() == ["count"]
     assert run_stage(stages.upper, job(tmp_path, UpperParams())).counts["kept"] == 3
