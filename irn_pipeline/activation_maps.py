@@ -14,7 +14,7 @@ from torch import Tensor
 
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEGMENTER, Checkpoint, restore_network
 from irn_pipeline.cam_source import CamSource
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
 from irn_pipeline.engine.parallel import prefetch
@@ -24,8 +24,10 @@ from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
 from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.nn.input_channels import take_channels
 from irn_pipeline.ops.cam import merge_cams, merge_scales, merge_whole
 from irn_pipeline.ops.feature_affinity import spread_maps
+from irn_pipeline.ops.scenes import tile_side, tiled
 from irn_pipeline.seeds.base import Picture, Seed
 from irn_pipeline.structures import Cam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter
@@ -46,12 +48,16 @@ class MapNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Input:
-    """What the maps of one image are made of, or why there are none."""
+    """What the maps of one image are made of, or why there are none.
+
+    A `scene` is scaled one size after the other, and cut into tiles.
+    """
 
     record: ImageRecord
     size: tuple[int, int] = (0, 0)
     given: Cam | None = None
     scaled: tuple[Tensor, ...] = ()
+    scene: Tensor | None = None
     bounded: Tensor | None = None
     file_format: str | None = None
     problem: str | None = None
@@ -88,10 +94,15 @@ class MapMaker:
         if self.network is not None and job.ranks.total({"pending": pending})["pending"]:
             self.prepared = self._prepared() if seed.restore is None else self._kept()
 
-    def read(self, record: ImageRecord) -> Input:
-        """All that the maps of an image are made of; the image itself is decoded once."""
+    def read(self, record: ImageRecord, *, tiles: bool = True) -> Input:
+        """All that the maps of an image are made of; the image itself is decoded once.
+
+        Args:
+            record: the image.
+            tiles: whether a scene is left to be cut into tiles; else it is scaled whole.
+        """
         try:
-            image = to_tensor(read_image(record.path, record.orientation))
+            image = to_tensor(read_pixels(record))
             size = (int(image.shape[-2]), int(image.shape[-1]))
             found = [source.read(record, size) for source in self.sources]
         except IrnError as error:
@@ -102,7 +113,8 @@ class MapMaker:
             paths = " and ".join(str(source.path(record.image_id)) for source in self.sources)
             return Input(record, problem=f"{paths}: {error}")
         params = self.job.params
-        sizes = [scaled_size(size, scale) for scale in params.scales] if given is None else []
+        cut = tiles and self.seed.size is None and tile_side(size, params.tile) > 0
+        sizes = [scaled_size(size, scale) for scale in params.scales] if given is None and not cut else []
         if self.seed.size is not None:
             sizes = [self.seed.size(params, size)]
         spreads = params.feature_affinity and self.seed.size is None
@@ -113,6 +125,7 @@ class MapMaker:
             size,
             given,
             tuple(resize_image(image, one) for one in sizes),
+            image if cut and given is None else None,
             resize_image(image, scaled_size(size, share)) if spreads else None,
             found[0][1] if found else None,
         )
@@ -129,7 +142,7 @@ class MapMaker:
         else:
             class_ids = np.array(item.record.class_ids, np.int64)
             with execution.autocast(), torch.inference_mode():
-                maps = self.seed.maps(self._picture(item), self.job.params, self.prepared)
+                maps = self._maps(item)
         if item.bounded is not None:
             with torch.inference_mode(), execution.autocast():
                 features = self.network.backbone(normalise(item.bounded.to(device))[None])
@@ -138,6 +151,23 @@ class MapMaker:
         merge = merge_scales if self.seed.size is None else merge_whole
         cam, high_res = merge(maps, item.size)
         return Cam(class_ids, cam.cpu().numpy(), high_res.cpu().numpy())
+
+    def _maps(self, item: Input) -> list[Tensor]:
+        """The seed's maps at each scale, of a scene put together from those of its tiles."""
+        params, device = self.job.params, self.job.execution.torch_device()
+        if item.scene is None:
+            return self.seed.maps(self._picture(item), params, self.prepared)
+        found: list[Tensor] = []
+        for scale in params.scales:
+
+            def see(part: Tensor, scale: float = scale) -> list[Tensor]:
+                ids = list(item.record.class_ids)
+                seen = Picture(self.network, (normalise(part.to(device)),), (scale,), ids, item.size)
+                return self.seed.maps(seen, params, self.prepared)
+
+            scaled = resize_image(item.scene, scaled_size(item.size, scale))
+            found += tiled(see, scaled, tile_side(item.size, params.tile))
+        return found
 
     def _picture(self, item: Input) -> Picture:
         device = self.job.execution.torch_device()
@@ -186,7 +216,7 @@ class MapMaker:
         if fits:
             order = torch.randperm(len(records), generator=torch.Generator().manual_seed(execution.seed))
             records = tuple(records[place] for place in order.tolist())
-        read = prefetch(self.read, records, execution.worker_count)
+        read = prefetch(partial(self.read, tiles=False), records, execution.worker_count)
         for item in progress(read, "survey", total=len(records), quiet=execution.quiet):
             if item.problem is None:
                 yield self._picture(item)
@@ -242,11 +272,11 @@ def _require_classes(job: Job[Any, DataSet], path: Path, checkpoint: Checkpoint)
 def _classifier(job: Job[Any, DataSet]) -> CamNetwork:
     checkpoint = job.run.read(CAM_NETWORK)
     _require_classes(job, job.run.path(CAM_NETWORK), checkpoint)
-    build = partial(
-        CamNetwork,
-        num_classes=len(checkpoint.class_names),
-        backbone=checkpoint.backbone,
-        centred_if_one_map="map_offset" in checkpoint.state,
-    )
+
+    def build() -> CamNetwork:
+        count, offset = len(checkpoint.class_names), "map_offset" in checkpoint.state
+        network = CamNetwork(num_classes=count, backbone=checkpoint.backbone, centred_if_one_map=offset)
+        return take_channels(network, job.data.channels)
+
     network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
     return prepare_network(network, job.execution.torch_device())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,10 @@ import numpy.typing as npt
 from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.files.npy import read_npz
 from irn_pipeline.files.regular import open_regular
-from irn_pipeline.structures import IGNORE, FloatArray, IntArray, strided_size
+from irn_pipeline.structures import IGNORE, FloatArray, IntArray, grid_stride, strided_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class WalkedScores:
 
     Attributes:
         class_ids: (M,) int64 class of each map, 0..C-1.
-        maps: (M, h, w) float16 at stride 4, divided by the largest value of them all; labels made from them differ
-            in fewer than 0.1 % of the pixels from those of the float32 maps.
+        maps: (M, h, w) float16 at stride 4 (8, 16 ... of scenes), divided by the largest value of them all; labels made
+            from them differ in fewer than 0.1 % of the pixels from those of the float32 maps.
         size: (H, W) of the picture in pixels.
         evidence: (T,) float32 of `ops.background_search`; None in files of the time before it.
     """
@@ -33,7 +37,11 @@ class WalkedScores:
     evidence: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        count, grid = len(self.class_ids), strided_size(self.size)
+        count = len(self.class_ids)
+        stride = (
+            grid_stride((self.maps.shape[-2], self.maps.shape[-1]), self.size) if self.maps.ndim == 3 else 4
+        )
+        grid = strided_size(self.size, stride)
         if self.class_ids.ndim != 1 or self.maps.dtype != np.float16 or self.maps.shape != (count, *grid):
             raise ShapeError(
                 f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} image must be "
@@ -41,6 +49,25 @@ class WalkedScores:
             )
         if self.evidence is not None and self.evidence.ndim != 1:
             raise ShapeError(f"evidence must be (T,), got {self.evidence.shape}")
+
+
+def kept_scores(
+    walked: Tensor, class_ids: IntArray, size: tuple[int, int], evidence: FloatArray | None
+) -> WalkedScores:
+    """What is kept of walked maps: in float16, relative to the largest value.
+
+    Labels made from it differ from those of the walk itself where the two best scores of a pixel, the background's
+    among them, are within 2**-10 of one another: in fewer than 0.1 % of the pixels (measured in docs/TUNING.md).
+
+    Args:
+        walked: (M, h, w) float32 walked maps, not negative.
+        class_ids: (M,) class of each map.
+        size: (H, W) of the picture in pixels.
+        evidence: (T,) of `background_evidence`.
+    """
+    if walked.numel():
+        walked = walked / walked.max().clamp_min(float(np.finfo(np.float32).tiny))
+    return WalkedScores(class_ids, walked.half().cpu().numpy(), size, evidence)
 
 
 def read_walked_scores(path: Path) -> WalkedScores:

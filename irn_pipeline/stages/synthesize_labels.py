@@ -18,7 +18,7 @@ import numpy as np
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels, read_rgb
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.stage import Files, Job, MapStage, Produced, Remake
@@ -28,12 +28,19 @@ from irn_pipeline.notices import covered, far_walk, no_boundaries
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
+from irn_pipeline.ops.scenes import coarse_boundary, require_tile
 from irn_pipeline.refiners import REFINERS, RefinerName
 from irn_pipeline.refiners.base import Picture
-from irn_pipeline.structures import Cam, FloatArray, ImageRecord, IntArray, strided_size
-from irn_pipeline.trained_networks import load_irn, padding
+from irn_pipeline.structures import (
+    CAM_STRIDE,
+    Cam,
+    ImageRecord,
+    grid_stride,
+    strided_size,
+)
+from irn_pipeline.trained_networks import irn_fields, load_irn, padding
 from irn_pipeline.variants import bases_of, unused_by
-from irn_pipeline.walked_scores import WalkedScores
+from irn_pipeline.walked_scores import WalkedScores, kept_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +65,9 @@ class CommonParams(SynthesisParams):
     pad_to: int | None = field(default=None, metadata={"fingerprint": "unless default", "before": 0})
     """Zero-pad smaller images to this side before IRNet (the original: 512); 0 disables padding. Default: pad to the
     fraction of zeros in the training crops."""
+    tile: int | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Cut images that are longer than this into overlapping tiles of this side, in pixels, for IRNet; 0 never cuts.
+    Default: 2048 for images of 4000 pixels and more."""
     cam_dir: str | None = None
     """Folder of another project's CAM files (ID.npy), used instead of the maps of make_cam."""
     keep_scores: bool = field(default=False, metadata={"fingerprint": False})
@@ -68,6 +78,7 @@ class CommonParams(SynthesisParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_tile(self.tile)
         if self.semantic_dir is not None and self.cam_dir is not None:
             raise ValueError("semantic_dir and cam_dir both name what labels start from; give one of them")
         if self.parts == "components" and self.refiner != "none":
@@ -102,7 +113,7 @@ def run(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[P
 def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Iterator[Produced]:
     import torch
 
-    from irn_pipeline.datasets.transforms import normalise, to_tensor
+    from irn_pipeline.datasets.transforms import to_tensor
     from irn_pipeline.ops.labels import class_maps, labels_from_scores
     from irn_pipeline.ops.parting import parted_label
 
@@ -122,7 +133,7 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
 
     def read(record: ImageRecord) -> _Input:
         try:
-            image = to_tensor(read_image(record.path, record.orientation))
+            image = to_tensor(read_pixels(record))
             cam, file_format = cams.read(record, (int(image.shape[-2]), int(image.shape[-1])))
             return _Input(record, image, cam, file_format=file_format)
         except IrnError as error:
@@ -142,12 +153,11 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
         else:
             with clock.section("network"):
                 with torch.inference_mode(), job.execution.autocast():
-                    boundary, displacement, features = network.predict_with_features(
-                        normalise(item.image.to(device)), pad_to=side_of(size)
-                    )
+                    fields = irn_fields(network, item.image, side_of, job.params.tile)
+                boundary, displacement, features = fields
                 arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
-            image = item.image.permute(1, 2, 0).numpy()
+            image = read_rgb(item.record) if job.data.scale else item.image.permute(1, 2, 0).numpy()
             picture = Picture(image, item.cam, *arrays, features, device)
             if refiner.label is not None:
                 with clock.section(job.params.refiner):
@@ -161,7 +171,10 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
             with clock.section("labels"):
                 evidence = None
                 if evidence_wanted:
-                    evidence = background_evidence(class_maps(walked, owners)[0], boundary, features)
+                    walls = coarse_boundary(
+                        boundary, grid_stride((walked.shape[1], walked.shape[2]), size) // CAM_STRIDE
+                    )
+                    evidence = background_evidence(class_maps(walked, owners)[0], walls, features)
                 label, instances = labels_from_scores(walked, owners, size, job.params, evidence)
         except IrnError as error:
             yield Produced(image_id, problem=f"{cams.path(image_id)}: {error}")
@@ -212,27 +225,6 @@ def _require_evidence(job: Job[Params, DataSet]) -> None:
             f"{job.run.path(WALKED_SCORES, kept[0])}: was written by a version without --bg-search and lacks what it "
             "needs; build this stage again with --overwrite --keep-scores, without --from-scores"
         )
-
-
-def kept_scores(
-    walked: Tensor, class_ids: IntArray, size: tuple[int, int], evidence: FloatArray | None
-) -> WalkedScores:
-    """What is kept of walked maps: in float16, relative to the largest value.
-
-    Labels made from it differ from those of the walk itself where the two best scores of a pixel, the background's
-    among them, are within 2**-10 of one another: in fewer than 0.1 % of the pixels (measured in docs/TUNING.md).
-
-    Args:
-        walked: (M, h, w) float32 walked maps, not negative.
-        class_ids: (M,) class of each map.
-        size: (H, W) of the picture in pixels.
-        evidence: (T,) of `background_evidence`.
-    """
-    import torch
-
-    if walked.numel():
-        walked = walked / walked.max().clamp_min(torch.finfo(torch.float32).tiny)
-    return WalkedScores(class_ids, walked.half().cpu().numpy(), size, evidence)
 
 
 def _unread(params: Params) -> tuple[Artifact[Any], ...]:
