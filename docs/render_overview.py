@@ -19,7 +19,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, SEMANTIC_LABEL
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_rgb
 from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.engine.command import run_command
 from irn_pipeline.engine.execution import Execution
@@ -74,7 +74,7 @@ def choose(records: Sequence[ImageRecord], ious: Sequence[float | None]) -> list
 
 def panels(run: RunFolder, data: DataSet, record: ImageRecord) -> list[LabelArray]:
     """One (H, W, 3) uint8 RGB panel for each title; the last one is white where objects are not told apart."""
-    image = read_image(record.path, record.orientation)
+    image = read_rgb(record)
     dark = (0.6 * image).astype(np.uint8)
     truth = data.ground_truth(record.image_id)
     label = run.read(SEMANTIC_LABEL, record.image_id)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from irn_pipeline.artifacts import CAM, CAM_NETWORK, SEED_CLASSIFIER, SEGMENTER, Checkpoint, restore_network
 from irn_pipeline.cam_source import CamSource
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.datasets.transforms import normalise, pinned, resize_image, scaled_size, to_tensor
 from irn_pipeline.engine.parallel import prefetch
@@ -24,8 +24,10 @@ from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import CheckpointError, ConfigError, IrnError, ShapeError
 from irn_pipeline.nn.backbone import LARGE_PICTURE, Backbone, fold_batch_norms
 from irn_pipeline.nn.cam_network import CamNetwork
+from irn_pipeline.nn.input_channels import take_channels
 from irn_pipeline.ops.cam import full_size_cam, merge_cams, strided_cam
 from irn_pipeline.ops.feature_affinity import spread_maps
+from irn_pipeline.ops.scenes import tile_side, tiled
 from irn_pipeline.seeds.base import Picture, Seed
 from irn_pipeline.structures import Cam, CompactCam, ImageRecord
 from irn_pipeline.trained_networks import load_segmenter
@@ -46,12 +48,16 @@ class MapNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Input:
-    """What the maps of one image are made of, or why there are none."""
+    """What the maps of one image are made of, or why there are none.
+
+    A `scene` is scaled one size after the other, and cut into tiles.
+    """
 
     record: ImageRecord
     size: tuple[int, int] = (0, 0)
     given: Cam | None = None
     scaled: tuple[Tensor, ...] = ()
+    scene: Tensor | None = None
     bounded: Tensor | None = None
     file_format: str | None = None
     problem: str | None = None
@@ -94,10 +100,15 @@ class MapMaker:
         if self.network is not None and job.ranks.total({"pending": pending})["pending"]:
             self.prepared = self._prepared() if seed.restore is None else self._kept()
 
-    def read(self, record: ImageRecord) -> Input:
-        """All that the maps of an image are made of; the image itself is decoded once."""
+    def read(self, record: ImageRecord, *, tiles: bool = True) -> Input:
+        """All that the maps of an image are made of; the image itself is decoded once.
+
+        Args:
+            record: the image.
+            tiles: whether a scene is left to be cut into tiles; else it is scaled whole.
+        """
         try:
-            image = to_tensor(read_image(record.path, record.orientation))
+            image = to_tensor(read_pixels(record))
             size = (int(image.shape[-2]), int(image.shape[-1]))
             found = [source.read(record, size) for source in self.sources]
         except IrnError as error:
@@ -108,7 +119,8 @@ class MapMaker:
             paths = " and ".join(str(source.path(record.image_id)) for source in self.sources)
             return Input(record, problem=f"{paths}: {error}")
         params = self.job.params
-        sizes = [scaled_size(size, scale) for scale in params.scales] if given is None else []
+        cut = tiles and self.seed.size is None and tile_side(size, params.tile) > 0
+        sizes = [scaled_size(size, scale) for scale in params.scales] if given is None and not cut else []
         if self.seed.size is not None:
             sizes = [self.seed.size(params, size)]
         spreads = params.feature_affinity and self.seed.size is None
@@ -119,6 +131,7 @@ class MapMaker:
             size,
             given,
             tuple(pinned(resize_image(image, one), self.device) for one in sizes),
+            image if cut and given is None else None,
             resize_image(image, scaled_size(size, share)) if spreads else None,
             found[0][1] if found else None,
         )
@@ -131,7 +144,9 @@ class MapMaker:
             return [self._merged(item, None) for item in items]
         pictures = [self._picture(item) for item in items]
         with self.job.execution.autocast(), torch.inference_mode():
-            if self.seed.maps_of_many is not None:
+            if items[0].scene is not None:
+                found = [self._maps(item) for item in items]
+            elif self.seed.maps_of_many is not None:
                 found = self.seed.maps_of_many(pictures, self.job.params, self.prepared)
             else:
                 found = [self.seed.maps(picture, self.job.params, self.prepared) for picture in pictures]
@@ -154,6 +169,22 @@ class MapMaker:
         if self.job.params.keep_high_res:
             return Cam(class_ids, cam, full_size_cam(maps, item.size, whole=whole).cpu().numpy())
         return CompactCam(class_ids, cam, tuple(one.cpu().numpy() for one in maps), item.size, whole)
+
+    def _maps(self, item: Input) -> list[Tensor]:
+        """The seed's maps of a scene at each scale, put together from those of its tiles."""
+        assert item.scene is not None
+        params, device = self.job.params, self.device
+        found: list[Tensor] = []
+        for scale in params.scales:
+
+            def see(part: Tensor, scale: float = scale) -> list[Tensor]:
+                ids = list(item.record.class_ids)
+                seen = Picture(self.network, (normalise(part.to(device)),), (scale,), ids, item.size)
+                return self.seed.maps(seen, params, self.prepared)
+
+            scaled = resize_image(item.scene, scaled_size(item.size, scale))
+            found += tiled(see, scaled, tile_side(item.size, params.tile))
+        return found
 
     def _picture(self, item: Input) -> Picture:
         scaled = tuple(normalise(one.to(self.device, non_blocking=True)) for one in item.scaled)
@@ -201,7 +232,7 @@ class MapMaker:
         if fits:
             order = torch.randperm(len(records), generator=torch.Generator().manual_seed(execution.seed))
             records = tuple(records[place] for place in order.tolist())
-        read = prefetch(self.read, records, execution.worker_count)
+        read = prefetch(partial(self.read, tiles=False), records, execution.worker_count)
         for item in progress(read, "survey", total=len(records), quiet=execution.quiet):
             if item.problem is None:
                 yield self._picture(item)
@@ -257,11 +288,11 @@ def _require_classes(job: Job[Any, DataSet], path: Path, checkpoint: Checkpoint)
 def _classifier(job: Job[Any, DataSet]) -> CamNetwork:
     checkpoint = job.run.read(CAM_NETWORK)
     _require_classes(job, job.run.path(CAM_NETWORK), checkpoint)
-    build = partial(
-        CamNetwork,
-        num_classes=len(checkpoint.class_names),
-        backbone=checkpoint.backbone,
-        centred_if_one_map="map_offset" in checkpoint.state,
-    )
+
+    def build() -> CamNetwork:
+        count, offset = len(checkpoint.class_names), "map_offset" in checkpoint.state
+        network = CamNetwork(num_classes=count, backbone=checkpoint.backbone, centred_if_one_map=offset)
+        return take_channels(network, job.data.channels)
+
     network = restore_network(job.run.path(CAM_NETWORK), checkpoint, "cam", build)
     return prepare_network(network, job.execution.torch_device())

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from irn_pipeline.datasets.images import read_image, read_image_size
+from irn_pipeline.datasets.images import read_image_size
+from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.samples import require_size
 from irn_pipeline.datasets.transforms import (
     normalise,
@@ -169,7 +170,7 @@ def _views(
     record: ImageRecord, read_label: Callable[[str], LabelArray], scales: Sequence[float], crop: int
 ) -> Iterator[tuple[Tensor, LabelArray]]:
     """(normalised picture (3, H, W), confident label (H / 4, W / 4)) of every view, H and W as of `_frame`."""
-    whole = to_tensor(read_image(record.path, record.orientation))
+    whole = to_tensor(read_pixels(record))
     whole_label = torch.zeros_like(whole[:1])
     if record.class_ids:
         whole_label = torch.from_numpy(read_label(record.image_id))[None]

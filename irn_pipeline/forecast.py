@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irn_pipeline.datasets.data_set import DataSet
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels, read_rgb
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.facts import median_picture
 from irn_pipeline.ops.crf import confident_label
 from irn_pipeline.ops.crf_params import CrfParams
 from irn_pipeline.seeds import SEEDS
-from irn_pipeline.structures import LabelArray, strided_size
+from irn_pipeline.structures import strided_size
 from irn_pipeline.weight_files import is_trained
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ class _Bench:
         self.device = execution.torch_device()
         record = median_picture(data)
         start = time.perf_counter()
-        self.image: LabelArray = read_image(record.path, record.orientation)
+        self.image = read_pixels(record)
         self.reading = (time.perf_counter() - start) / execution.worker_count
         self.size = (self.image.shape[0], self.image.shape[1])
+        self.shown = read_rgb(record)
         counts = [len(record.class_ids) for record in data.items]
         self.classes = np.arange(max(round(sum(counts) / max(len(counts), 1)), 1))
 
@@ -136,6 +137,7 @@ class _Bench:
             frozen_stages=params.frozen_stages,
             frozen_batch_norm=params.frozen_batch_norm,
         )
+        self._adapt(network)
         pictures = round((len(self.data.items) + len(self.data.negatives)) * (1 - params.held_out))
         if params.head == "probe":
             network.eval().to(self.device)
@@ -163,7 +165,9 @@ class _Bench:
             logits, displacement = output
             return irn_losses(torch.sigmoid(logits.float()), displacement.float(), labels, paths).total
 
-        seconds = self._step(IrnNetwork(backbone=_network_name(params)), params, loss)
+        network = IrnNetwork(backbone=_network_name(params))
+        self._adapt(network)
+        seconds = self._step(network, params, loss)
         return _training("train_irn", params, len(self.data.items), seconds)
 
     def make_cam(self) -> Work | None:
@@ -177,6 +181,7 @@ class _Bench:
         network = CamNetwork(
             num_classes=max(self.data.images.num_classes, 1), backbone=_network_name(self.params["train_cam"])
         )
+        self._adapt(network)
         fold_batch_norms(network.eval().backbone)
         network.to(self.device)
         if (size_of := SEEDS[params.seeds].size) is None:
@@ -185,23 +190,19 @@ class _Bench:
             sizes = [size_of(params, self.size)] * 2
         pictures = [self._picture(size) for size in sizes]
         seconds = self._timed(lambda: [network.paired_activation_maps(one) for one in pictures], times=1)
-        return Work(
-            "make_cam", f"{len(self.data.items)} images", len(self.data.items), self.reading + seconds
-        )
+        return self._each("make_cam", seconds)
 
     def mine_relations(self) -> Work:
         params, maps = self.params["mine_relations"], self._maps(self.size)
 
         def label() -> None:
             confident_label(
-                self.image, maps, self.classes, fg_threshold=params.fg_threshold, bg_threshold=params.bg_threshold,
+                self.shown, maps, self.classes, fg_threshold=params.fg_threshold, bg_threshold=params.bg_threshold,
                 crf=CrfParams(iterations=params.crf_iterations), backend=params.crf_backend,
             )  # fmt: skip
 
         seconds = self._timed(label) / self.execution.worker_count
-        return Work(
-            "mine_relations", f"{len(self.data.items)} images", len(self.data.items), self.reading + seconds
-        )
+        return self._each("mine_relations", seconds)
 
     def synthesize_labels(self) -> Work:
         from irn_pipeline.nn.irn_network import IrnNetwork
@@ -210,6 +211,7 @@ class _Bench:
         params, (h, w) = self.params["synthesize_labels"], strided_size(self.size)
         name = _network_name(self.params["train_irn"]) if "train_irn" in self.params else "resnet50"
         network = IrnNetwork(backbone=name).eval().to(self.device)
+        self._adapt(network)
         picture, cam = self._picture(self.size), self._maps((h, w))
         # An untrained network's displacement would part the picture into hundreds of instances.
         displacement = np.zeros((2, h, w), np.float32)
@@ -221,13 +223,16 @@ class _Bench:
             )
             labels_from_scores(walked, owners, self.size, replace(params, bg_search=()))
 
-        seconds = self._timed(labels, times=1)
-        return Work(
-            "synthesize_labels",
-            f"{len(self.data.items)} images",
-            len(self.data.items),
-            self.reading + seconds,
-        )
+        return self._each("synthesize_labels", self._timed(labels, times=1))
+
+    def _each(self, stage: str, seconds: float) -> Work:
+        count = len(self.data.items)
+        return Work(stage, f"{count} images", count, self.reading + seconds)
+
+    def _adapt(self, network: torch.nn.Module) -> None:
+        from irn_pipeline.nn.input_channels import take_channels
+
+        take_channels(network, self.data.channels)
 
     def _step(self, network: torch.nn.Module, params: Any, loss: Callable[[Any], Tensor]) -> float:
         """Seconds a picture of a training step on random crops."""
@@ -235,7 +240,7 @@ class _Bench:
 
         count = self._batch(params)
         network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        crops = torch.rand(count, 3, params.crop, params.crop, device=self.device)
+        crops = torch.rand(count, self.data.channels, params.crop, params.crop, device=self.device)
         crops = crops.to(memory_format=torch.channels_last)
 
         def step() -> None:

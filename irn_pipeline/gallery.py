@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IR_LABEL, IRN_NETWORK, SEMANTIC_LABEL
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels, read_rgb
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.parallel import prefetch
@@ -25,7 +25,7 @@ from irn_pipeline.older_runs import read_converted
 from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.label_params import SynthesisParams
 from irn_pipeline.structures import GroundTruth, ImageRecord, LabelArray
-from irn_pipeline.trained_networks import load_irn, padding
+from irn_pipeline.trained_networks import irn_fields, load_irn, padding
 
 if TYPE_CHECKING:
     from irn_pipeline.nn.irn_network import IrnNetwork
@@ -87,7 +87,7 @@ class Gallery:
         drawn = prefetch(self._draw, items, self.execution.worker_count)
         bar = progress(drawn, "report: images", total=len(items), quiet=self.execution.quiet)
         for one, quality in zip(bar, qualities, strict=True):
-            fields = _attempt(one.record, partial(self._fields, one.image)) or ()
+            fields = _attempt(one.record, partial(self._fields, one.record, one.image)) or ()
             yield Picture(
                 one.record.image_id,
                 tuple(map(self._name, one.record.class_ids)),
@@ -112,20 +112,20 @@ class Gallery:
             return None
         return load_irn(self.run, self.execution)
 
-    def _fields(self, image: LabelArray | None) -> tuple[Panel, ...]:
+    def _fields(self, record: ImageRecord, image: LabelArray | None) -> tuple[Panel, ...]:
         if image is None or self._network is None:
             return ()
         import torch
 
-        from irn_pipeline.datasets.transforms import normalise, to_tensor
+        from irn_pipeline.datasets.transforms import to_tensor
 
-        record = self.run.record(SEMANTIC_LABEL.stage)
-        params = {} if record is None else record.params
+        made = self.run.record(SEMANTIC_LABEL.stage)
+        params = {} if made is None else made.params
         defaults = SynthesisParams()
         with torch.inference_mode(), self.execution.autocast():
-            pixels = normalise(to_tensor(image).to(self.execution.torch_device()))
-            found = self._network.predict(pixels, pad_to=self._side_of(image.shape[:2]))
-        boundary, displacement = (field.cpu().numpy() for field in found)
+            seen = image if record.scale is None else read_pixels(record)
+            found = irn_fields(self._network, to_tensor(seen), self._side_of, params.get("tile"))
+        boundary, displacement = (field.cpu().numpy() for field in found[:2])
         groups = instance_map(
             displacement,
             threshold=params.get("center_threshold", defaults.center_threshold),
@@ -136,7 +136,7 @@ class Gallery:
 
     def _draw(self, record: ImageRecord) -> _Drawn:
         maker, attempt = self._maker, partial(_attempt, record)
-        image = attempt(lambda: read_image(record.path, record.orientation)) if self.data.items else None
+        image = attempt(lambda: read_rgb(record)) if self.data.items else None
         cam = attempt(lambda: self._read(CAM, record))
         confident = attempt(lambda: self._read(IR_LABEL, record))
         instances = attempt(lambda: self._read(INSTANCE_LABEL, record))

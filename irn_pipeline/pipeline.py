@@ -18,7 +18,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.samples import ClassificationSamples, RelationSamples
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
 from irn_pipeline.engine.training import EpochSampler
@@ -121,7 +121,7 @@ def train_classifier(images: ImageSet, settings: Settings) -> CamNetwork:
 @torch.inference_mode()
 def activation_maps(network: CamNetwork, record: ImageRecord, settings: Settings) -> Cam:
     """Stage 2: one map in [0, 1] for each tag of a picture, at a quarter of its size and at full size."""
-    image = to_tensor(read_image(record.path, record.orientation))
+    image = to_tensor(read_pixels(record))
     size = (image.shape[-2], image.shape[-1])
     scaled = (resize_image(image, scaled_size(size, scale)) for scale in settings.scales)
     class_ids = np.array(record.class_ids, np.int64)
@@ -132,7 +132,7 @@ def activation_maps(network: CamNetwork, record: ImageRecord, settings: Settings
 
 def confident_pixels(record: ImageRecord, cam: Cam) -> LabelArray:
     """Stage 3: (H, W) label after a dense CRF: 0 background, class_id + 1, 255 where the maps are unsure."""
-    return confident_label(read_image(record.path, record.orientation), cam.high_res_cam, cam.class_ids)
+    return confident_label(read_pixels(record), cam.high_res_cam, cam.class_ids)
 
 
 def train_irn(images: ImageSet, confident: Mapping[str, LabelArray], settings: Settings) -> IrnNetwork:
@@ -200,4 +200,4 @@ def train(
 
 def picture(record: ImageRecord) -> Tensor:
     """(3, H, W) float32, with the mean and deviation of ImageNet taken out."""
-    return normalise(to_tensor(read_image(record.path, record.orientation)))
+    return normalise(to_tensor(read_pixels(record)))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels, read_scale, standardised
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.models import AskedParams, require_asked
-from irn_pipeline.structures import Instances, LabelArray
+from irn_pipeline.structures import ImageRecord, Instances
 from irn_pipeline.trained_networks import load_segmenter, look_at
 
 
@@ -69,12 +70,14 @@ class Predictor:
         require_asked((model,), asked)
         self._segmenter, checkpoint = load_segmenter(RunFolder(Path(run_dir)), model, self._execution, asked)
         self.class_names = checkpoint.class_names
+        self._scale = read_scale(Path(run_dir))
 
-    def __call__(self, image: LabelArray | str | Path, *, min_score: float = 0.5) -> Instances:
+    def __call__(self, image: npt.NDArray[Any] | str | Path, *, min_score: float = 0.5) -> Instances:
         """Objects in one picture.
 
         Args:
-            image: path of a picture, or its pixels, (H, W, 3) uint8 RGB.
+            image: path of a picture, or its pixels: (H, W, 3) uint8 RGB, or (H, W, C) values of the kind that the model
+                was trained on, where those were not of 8-bit RGB.
             min_score: instances below it are left out.
 
         Returns:
@@ -82,11 +85,15 @@ class Predictor:
 
         Raises:
             DataError: the file cannot be read.
-            ShapeError: the array is not an RGB picture of 8 bits.
+            ShapeError: the array is not such a picture.
         """
         if isinstance(image, str | Path):
-            image = read_image(Path(image))
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            image = read_pixels(ImageRecord("", Path(image), (), scale=self._scale))
+        elif self._scale is not None:
+            if image.ndim != 3 or image.shape[2] != self._scale.channels:
+                raise ShapeError(f"an image must be (H, W, {self._scale.channels}), got {image.shape}")
+            image = standardised(image, self._scale)
+        elif image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ShapeError(f"an image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         found, _ = look_at(self._segmenter, image, self._execution)
         return found.select(found.scores >= min_score)

@@ -60,6 +60,48 @@ def strided_size(size: tuple[int, int], stride: int = CAM_STRIDE) -> tuple[int, 
     return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
 
 
+def grid_stride(grid: tuple[int, int], size: tuple[int, int]) -> int:
+    """Pixels of a picture of `size` (H, W) a cell of a grid (h, w): 4, or 8, 16 ... where it was walked coarsely.
+
+    Raises:
+        ShapeError: no such stride gives this grid.
+    """
+    for power in range(6):
+        if strided_size(size, CAM_STRIDE << power) == tuple(grid):
+            return CAM_STRIDE << power
+    raise ShapeError(f"a {size[0]}x{size[1]} picture needs maps of {strided_size(size)}, got {tuple(grid)}")
+
+
+def imagenet_scaling(channels: int = 3) -> tuple[list[float], list[float]]:
+    """Mean and deviation that networks expect of pictures in [0, 1]: ImageNet's, repeated for more channels."""
+    mean, std = ([values[c % 3] for c in range(channels)] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """What the values of a data set's pictures are like where they are not of 8-bit RGB.
+
+    Attributes:
+        bits: of a value in the files; 8, 16, 32 or 64.
+        mean: (C,) of each channel over the data set, in the values of the files.
+        std: (C,) standard deviations, above 0.
+        low: (C,) values that are shown as 0.
+        high: (C,) values that are shown as 255; above `low`.
+    """
+
+    bits: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C."""
+        return len(self.mean)
+
+
 @dataclass(frozen=True)
 class ImageRecord:
     """One picture of a data set and the classes its tags name."""
@@ -70,6 +112,12 @@ class ImageRecord:
     """Sorted foreground class ids, without repeats."""
     orientation: int | None = None
     """EXIF orientation that it is turned by when it is read; 1 for pixels as stored, None for what the file says."""
+    channels: int = 3
+    """Channels in the file, without transparency; 1 for grey."""
+    bits: int = 8
+    """Bits of a value in the file."""
+    scale: PixelScale | None = None
+    """What its values are measured by; None where it is read as 8-bit RGB."""
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from irn_pipeline.artifacts import IRN_NETWORK, SEGMENTER, Checkpoint, restore_network
+from irn_pipeline.datasets.pixels import read_scale
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.store import RECORD_NAME, Artifact, RunFolder
 from irn_pipeline.errors import ArtifactError
 from irn_pipeline.models import MODELS, ON_TRUTH, AskedParams, SegmenterParams, build_segmenter
+from irn_pipeline.ops.scenes import tile_side, tiled
 from irn_pipeline.structures import Instances, LabelArray
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from irn_pipeline.nn.irn_network import IrnNetwork
     from irn_pipeline.nn.segmenters.base import Segmenter
 
@@ -33,15 +39,54 @@ def load_irn(run: RunFolder, execution: Execution) -> IrnNetwork:
     import torch
 
     from irn_pipeline.nn.backbone import fold_batch_norms
+    from irn_pipeline.nn.input_channels import take_channels
     from irn_pipeline.nn.irn_network import IrnNetwork
 
     checkpoint = run.read(IRN_NETWORK)
     context = IrnNetwork.has_context(checkpoint.state)
-    build = partial(IrnNetwork, backbone=checkpoint.backbone, displacement_context=context)
+
+    def build() -> IrnNetwork:
+        network = IrnNetwork(backbone=checkpoint.backbone, displacement_context=context)
+        return take_channels(network, channels_of(run))
+
     network = restore_network(run.path(IRN_NETWORK), checkpoint, "irn", build)
     network.eval()
     fold_batch_norms(network.backbone)
     return network.to(execution.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def irn_fields(
+    network: IrnNetwork, image: Tensor, side_of: Callable[[tuple[int, int]], int], tile: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What IRNet sees in a picture, of a scene put together from its tiles (`scenes.tiled`).
+
+    Args:
+        network: in evaluation mode.
+        image: (C, H, W), as `transforms.normalise` takes it.
+        side_of: of `padding`.
+        tile: side of the tiles, as for `scenes.tile_side`.
+
+    Returns:
+        boundary (h, w), displacement (2, h, w) and the last stage's features (D, h', w').
+    """
+    from irn_pipeline.datasets.transforms import normalise
+
+    device = network.mean_shift.running_mean.device
+
+    def see(part: Tensor) -> list[Tensor]:
+        pad_to = side_of((part.shape[-2], part.shape[-1]))
+        boundary, *others = network.predict_with_features(normalise(part.to(device)), pad_to=pad_to)
+        return [boundary[None], *others]
+
+    side = tile_side((image.shape[-2], image.shape[-1]), tile)
+    boundary, displacement, features = tiled(see, image, side)
+    return boundary[0], displacement, features
+
+
+def channels_of(run: RunFolder) -> int:
+    """Channels that the networks of a run folder see."""
+    scale = read_scale(run.root)
+    return 3 if scale is None else scale.channels
 
 
 def padding(run: RunFolder, pad_to: int | None) -> Callable[[tuple[int, int]], int]:
@@ -123,19 +168,19 @@ def load_segmenter(
         raise ArtifactError(
             f"{path}: holds a {params.model}, which this version does not know; known are {', '.join(MODELS)}"
         )
-    build = partial(build_segmenter, params, len(checkpoint.class_names), asked)
+    build = partial(build_segmenter, params, len(checkpoint.class_names), asked, channels_of(run))
     model = restore_network(path, checkpoint, params.model, build)
     return model.eval().to(execution.torch_device()), checkpoint
 
 
 def look_at(
-    model: Segmenter, image: LabelArray, execution: Execution, min_score: float = 0.5
+    model: Segmenter, image: npt.NDArray[Any], execution: Execution, min_score: float = 0.5
 ) -> tuple[Instances, LabelArray]:
     """What a trained model finds in one picture.
 
     Args:
         model: on the execution's device.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, C), as `pixels.read_pixels` gives it.
         execution: device and precision.
         min_score: instances below it are not painted.
 

@@ -14,7 +14,7 @@ from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.files.npy import read_npz
 from irn_pipeline.files.regular import Place, open_regular
 from irn_pipeline.files.shards import Draft
-from irn_pipeline.structures import IGNORE, FloatArray, IntArray, strided_size
+from irn_pipeline.structures import IGNORE, FloatArray, IntArray, grid_stride, strided_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,8 @@ class WalkedScores:
 
     Attributes:
         class_ids: (M,) int64 class of each map, 0..C-1.
-        maps: (M, h, w) float16 at stride 4, divided by the largest value of them all; labels made from them differ
-            in fewer than 0.1 % of the pixels from those of the float32 maps.
+        maps: (M, h, w) float16 at stride 4 (8, 16 ... of scenes), divided by the largest value of them all; labels made
+            from them differ in fewer than 0.1 % of the pixels from those of the float32 maps.
         size: (H, W) of the picture in pixels.
         evidence: (T,) float32 of `ops.background_search`; None in files of the time before it.
     """
@@ -38,7 +38,11 @@ class WalkedScores:
     evidence: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        count, grid = len(self.class_ids), strided_size(self.size)
+        count = len(self.class_ids)
+        stride = (
+            grid_stride((self.maps.shape[-2], self.maps.shape[-1]), self.size) if self.maps.ndim == 3 else 4
+        )
+        grid = strided_size(self.size, stride)
         if self.class_ids.ndim != 1 or self.maps.dtype != np.float16 or self.maps.shape != (count, *grid):
             raise ShapeError(
                 f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} image must be "
@@ -62,10 +66,8 @@ def kept_scores(
         size: (H, W) of the picture in pixels.
         evidence: (T,) of `background_evidence`.
     """
-    import torch
-
     if walked.numel():
-        walked = walked / walked.max().clamp_min(torch.finfo(torch.float32).tiny)
+        walked = walked / walked.max().clamp_min(float(np.finfo(np.float32).tiny))
     return WalkedScores(class_ids, walked.half().cpu().numpy(), size, evidence)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from irn_pipeline.datasets.coco_entries import CocoIds
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import RGB, PixelKind, read_pixels, settle_scale
+from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.parallel import prefetch
+from irn_pipeline.engine.provenance import fingerprint_of
+from irn_pipeline.engine.ranks import Ranks
 from irn_pipeline.engine.stage import Job
+from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import DataError
-from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet
+from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet, PixelScale
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ class DataSet:
         listed: whether the pictures were named by an image list of the user.
         coco: the ids in the COCO file that the data set was read from, if it was.
         leading_names: names of the background before the classes, which versions before 0.2 took for classes.
+        kind: how its pictures are read.
+        scale: what their values are measured by, once a run folder is known; None for 8-bit RGB.
     """
 
     images: ImageSet
@@ -59,6 +65,8 @@ class DataSet:
     listed: bool = False
     coco: CocoIds | None = None
     leading_names: int = 0
+    kind: PixelKind = RGB
+    scale: PixelScale | None = None
 
     @property
     def items(self) -> Sequence[ImageRecord]:
@@ -80,7 +88,36 @@ class DataSet:
 
     def with_list(self, image_list: str) -> DataSet:
         """The same data set with another list of pictures."""
-        return replace(self.load_list(image_list), listed=True, leading_names=self.leading_names)
+        chosen = replace(
+            self.load_list(image_list), listed=True, leading_names=self.leading_names, kind=self.kind
+        )
+        return chosen.with_scale(self.scale)
+
+    def with_scale(self, scale: PixelScale | None) -> DataSet:
+        """The same pictures, read by a scale."""
+        records, negatives = (
+            tuple(replace(record, scale=scale) for record in some) for some in (self.items, self.negatives)
+        )
+        return replace(self, images=replace(self.images, records=records), negatives=negatives, scale=scale)
+
+    def in_run(self, run: RunFolder, execution: Execution, ranks: Ranks, *, write: bool) -> DataSet:
+        """The same pictures, read as all commands on a run folder read them (`pixels.settle_scale`)."""
+        if not self.items:
+            return self
+        records = (*self.items, *self.negatives)
+        return self.with_scale(
+            ranks.from_first(lambda: settle_scale(self.kind, records, run, execution, write=write))
+        )
+
+    @property
+    def channels(self) -> int:
+        """Channels that networks see."""
+        return 3 if self.scale is None else self.scale.channels
+
+    @property
+    def pixels(self) -> str:
+        """The scale in short, for the records of stages; empty for 8-bit RGB."""
+        return "" if self.scale is None else f"{self.channels} channels {fingerprint_of(asdict(self.scale))}"
 
     def readable(self, job: Job[Any, DataSet], *, negatives: bool = False) -> ImageSet:
         """The pictures that decode; each of the others is logged with the reason, once a command, and counted.
@@ -112,7 +149,7 @@ class DataSet:
 
 def _problem(record: ImageRecord) -> str | None:
     try:
-        read_image(record.path, record.orientation)
+        read_pixels(record)
     except DataError as error:
         return str(error)
     return None

@@ -83,7 +83,9 @@ def load_folder_csv(label_csv: Path, image_dir: Path, *, classes: Sequence[str] 
     spelling = one_spelling(counts, set(chosen_names(classes, counts)))
     names = in_order(set(spelling.values()))
     if not names:
-        raise DataError(f"{label_csv}: names no class; {FORMS}")
+        raise DataError(
+            f"{label_csv}: names no class: none of its {len(by_picture)} pictures has a tag; {FORMS}"
+        )
     joined = [f"{name!r} as {best!r}" for name, best in sorted(spelling.items()) if name != best]
     if joined:
         warnings.append(

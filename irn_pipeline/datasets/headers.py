@@ -6,7 +6,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
@@ -26,6 +26,11 @@ READ_KINDS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF"
 _CONVERT = "convert it to JPEG or PNG"
 _ORIENTATION = 0x0112
 _WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 277
+_PHOTOMETRIC, _DESCRIPTION, _EXTRA_SAMPLES = 262, 270, 338
+_TRANSPARENCY = (1, 2)
+"""Values of a TIFF's ExtraSamples: alpha, associated or not; 0 is a further channel."""
+_CONVERTED = (3, 5, 6, 8)
+"""A TIFF's palettes, CMYK, YCbCr and CIELab become RGB when they are decoded."""
 _KINDS = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"GIF8": "GIF",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
@@ -51,9 +56,10 @@ class Header:
         kind: Pillow's name of the format.
         size: (H, W) in pixels, as stored.
         orientation: the EXIF orientation, 1 to 8.
-        bits: largest number of bits of a sample; of PNG and TIFF only.
+        bits: largest number of bits of a sample.
         samples: samples a pixel, 1 for grey; of PNG and TIFF only.
         more: whether other frames or pages follow.
+        channels: samples a pixel without transparency; palettes, CMYK and the like are three.
     """
 
     kind: str
@@ -62,6 +68,7 @@ class Header:
     bits: int = 8
     samples: int = 1
     more: bool = False
+    channels: int = 3
 
     def seen_size(self, orientation: int | None = None) -> tuple[int, int]:
         """(H, W) when turned by `orientation`, by default the header's own."""
@@ -87,13 +94,16 @@ def header_of(file: BinaryIO, path: Path) -> Header:
             return _tiff_header(file)
         with open_picture(file, kind) as picture:
             exif = picture.info.get("exif", b"")
-            size, more = (picture.height, picture.width), _has_more_frames(picture)
+            size, more, mode = (picture.height, picture.width), _has_more_frames(picture), picture.mode
+        channels = 1 if mode[:1] in ("1", "L", "I", "F") else 3
         if kind != "PNG":
-            return Header(kind, size, _exif_orientation(exif), more=more)
+            bits = {"I": 16, "F": 32}.get(mode[:1], 8)
+            return Header(kind, size, _exif_orientation(exif), bits, more=more, channels=channels)
         exif = _png_exif(file)
         file.seek(24)
         bits, colours = file.read(2)
-        return Header(kind, size, _exif_orientation(exif), bits, 1 if colours == 0 else 3, more)
+        samples = 1 if colours == 0 else 3
+        return Header(kind, size, _exif_orientation(exif), bits, samples, more, 1 if colours in (0, 4) else 3)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises nearly anything for damaged files
@@ -159,7 +169,24 @@ def _tiff_header(file: BinaryIO) -> Header:
         raise ValueError(f"it has {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are read")
     bits, samples = tags.get(_BITS, 1), int(tags.get(_SAMPLES, 1))
     bits = max(bits) if isinstance(bits, tuple) else int(bits)
-    return Header("TIFF", size, as_orientation(tags.get(_ORIENTATION)), bits, samples, bool(tags.next))
+    more, channels = bool(tags.next), samples - (_last(tags.get(_EXTRA_SAMPLES)) in _TRANSPARENCY)
+    if tags.get(_PHOTOMETRIC) in _CONVERTED:
+        channels = 3
+    about = str(tags.get(_DESCRIPTION, ""))
+    if samples == 1 and (about.startswith("ImageJ=") or "<OME" in about):
+        # Microscopes store each channel as a page. tifffile is slow to import, and a file object of no name needs one.
+        from tifffile import TiffFile
+
+        file.seek(0)
+        with TiffFile(file, name="picture.tif") as tiff:
+            lengths = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
+        channels = lengths.pop("C", 1)
+        more = any(length > 1 for axis, length in lengths.items() if axis not in "YX")
+    return Header("TIFF", size, as_orientation(tags.get(_ORIENTATION)), bits, samples, more, channels)
+
+
+def _last(values: Any) -> Any:
+    return values[-1] if isinstance(values, tuple) and values else values
 
 
 def _exif_orientation(exif: bytes) -> int:

@@ -25,14 +25,13 @@ from irn_pipeline.datasets.headers import (
     read_header,
 )
 from irn_pipeline.datasets.lists import read_bytes
+from irn_pipeline.datasets.tiff import read_tiff, require_enough
 from irn_pipeline.errors import DataError
 from irn_pipeline.ops.orientation import UPRIGHT, inverse, turned
 from irn_pipeline.structures import LabelArray
 
 _JPEG_SCAN, _JPEG_END = b"\xda", b"\xff\xd9"
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
-_MOST_EXPANSION = 2048
-"""Bytes of pixels a byte of a file: deflate packs no more than 1032 into one, LZW 1365."""
 
 
 def read_image(path: Path, orientation: int | None = None) -> LabelArray:
@@ -44,7 +43,8 @@ def read_image(path: Path, orientation: int | None = None) -> LabelArray:
 
     More than 8 bits become 8: values are divided by the largest value of the smallest of 8, 10, 12, 14 and 16 bits that
     holds the picture's maximum, since cameras and microscopes store 12 bits in 16. Floating-point values of at most 1
-    are fractions of white. Each picture is looked at alone, so that it looks the same in every data set.
+    are fractions of white. Each picture is looked at alone. Of other numbers of channels than one and three, the first
+    three are shown; of two, the first is red and blue, the second green.
 
     Args:
         path: a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF file.
@@ -59,13 +59,50 @@ def read_image(path: Path, orientation: int | None = None) -> LabelArray:
     """
     data = read_bytes(path)
     header = header_of(io.BytesIO(data), path)
-    stored = _decode(data, header, path)
-    # Pillow and OpenCV turn TIFF files themselves, and no others.
+    return _oriented(_decode(data, header, path), header, orientation)
+
+
+def read_values(path: Path, channels: int, orientation: int | None = None) -> npt.NDArray[Any]:
+    """Decode a picture without changing its values.
+
+    Args:
+        path: as for `read_image`.
+        channels: wanted. Of more in the file, the first are taken, a transparency last. Where three are wanted of one
+            or two, these are repeated in turn.
+        orientation: as for `read_image`.
+
+    Returns:
+        (H, W, channels) of the file's type; 8-bit RGB of palettes, CMYK and the like.
+
+    Raises:
+        DataError: as `read_image`, or there are too few channels.
+    """
+    data = read_bytes(path)
+    header = header_of(io.BytesIO(data), path)
+    most = header.samples if header.kind == "TIFF" or header.bits > 8 else header.channels
+    if channels > max(most, header.channels) and channels != 3:
+        raise DataError(
+            f"{path}: has {header.channels} channels, {channels} are wanted; give a smaller --channels, or leave it out"
+        )
+    whole = channels == header.samples > header.channels
+    if header.kind == "TIFF" and (header.bits > 8 or whole or header.channels not in (1, 3)):
+        values = _tiff(data, header, path)
+    elif header.bits > 8:
+        values = _deep(data, header, path)
+    else:
+        values = _decode(data, header, path)[..., : header.channels]
+    if values.shape[-1] != channels:
+        values = values[..., np.arange(channels) % min(header.channels, values.shape[-1])]
+    return _oriented(values, header, orientation)
+
+
+def _oriented(values: npt.NDArray[Any], header: Header, orientation: int | None) -> npt.NDArray[Any]:
+    # TIFF files are turned when they are decoded, and no others.
     done = header.orientation if header.kind == "TIFF" else UPRIGHT
     wanted = header.orientation if orientation is None else orientation
     if wanted == done:
-        return stored
-    return np.ascontiguousarray(turned(turned(stored, inverse(done)), wanted))
+        return values
+    return np.ascontiguousarray(turned(turned(values, inverse(done)), wanted))
 
 
 def read_label(path: Path) -> LabelArray:
@@ -134,19 +171,32 @@ def _decode(data: bytes, header: Header, path: Path) -> LabelArray:
         if data.find(_JPEG_END, _first_scan(data)) < 0:
             raise DataError(f"{path}: the JPEG is cut off (it has no end marker); {REPLACE}")
         return np.asarray(_opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path), np.uint8)
-    # Pillow drops the lower half of 16-bit colours, and reads no colours in floating point.
-    if header.bits > 8 and (header.samples > 1 or header.bits > 32):
-        height, width = header.size
-        if height * width * header.samples * header.bits > 8 * _MOST_EXPANSION * len(data):
-            raise DataError(f"{path}: holds less than its pixels need, it is cut off or damaged; {REPLACE}")
-        # OpenCV 4 and 5 have it in different places. What is wrong with a file is told by this package.
-        set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-        level = set_log_level(0)
-        try:
-            return _deep_colours(_opencv(data, cv2.IMREAD_UNCHANGED, path))
-        finally:
-            set_log_level(level)
+    if header.kind == "TIFF" and (header.bits > 8 or header.channels not in (1, 3)):
+        return _shown(_tiff(data, header, path), header.channels)
+    if header.bits > 8 and header.samples > 1:
+        return _shown(_deep(data, header, path), header.channels)
     return _rgb(_pillow(data, header.kind, path), path)
+
+
+def _tiff(data: bytes, header: Header, path: Path) -> npt.NDArray[Any]:
+    values = read_tiff(data, header, path)
+    return _deep(data, header, path) if values is None else values
+
+
+def _deep(data: bytes, header: Header, path: Path) -> npt.NDArray[Any]:
+    """(H, W, C) values of more than 8 bits; red, green, blue, alpha."""
+    # Pillow drops the lower half of 16-bit colours, and reads no colours in floating point.
+    if header.samples == 1 and header.bits <= 32:
+        return np.asarray(_pillow(data, header.kind, path))[..., None]
+    require_enough(data, header, path)
+    # OpenCV 4 and 5 have it in different places. What is wrong with a file is told by this package.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    level = set_log_level(0)
+    try:
+        pixels = _opencv(data, cv2.IMREAD_UNCHANGED, path)
+    finally:
+        set_log_level(level)
+    return pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
 
 
 def _first_scan(data: bytes) -> int:
@@ -168,15 +218,13 @@ def _opencv(data: bytes, flags: int, path: Path) -> npt.NDArray[Any]:
     return pixels
 
 
-def _deep_colours(pixels: npt.NDArray[Any]) -> LabelArray:
-    """OpenCV's (H, W) or (H, W, 3 or 4) blue, green, red, alpha of any type -> RGB of 8 bits."""
-    if pixels.ndim == 2:
-        return _grey(_eight_bits(pixels))
-    colours = _eight_bits(pixels[..., 2::-1])
-    if pixels.shape[-1] < 4:
+def _shown(values: npt.NDArray[Any], channels: int) -> LabelArray:
+    """(H, W, C) values of any type, of which a further one is transparency -> RGB of 8 bits."""
+    colours = _eight_bits(values[..., np.arange(3) % channels])
+    if values.shape[-1] <= channels:
         return colours
-    full = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
-    alpha = (pixels[..., 3:].clip(0, full) * (255.0 / full)).round().astype(np.uint8)
+    full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    alpha = (values[..., -1:].clip(0, full) * (255.0 / full)).round().astype(np.uint8)
     return _over_white(colours, alpha)
 
 

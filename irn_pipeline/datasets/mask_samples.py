@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from irn_pipeline.datasets.samples import Samples, require_size
-from irn_pipeline.datasets.transforms import Crop, random_crop, resize_image, resize_label, scaled_size
+from irn_pipeline.datasets.transforms import Crop, random_crop, resize_image, resize_label, scaled_size, unit
 from irn_pipeline.structures import IGNORE, GroundTruth, ImageRecord
 
 _MEAN_COLOUR = 0.45
@@ -85,7 +85,7 @@ class MaskSamples(Samples[tuple[Tensor, SegmentationTarget]]):
         image, planes = resize_image(image, size), resize_label(planes, size)
         if rng.random() < 0.5:
             image, planes = image.flip(-1), planes.flip(-1)
-        pixels = image.float() / 255
+        pixels = unit(image)
         if self.crop:
             window = self._window(planes[2:], rng)
             pixels = window.apply(pixels, _MEAN_COLOUR)

@@ -27,7 +27,7 @@ def orient(
     warnings: list[str],
     told_size: Callable[[ImageRecord], tuple[int, int] | None] | None = None,
 ) -> tuple[ImageRecord, ...]:
-    """Decide for every picture by which EXIF orientation it is turned when it is read.
+    """Decide for every picture by which EXIF orientation it is turned when it is read; its channels and bits are noted.
 
     It is the one in the file, except where `told_size` gives the size of the pixels as stored and the turned picture
     has another. Sizes do not tell for square pictures, and for those turned by 180 degrees or mirrored.
@@ -54,6 +54,8 @@ def orient(
                 orientation = UPRIGHT
             (applied if orientation != UPRIGHT else stored).append(record.image_id)
             by_size += sizes_differ and told == header.seen_size()
+        if header is not None:
+            record = replace(record, channels=header.channels, bits=max(header.bits, 8))
         oriented.append(replace(record, orientation=orientation))
     several = [
         record.image_id for record, header in zip(listed, found, strict=True) if header and header.more

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.transforms import (
     normalise,
     random_crop,
@@ -39,7 +39,7 @@ class Samples(Dataset[S]):
     def __getitem__(self, key: tuple[int, int]) -> S:
         epoch, index = key
         record = self.records[index]
-        image = to_tensor(read_image(record.path, record.orientation))
+        image = to_tensor(read_pixels(record))
         return self._sample(record, image, np.random.default_rng((self.seed, epoch, index)))
 
     @abstractmethod

@@ -13,6 +13,7 @@ from irn_pipeline.datasets.coco import load_coco
 from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.folder_csv import load_folder_csv
 from irn_pipeline.datasets.lists import some
+from irn_pipeline.datasets.pixels import kind_of
 from irn_pipeline.datasets.voc import VOC_CLASSES, count_leading_names, load_voc, read_class_names
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.structures import ImageSet
@@ -46,6 +47,10 @@ class Source:
     untagged: Literal["negatives", "skip"] = "negatives"
     """What to do with untagged images: use them as negatives (train_cam learns that they show none of the classes),
     or skip them."""
+    channels: int | None = None
+    """Channels to read of images that are not plain RGB, such as 5 of a multispectral TIFF; 4 reads the transparency of
+    a TIFF as a channel. Default: those of the files, or 3 where they differ. The command of train_segmenter takes them
+    from the run folder."""
     class_names: str | None = None
     """Text file with one class name per line, or CVAT's labelmap.txt. Default: class_names.txt or labelmap.txt in the
     VOC folder, or the 20 VOC classes."""
@@ -67,6 +72,9 @@ def load_source(source: Source) -> DataSet:
         ids = some(record.image_id for record in data.negatives)
         note = f"{data.origin}: images left out because they show none of the classes: {ids}"
         data = replace(data, negatives=(), warnings=(*data.warnings, note))
+    found: list[str] = []
+    kind = kind_of((*data.items, *data.negatives), source.channels, found)
+    data = replace(data, kind=kind, warnings=(*data.warnings, *(f"{data.origin}: {one}" for one in found)))
     for warning in data.warnings:
         logger.warning("warning: %s", warning)
     if data.warnings:

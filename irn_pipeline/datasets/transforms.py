@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irn_pipeline.datasets.images import read_image
-from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD, ImageRecord, LabelArray
+from irn_pipeline.datasets.pixels import read_pixels
+from irn_pipeline.structures import ImageRecord, imagenet_scaling
 
 
-def to_tensor(image: LabelArray) -> Tensor:
-    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor."""
+def to_tensor(image: npt.NDArray[Any]) -> Tensor:
+    """(H, W, C) array, as `pixels.read_pixels` gives it -> (C, H, W) tensor of the same type."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
-def to_unit_tensor(image: LabelArray) -> Tensor:
-    """(H, W, 3) uint8 array -> (3, H, W) float32 tensor in [0, 1], as segmenters ask for it."""
-    return to_tensor(image).float() / 255
+def unit(image: Tensor) -> Tensor:
+    """(C, H, W) picture as segmenters ask for it: of uint8 in [0, 1], of others such that `normalise` is undone."""
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in imagenet_scaling(len(image)))
+    return image * std + mean
+
+
+def to_unit_tensor(image: npt.NDArray[Any]) -> Tensor:
+    """(H, W, C) array of `pixels.read_pixels` -> (C, H, W) float32 tensor as segmenters ask for it (`unit`)."""
+    return unit(to_tensor(image))
 
 
 def normalise(image: Tensor) -> Tensor:
-    """(3, H, W) uint8 -> float32, scaled to [0, 1], then centred and scaled by ImageNet's mean and deviation."""
-    mean, std = (
-        torch.tensor(values, device=image.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    """(3, H, W) uint8 -> float32, scaled to [0, 1], then centred and scaled by ImageNet's mean and deviation.
+
+    Floating-point pictures (C, H, W) are so already, by the values of their own data set, and stay as they are.
+    """
+    if image.dtype != torch.uint8:
+        return image
+    mean, std = (torch.tensor(values, device=image.device)[:, None, None] for values in imagenet_scaling())
     return (image.float() / 255).sub_(mean).div_(std)
 
 
@@ -37,7 +50,7 @@ def pinned(image: Tensor, device: torch.device) -> Tensor:
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic resize with antialiasing of a (3, H, W) uint8 picture to `size` (H', W')."""
+    """Bicubic resize with antialiasing of a (C, H, W) picture to `size` (H', W')."""
     if tuple(image.shape[-2:]) == size:
         return image
     # torchvision takes longer to import than everything else here, and no help text needs it.
@@ -59,12 +72,12 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def read_resized(record: ImageRecord, long_side: float, *, enlarge: bool = True) -> Tensor:
-    """(3, H, W) uint8 picture whose longer side is `long_side`; without `enlarge`, smaller pictures stay as they are.
+    """(C, H, W) picture whose longer side is `long_side`; without `enlarge`, smaller pictures stay as they are.
 
     Raises:
         DataError: the file cannot be read.
     """
-    image = to_tensor(read_image(record.path, record.orientation))
+    image = to_tensor(read_pixels(record))
     height, width = image.shape[-2:]
     scale = long_side / max(height, width)
     return resize_image(image, scaled_size((height, width), scale if enlarge else min(1.0, scale)))

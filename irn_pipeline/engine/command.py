@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -44,6 +44,8 @@ class Pipeline(Generic[S]):
         presets: folder of the YAML files that --preset names.
         names: stages that a YAML file may have sections for; those of stages that are not here are passed over.
         planner: how values are chosen that nobody gives.
+        in_run: data set, run folder, execution, ranks, and whether to write -> the data set as all commands on the run
+            folder read it.
     """
 
     numbered: tuple[Stage[Any], ...]
@@ -55,6 +57,7 @@ class Pipeline(Generic[S]):
     presets: Path | None = None
     names: tuple[str, ...] = ()
     planner: Planner | None = None
+    in_run: Callable[..., Data] | None = None
 
     @property
     def stages(self) -> tuple[Stage[Any], ...]:
@@ -136,6 +139,16 @@ class Pipeline(Generic[S]):
         selected = self.numbered[start - 1 : end]
         return selected + self.closing if dash and not last else selected
 
+    def taken(self, prefixes: Mapping[str, str]) -> set[str]:
+        """Flags of the data set that a stage's own command has another use for: there the run folder tells them."""
+        own = {
+            f.name
+            for name, prefix in prefixes.items()
+            if not prefix
+            for f in fields(self.stage_named(name).params)
+        }
+        return own & {entry.name for entry in fields(self.source)}  # type: ignore[arg-type]
+
     def _config(self, arguments: Sequence[str]) -> dict[str, Any]:
         path = flag_value(arguments, "--config", "the path of a YAML file")
         config = {} if path is None else self.read(Path(path))
@@ -180,7 +193,8 @@ class Pipeline(Generic[S]):
         parser = new_parser(*about)
         explain = not {"-h", "--help"}.isdisjoint(arguments)
         add_options(parser, RunOptions, title="Run", explain=explain)
-        add_options(parser, self.source, title="Data set", explain=explain)
+        taken = self.taken(prefixes)
+        add_options(parser, self.source, title="Data set", explain=explain, taken=taken)
         title = "Execution (of these, only seed and precision change results)"
         add_options(parser, Execution, title=title, explain=explain)
         for name, prefix in prefixes.items():

@@ -75,7 +75,7 @@ class Invocation:
         found = {}
         for key, value in config.items():
             section, _, name = key.rpartition(".")
-            if not section or section in self.prefixes:
+            if section in self.prefixes or not (section or name in self.pipeline.taken(self.prefixes)):
                 found[f"{self.prefixes[section]}{name}" if section else name] = value
         return found
 
@@ -115,11 +115,13 @@ class Invocation:
     def run(self) -> None:
         """Run the stages; without any, show the plan."""
         execution = from_namespace(Execution, self.values)
-        source = from_namespace(self.pipeline.source, self.values)
+        source = from_namespace(self.pipeline.source, self.values, taken=self.pipeline.taken(self.prefixes))
         set_up_logging(quiet=execution.quiet)
         if execution.backend == "dask":
             require_dask()
-        if not self.stages or not all(isinstance(one, ReduceStage) and one.only_looks for one in self.stages):
+        only_looks = bool(self.stages)
+        only_looks &= all(isinstance(one, ReduceStage) and one.only_looks for one in self.stages)
+        if not only_looks:
             execution.torch_device()
         ranks, execution = join_ranks(execution)
         if not ranks.is_first:
@@ -128,6 +130,8 @@ class Invocation:
         named = needs_data or source != self.pipeline.source()
         data = self.pipeline.load(source) if named else self.pipeline.no_data
         run, reported = self.run_folder, set[tuple[str, str]]()
+        if self.pipeline.in_run is not None and not only_looks:
+            data = self.pipeline.in_run(data, run, execution, ranks, write=bool(self.stages))
         planner = self.pipeline.planner
         if planner is not None and not self.stages:
             self._show(planner, data, execution)

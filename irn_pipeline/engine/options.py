@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -50,7 +50,13 @@ def new_parser(prog: str, description: str) -> OptionParser:
 
 
 def add_options(
-    parser: OptionParser, options: type[Any], *, prefix: str = "", title: str = "", explain: bool = True
+    parser: OptionParser,
+    options: type[Any],
+    *,
+    prefix: str = "",
+    title: str = "",
+    explain: bool = True,
+    taken: Collection[str] = (),
 ) -> None:
     """Add one flag for each field of a dataclass; its help is the string below the field.
 
@@ -62,12 +68,13 @@ def add_options(
         prefix: put before the names, as in `--make_cam.scales`.
         title: heading of the group in `--help`.
         explain: look up the help texts, which takes a while.
+        taken: fields whose names are flags of something else in this command.
     """
     parser.removed |= {f"{prefix}{name}": remedy for name, remedy in getattr(options, "REMOVED", {}).items()}
     group = parser.add_argument_group(title or options.__name__)
     hints = get_type_hints(options)
     meanings = field_meanings(options) if explain else {}
-    for entry in fields(options):
+    for entry in (one for one in fields(options) if one.name not in taken):
         flags = [f"--{prefix}{entry.name}"]
         if not prefix and "_" in entry.name:
             flags.insert(0, f"--{entry.name.replace('_', '-')}")
@@ -111,15 +118,17 @@ def parse(parser: OptionParser, arguments: Sequence[str], config: Mapping[str, A
         parser.error(str(error))
 
 
-def from_namespace(options: type[T], values: Namespace, *, prefix: str = "") -> T:
-    """The dataclass that parsed flags describe.
+def from_namespace(
+    options: type[T], values: Namespace, *, prefix: str = "", taken: Collection[str] = ()
+) -> T:
+    """The dataclass that parsed flags describe; fields that are `taken` (see `add_options`) have their defaults.
 
     Raises:
         ConfigError: the dataclass itself refuses the values.
     """
     found: dict[str, Any] = {}
     hints = get_type_hints(options)
-    for entry in fields(options):  # type: ignore[arg-type]
+    for entry in (one for one in fields(options) if one.name not in taken):  # type: ignore[arg-type]
         value = values[f"{prefix}{entry.name}"]
         # A flag without a value has no type that the parser could check in a YAML file.
         if hints[entry.name] is bool and not isinstance(value, bool):

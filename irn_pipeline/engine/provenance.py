@@ -124,10 +124,12 @@ def _half_way(
 def facts_of(stage: Stage[Any], job: Job[Any, Any]) -> dict[str, str]:
     """What results depend on beside parameters, files and other stages, by name.
 
-    The stage's version and the class names; where something is fitted the seed and the list of images; where networks
-    run, their precision.
+    The stage's version and the class names; how items are read; where something is fitted the seed and the list of
+    images; where networks run, their precision.
     """
     found = {"version": str(stage.version), "classes": fingerprint_of(list(job.data.identity))}
+    if job.data.pixels:
+        found["pixels"] = job.data.pixels
     if stage.is_fitted(job.params):
         found["seed"] = str(job.execution.seed)
         found["images"] = fingerprint_of(_trained_on(job))
@@ -158,8 +160,7 @@ def stage_fingerprint(
         parts["images"] = _trained_on(job)
     if inputs:
         parts["inputs"] = digests(inputs)
-    if "precision" in facts:
-        parts["precision"] = facts["precision"]
+    parts |= {name: facts[name] for name in ("precision", "pixels") if name in facts}
     return fingerprint_of(parts)
 
 

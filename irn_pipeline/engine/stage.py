@@ -45,6 +45,10 @@ class Data(Protocol):
         """What results of every picture depend on: the class names."""
 
     @property
+    def pixels(self) -> str:
+        """How items are read, where that is measured by the data; results of networks depend on it."""
+
+    @property
     def origin(self) -> Path:
         """The folder or file that the data set was read from, for messages and records."""
 

@@ -129,8 +129,10 @@ def variant_of(params: SegmenterParams) -> str:
     return params.model + (ON_TRUTH if params.labels == "truth" else "")
 
 
-def build_segmenter(params: SegmenterParams, num_classes: int, asked: AskedParams | None = None) -> Segmenter:
-    """The model that the parameters describe, untrained.
+def build_segmenter(
+    params: SegmenterParams, num_classes: int, asked: AskedParams | None = None, channels: int = 3
+) -> Segmenter:
+    """The model that the parameters describe, untrained, for pictures of so many channels.
 
     Raises:
         ConfigError: it cannot be built on this backbone, or does not have so many stages to freeze.
@@ -140,7 +142,12 @@ def build_segmenter(params: SegmenterParams, num_classes: int, asked: AskedParam
         if other is not model and params.backbone in other.own_backbones:
             raise ConfigError(f"--backbone {params.backbone} is for {name}; {params.model} needs another")
     values = {f.name: getattr(asked, f.name) for f in fields(model.asked)} if asked is not None else {}
+    if channels != 3 and params.backbone in model.own_backbones:
+        raise ConfigError(
+            f"--backbone {params.backbone} sees RGB only, these pictures have {channels} channels"
+        )
     network = model.build(params, num_classes, **values)
+    network.take_channels(channels)
     network.freeze_stages(params.frozen_stages)
     return network
 

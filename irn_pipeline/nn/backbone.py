@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from irn_pipeline.errors import CheckpointError, ConfigError, require_memory
 from irn_pipeline.files.regular import open_regular
 from irn_pipeline.files.torch_file import load_torch
+from irn_pipeline.nn.input_channels import adapted_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 """The names that mean torchvision's networks; any other name is one of timm's."""
@@ -37,7 +38,8 @@ class Backbone(nn.Module, ABC):
         """Features of every stage.
 
         Args:
-            images: (B, 3, H, W) pictures, normalised with ImageNet's mean and deviation (`datasets.transforms`).
+            images: (B, 3, H, W) pictures, normalised with ImageNet's mean and deviation (`datasets.transforms`); of C
+                channels after `take_channels`.
 
         Returns:
             Five maps (B, C_i, ceil(H / s), ceil(W / s)) at strides s = 4, 4, 8, 16, 16; or the last one alone.
@@ -214,6 +216,9 @@ def load_backbone_weights(backbone: Backbone, weights: str | Path) -> None:
         state = backbone.own_state(read_state_dict(Path(weights)))
     source = str(weights)
     own = backbone.state_dict()
+    for name, value in own.items():
+        if value.ndim == 4 and name in state and state[name].shape[1:2] == (3,) != value.shape[1:2]:
+            state[name] = adapted_weights(state[name], value.shape[1])
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise CheckpointError(

@@ -25,7 +25,6 @@ _PROBE, _MULTIPLE = 65, 32
 """A picture of 65 pixels tells ceil from floor; sides that are multiples of 32 suit every network."""
 _LIKE_THESE = "such as efficientnet_lite0, mobilenetv3_large_100 or regnety_004"
 
-
 _FOLDED = {
     "InvertedResidual": (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
     "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -86,6 +85,8 @@ class TimmBackbone(Backbone):
         size = (images.shape[-2], images.shape[-1])
         given_mean, given_std = (images.new_tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
         factor, shift = given_std / self.std, (given_mean - self.mean) / self.std
+        if (count := images.shape[1]) != len(factor):
+            factor, shift = (values[torch.arange(count) % 3] for values in (factor, shift))
         images = images * factor[:, None, None] + shift[:, None, None]
         multiple = self.plan.multiple
         if len(self.channels) == 1:

@@ -15,6 +15,7 @@ from irn_pipeline.ops.instance_map import instance_map
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams, WalkParams
 from irn_pipeline.ops.masks import instances_from_index, label_from_index
 from irn_pipeline.ops.random_walk import random_walk
+from irn_pipeline.ops.scenes import coarse_grid, walk_factor
 from irn_pipeline.ops.upsampled_argmax import argmax_upsampled
 from irn_pipeline.structures import FloatArray, Instances, IntArray, LabelArray, strided_size
 
@@ -79,7 +80,7 @@ def walk_scores(
 
     Returns:
         walked (M, h, w) float32 maps on the device, not normalised; and the class ids (M,) they are of, in the
-        order of `class_ids`.
+        order of `class_ids`. The grid of the largest pictures is coarser (`scenes.walk_factor`).
 
     Raises:
         ShapeError: the arrays do not belong to one picture.
@@ -96,15 +97,20 @@ def walk_scores(
     groups = instance_map(
         displacement, threshold=params.center_threshold, iterations=params.centroid_iterations
     )
-    maps, owners = instance_cams(cam**params.cam_power, groups)
+    cam = cam**params.cam_power
+    factor = walk_factor(cam, groups)
+    if factor > 1:
+        cam, boundary, groups = coarse_grid(cam, boundary, groups, factor)
+    maps, owners = instance_cams(cam, groups)
     if not len(maps):
-        return torch.zeros((0, *grid), device=device), np.zeros(0, np.int64)
+        return torch.zeros((0, *groups.shape), device=device), np.zeros(0, np.int64)
     walked = random_walk(
         torch.from_numpy(maps).to(device),
         torch.from_numpy(np.ascontiguousarray(boundary)).to(device),
         radius=params.radius,
         beta=params.beta,
-        exp_times=params.exp_times,
+        # Cells that are twice as long are crossed in a quarter of the steps.
+        exp_times=max(params.exp_times - 2 * (factor.bit_length() - 1), 0),
     )
     return walked, class_ids[owners]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from irn_pipeline.ops.scenes import require_tile
 from irn_pipeline.seeds import SEEDS, SeedName
 from irn_pipeline.variants import bases_of
 
@@ -19,6 +20,9 @@ class CommonParams:
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     """Relative image sizes whose maps are summed, each also mirrored."""
+    tile: int | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Cut images that are longer than this into overlapping tiles of this side, in pixels, for the network; 0 never
+    cuts. Default: 2048 for images of 4000 pixels and more."""
     from_model: str | None = field(default=None, metadata={"fingerprint": "unless default"})
     """Use the probabilities of this trained model as maps, for a second round: RUN/train_segmenter/deeplabv3."""
     from_cams: tuple[str, ...] = field(default=(), metadata={"fingerprint": "unless default"})
@@ -30,6 +34,7 @@ class CommonParams:
     and this program makes them again from the smaller ones."""
 
     def __post_init__(self) -> None:
+        require_tile(self.tile)
         if not 0 <= self.feature_affinity < float("inf"):
             raise ValueError(
                 f"feature_affinity is {self.feature_affinity}; it must be a number from 0 on (2 works well, 0 is off)"

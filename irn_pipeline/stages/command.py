@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from irn_pipeline.configs import config_folder
+from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.source import Source, load_source, no_data_set
 from irn_pipeline.engine.command import Pipeline, run_command
 from irn_pipeline.engine.planner import Planner
@@ -53,4 +54,5 @@ def pipeline_of(
         presets=config_folder() / "presets",
         names=NAMES,
         planner=Planner(PLANNED, choose, forecast),
+        in_run=DataSet.in_run,
     )

@@ -81,10 +81,12 @@ def _files(job: Job[Params, DataSet]) -> Mapping[str, tuple[Files, ...]]:
 def _unused(params: Params) -> Mapping[str, str]:
     found = unused_by([params.seeds], {name: seed.params for name, seed in SEEDS.items()})
     if params.from_cams:
-        found["scales"] = "--from-cams gives the maps, and no network makes any"
+        why = "--from-cams gives the maps, and no network makes any"
+        found |= {"scales": why, "tile": why}
     if SEEDS[params.seeds].size is not None:
         found |= {
             "scales": f"seeds {params.seeds} see images at one size, which they have a flag for",
+            "tile": f"seeds {params.seeds} see images at one size, which is never large",
             "feature_affinity": f"seeds {params.seeds} already use these features",
         }
     return found

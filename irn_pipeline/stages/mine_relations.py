@@ -8,7 +8,7 @@ from pathlib import Path
 
 from irn_pipeline.artifacts import CAM, IR_LABEL
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_rgb
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.parallel import parallel_map
 from irn_pipeline.engine.stage import Clock, Job, MapStage, Produced
@@ -90,8 +90,8 @@ class Miner:
         record = replace(item.record, path=self.base / item.record.path)
         try:
             with clock.section("read"):
-                image = read_image(record.path, record.orientation)
-                cam, file_format = self.cams.read(record, image.shape[:2], item.maps)
+                image = read_rgb(record)
+                cam, file_format = self.cams.read(record, (image.shape[0], image.shape[1]), item.maps)
             with clock.section("CRF"):
                 label = confident_label(
                     image,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from irn_pipeline.artifacts import Checkpoint
-from irn_pipeline.datasets.images import read_image
 from irn_pipeline.datasets.lists import some
 from irn_pipeline.datasets.orientation import orient
 from irn_pipeline.datasets.picture_scan import scan_pictures
+from irn_pipeline.datasets.pixels import read_pixels, read_rgb, read_scale
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.parallel import prefetch
 from irn_pipeline.engine.progress import progress
@@ -55,7 +57,13 @@ def run(job: Job[Params, DataSet]) -> int:
     source = Path(params.images)
     out = Path(params.out) if params.out else job.run.stage_dir(STAGE.name) / params.model
     warnings: list[str] = []
-    pictures = _find_pictures(source, out, warnings)
+    scale = read_scale(job.run.root)
+    pictures = tuple(replace(one, scale=scale) for one in _find_pictures(source, out, warnings))
+    if scale is not None and not any(one.bits == scale.bits for one in pictures):
+        raise ConfigError(
+            f"{source}: the model was trained on images of {scale.bits} bits, these have {pictures[0].bits}; give "
+            "images of the same kind"
+        )
     require_asked((params.model,), params)
     segmenter, checkpoint = load_segmenter(job.run, params.model, job.execution, params)
     for warning in warnings:
@@ -82,7 +90,8 @@ def run(job: Job[Params, DataSet]) -> int:
             found, label = look_at(segmenter, image, job.execution, params.min_score)
             found = found.select(found.scores >= params.min_score)
             coco.add(file_name, (image.shape[0], image.shape[1]), found, image_id)
-            left_out += _write_pictures(out, picture.image_id, image, found, label, overlays=params.overlays)
+            shown = image if scale is None else read_rgb(picture)
+            left_out += _write_pictures(out, picture.image_id, shown, found, label, overlays=params.overlays)
         if not coco.num_images:
             raise DataError(
                 f"{source}: none of its {len(pictures)} images can be read; see the messages above"
@@ -148,9 +157,9 @@ def _category_ids(checkpoint: Checkpoint, data: DataSet) -> tuple[int, ...] | No
     return checkpoint.category_ids or None
 
 
-def _decode(picture: ImageRecord) -> LabelArray | DataError:
+def _decode(picture: ImageRecord) -> npt.NDArray[Any] | DataError:
     try:
-        return read_image(picture.path, picture.orientation)
+        return read_pixels(picture)
     except DataError as error:
         return error
 

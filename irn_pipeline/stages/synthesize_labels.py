@@ -14,11 +14,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-
 from irn_pipeline.artifacts import CAM, INSTANCE_LABEL, IRN_NETWORK, SEMANTIC_LABEL, WALKED_SCORES
 from irn_pipeline.cam_source import CamSource, cam_dir_files, cams_not_read
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels, read_rgb
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.parallel import batches, prefetch, together
 from irn_pipeline.engine.stage import Files, Job, MapStage, Produced, Remake
@@ -28,10 +26,11 @@ from irn_pipeline.notices import covered, far_walk, no_boundaries
 from irn_pipeline.older_runs import require_current
 from irn_pipeline.ops.background_search import background_evidence
 from irn_pipeline.ops.label_params import LabelParams, SynthesisParams
+from irn_pipeline.ops.scenes import coarse_boundary, require_tile, tile_side
 from irn_pipeline.refiners import REFINERS, RefinerName
 from irn_pipeline.refiners.base import Picture
-from irn_pipeline.structures import Cam, ImageRecord, strided_size
-from irn_pipeline.trained_networks import load_irn, padding
+from irn_pipeline.structures import CAM_STRIDE, Cam, ImageRecord, grid_stride, strided_size
+from irn_pipeline.trained_networks import irn_fields, load_irn, padding
 from irn_pipeline.variants import bases_of, unused_by
 from irn_pipeline.walked_scores import WalkedScores, kept_scores
 
@@ -58,6 +57,9 @@ class CommonParams(SynthesisParams):
     pad_to: int | None = field(default=None, metadata={"fingerprint": "unless default", "before": 0})
     """Zero-pad smaller images to this side before IRNet (the original: 512); 0 disables padding. Default: pad to the
     fraction of zeros in the training crops."""
+    tile: int | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """Cut images that are longer than this into overlapping tiles of this side, in pixels, for IRNet; 0 never cuts.
+    Default: 2048 for images of 4000 pixels and more."""
     cam_dir: str | None = None
     """Folder of another project's CAM files (ID.npy), used instead of the maps of make_cam."""
     keep_scores: bool = field(default=False, metadata={"fingerprint": False})
@@ -68,6 +70,7 @@ class CommonParams(SynthesisParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_tile(self.tile)
         if self.semantic_dir is not None and self.cam_dir is not None:
             raise ValueError("semantic_dir and cam_dir both name what labels start from; give one of them")
         if self.parts == "components" and self.refiner != "none":
@@ -131,17 +134,22 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
 
     def read(record: ImageRecord) -> _Input:
         try:
-            image = pinned(to_tensor(read_image(record.path, record.orientation)), device)
+            image = pinned(to_tensor(read_pixels(record)), device)
             cam, file_format = cams.read(record, (int(image.shape[-2]), int(image.shape[-1])))
             return _Input(record, image, cam, file_format=file_format)
         except IrnError as error:
             return _Input(record, None, None, str(error))
 
     def fields_of(items: Sequence[_Input]) -> Sequence[_Fields | None]:
-        if network is None or side_of is None or items[0].image is None:
+        if items[0].image is None:
             return [None] * len(items)
+        if network is None or side_of is None:  # one centre everywhere
+            grid = strided_size(items[0].size)
+            return [(torch.zeros(grid), torch.zeros(2, *grid), torch.empty(0))] * len(items)
         images = [item.image.to(device, non_blocking=True) for item in items if item.image is not None]
         with torch.inference_mode(), job.execution.autocast():
+            if tile_side(items[0].size, job.params.tile):
+                return [irn_fields(network, image, side_of, job.params.tile) for image in images]
             return network.predict_many(torch.stack([*map(normalise, images)]), pad_to=side_of(items[0].size))
 
     def passed() -> Iterator[tuple[_Input, _Fields | None]]:
@@ -153,20 +161,14 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
 
     for item, fields_found in passed():
         image_id, size = item.record.image_id, item.size
-        if item.image is None or item.cam is None:
+        if item.image is None or item.cam is None or fields_found is None:
             yield Produced(image_id, problem=item.problem)
             continue
-        if fields_found is None:
-            # One centre everywhere.
-            grid = strided_size(size)
-            arrays = np.zeros(grid, np.float32), np.zeros((2, *grid), np.float32)
-            boundary = features = torch.empty(0)
-        else:
-            boundary, displacement, features = fields_found
-            with clock.section("network"):
-                arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
+        boundary, displacement, features = fields_found
+        with clock.section("network"):
+            arrays = boundary.cpu().numpy(), displacement.cpu().numpy()
         try:
-            image = item.image.permute(1, 2, 0).numpy()
+            image = read_rgb(item.record) if job.data.scale else item.image.permute(1, 2, 0).numpy()
             picture = Picture(image, item.cam, *arrays, features, device)
             if refiner.label is not None:
                 with clock.section(job.params.refiner):
@@ -180,7 +182,10 @@ def _from_cams(job: Job[Params, DataSet], pending: Sequence[ImageRecord]) -> Ite
             with clock.section("labels"):
                 evidence = None
                 if evidence_wanted:
-                    evidence = background_evidence(class_maps(walked, owners)[0], boundary, features)
+                    walls = coarse_boundary(
+                        boundary, grid_stride((walked.shape[1], walked.shape[2]), size) // CAM_STRIDE
+                    )
+                    evidence = background_evidence(class_maps(walked, owners)[0], walls, features)
                 label, instances = labels_from_scores(walked, owners, size, job.params, evidence)
         except IrnError as error:
             yield Produced(image_id, problem=f"{cams.path(image_id)}: {error}")

@@ -73,6 +73,7 @@ def fit(job: Job[Params, DataSet]) -> int:
     from irn_pipeline.cam_training import fit_linear_probe, train_classifier, train_recam
     from irn_pipeline.nn.backbone import load_backbone_weights
     from irn_pipeline.nn.cam_network import CamNetwork
+    from irn_pipeline.nn.input_channels import take_channels
     from irn_pipeline.nn.original_names import load_original
 
     params = job.params
@@ -85,6 +86,7 @@ def fit(job: Job[Params, DataSet]) -> int:
         frozen_batch_norm=params.frozen_batch_norm,
         centred_if_one_map=params.head == "probe",
     )
+    take_channels(network, job.data.channels)
     if params.original_checkpoint is not None:
         load_original(network, Path(params.original_checkpoint))
         seen = 0

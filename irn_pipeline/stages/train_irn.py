@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irn_pipeline.artifacts import CAM_NETWORK, IR_LABEL, IRN_NETWORK, Checkpoint
-from irn_pipeline.datasets.images import read_image
+from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.progress import progress
 from irn_pipeline.engine.stage import Files, FitStage, Job
@@ -85,6 +85,7 @@ class Params(TrainingParams):
 
 def fit(job: Job[Params, DataSet]) -> int:
     """Train both branches (or take the original's network), store the mean displacement and write the checkpoint."""
+    from irn_pipeline.nn.input_channels import take_channels
     from irn_pipeline.nn.irn_network import IrnNetwork
     from irn_pipeline.nn.original_names import load_original
 
@@ -92,7 +93,7 @@ def fit(job: Job[Params, DataSet]) -> int:
     original = params.original_checkpoint
     name, weights = (params.backbone, "none") if original is not None else starting_point(job)
     context = params.displacement_context and original is None
-    network = IrnNetwork(backbone=name, displacement_context=context)
+    network = take_channels(IrnNetwork(backbone=name, displacement_context=context), job.data.channels)
     if original is not None:
         load_original(network, Path(original))
         seen = 0
@@ -253,9 +254,7 @@ def _mean_displacement(
     means: dict[str, Tensor] = {}
     share = job.ranks.share(records)
     for record in progress(share, "mean displacement", quiet=job.execution.quiet):
-        image = normalise(
-            to_tensor(read_image(record.path, record.orientation))[..., :side, :side].to(device)
-        )
+        image = normalise(to_tensor(read_pixels(record))[..., :side, :side].to(device))
         with torch.no_grad(), job.execution.autocast():
             displacement = network.displacement_field(pad_image(image, params.pad_to)[None])
         means[record.image_id] = displacement.float().mean(dim=(0, 2, 3)).cpu()

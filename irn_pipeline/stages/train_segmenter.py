@@ -132,8 +132,9 @@ def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
     from irn_pipeline.nn.backbone import build_backbone, load_backbone_weights
+    from irn_pipeline.nn.input_channels import take_channels
 
-    network = build_segmenter(params, job.data.images.num_classes)
+    network = build_segmenter(params, job.data.images.num_classes, channels=job.data.channels)
     if (start := start_of(params)) is not None:
         found = read_checkpoint(Path(start))
         names = job.data.images.class_names
@@ -149,7 +150,7 @@ def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segme
     if weights != "none":
         if params.backbone == "erfnet":
             raise ConfigError("erfnet starts from random weights: add --backbone-weights none")
-        backbone = build_backbone(params.backbone)
+        backbone = take_channels(build_backbone(params.backbone), job.data.channels)
         load_backbone_weights(backbone, weights)
         network.load_backbone(backbone)
     return network

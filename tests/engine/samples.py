@@ -25,6 +25,7 @@ class Words:
     identity: tuple[str, ...] = ("letters",)
     origin: Path = Path("letters.txt")
     negatives: tuple[Word, ...] = ()
+    pixels: str = ""
 
 
 @dataclass(frozen=True)

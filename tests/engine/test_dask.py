@@ -137,7 +137,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     data = load_source(Source(voc_root="voc"))
     run, random = RunFolder(tmp_path / "run"), np.random.default_rng(0)
     for item in data.items:
-        height, width = mine_relations.read_image(item.path).shape[:2]
+        height, width = mine_relations.read_rgb(item).shape[:2]
         ids = np.array(item.class_ids, np.int64)
         maps = random.random((len(ids), height, width), np.float32)
         run.write(CAM, Cam(ids, maps[:, ::4, ::4].copy(), maps), item.image_id)

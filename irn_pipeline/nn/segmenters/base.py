@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import NUM_STAGES, Backbone
+from irn_pipeline.nn.input_channels import take_channels
 from irn_pipeline.structures import Instances, LabelArray
 
 _STAGE_IN_NAME = re.compile(r"(?:^|\.)body\.(?:conv1|bn1|layer([1-4]))\.")
@@ -129,6 +130,10 @@ class Segmenter(nn.Module, ABC):
             CheckpointError: the weights do not fit.
         """
         raise ConfigError(f"{type(self).__name__} cannot start from another trained network")
+
+    def take_channels(self, channels: int) -> None:
+        """See pictures of another number of channels than three (`nn.input_channels`)."""
+        take_channels(self, channels)
 
     def freeze_stages(self, count: int) -> None:
         """Let the first stages of the backbone (of a ResNet conv1, then the four layers) learn nothing more.

@@ -20,12 +20,11 @@ from irn_pipeline.ops.crf_soft import dense_crf_probabilities
 from irn_pipeline.structures import (
     BACKGROUND,
     IGNORE,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     BoolArray,
     FloatArray,
     Instances,
     LabelArray,
+    imagenet_scaling,
 )
 
 _ATROUS_RATES = (6, 12, 18)
@@ -150,7 +149,8 @@ class DeepLabV3(Segmenter):
 
     def _label(self, image: Tensor, probabilities: FloatArray) -> LabelArray:
         if self.crf:
-            pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            shown = image[[channel % len(image) for channel in range(3)]]
+            pixels = (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
             probabilities = dense_crf_probabilities(pixels, probabilities)
         return probabilities.argmax(axis=0).astype(np.uint8)
 
@@ -221,7 +221,7 @@ def label_components(label: LabelArray, probabilities: FloatArray) -> Instances:
 
 
 def _normalised(image: Tensor) -> Tensor:
-    return TF.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return TF.normalize(image, *imagenet_scaling(len(image)))
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from irn_pipeline.nn.backbone import RESNETS, Backbone, build_backbone, freeze_batch_norms
 from irn_pipeline.nn.segmenters.base import Segmenter, Target
-from irn_pipeline.structures import Instances
+from irn_pipeline.structures import Instances, imagenet_scaling
 
 
 class MaskRcnnSegmenter(Segmenter):
@@ -72,6 +72,11 @@ class MaskRcnnSegmenter(Segmenter):
         body = self.model.backbone.body
         own = body.state_dict()
         body.load_state_dict({name: value for name, value in source.state_dict().items() if name in own})
+
+    def take_channels(self, channels: int) -> None:
+        """As the base class; torchvision's own step scales the pictures."""
+        super().take_channels(channels)
+        self.model.transform.image_mean, self.model.transform.image_std = imagenet_scaling(channels)
 
     def losses(
         self, images: Sequence[Tensor], targets: Sequence[Target], progress: float = 0.0

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norms
-from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD
+from irn_pipeline.structures import imagenet_scaling
 
 _FIRST_STAGE = {4: 1, 8: 2}
 
@@ -40,7 +40,7 @@ class PyramidFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) pictures in [0, 1] -> (B, channels, ceil(H / stride), ceil(W / stride))."""
-        stages = self.backbone(TF.normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD)))[self.first :]
+        stages = self.backbone(TF.normalize(images, *imagenet_scaling(images.shape[1])))[self.first :]
         fused = self.pyramid(OrderedDict((str(i), x) for i, x in enumerate(stages)))
         finest: Tensor = fused["0"]
         return finest

@@ -147,13 +147,13 @@ class SpatialEmbeddings(Segmenter):
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> Instances:
-        """Clusters of one (3, H, W) picture; the score is the seed's probability times the mask's mean one.
+        """Clusters of one (C, H, W) picture; the score is the seed's probability times the mask's mean one.
 
         Raises:
-            ShapeError: the picture is not (3, H, W).
+            ShapeError: the picture is not (C, H, W).
         """
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ShapeError(f"an image must be (3, H, W), got {tuple(image.shape)}")
+        if image.ndim != 3:
+            raise ShapeError(f"an image must be (C, H, W), got {tuple(image.shape)}")
         fields = self(image[None])
         embedding = pixel_grid((image.shape[-2], image.shape[-1]), image.device) + fields.offset[0].tanh()
         return cluster_instances(
