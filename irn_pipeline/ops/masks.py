@@ -38,7 +38,9 @@ def mask_iou(masks_a: BoolArray, masks_b: BoolArray) -> FloatArray:
             f"got {masks_a.shape} and {masks_b.shape}"
         )
     boxes_a, boxes_b = mask_boxes(masks_a), mask_boxes(masks_b)
-    areas_b = np.array([np.count_nonzero(mask[_inside(box)]) for mask, box in zip(masks_b, boxes_b, strict=True)])
+    areas_b = np.array(
+        [np.count_nonzero(mask[_inside(box)]) for mask, box in zip(masks_b, boxes_b, strict=True)]
+    )
     iou = np.zeros((len(masks_a), len(masks_b)), np.float32)
     for row, mask, box in zip(iou, masks_a, boxes_a, strict=True):
         own = mask[_inside(box)]

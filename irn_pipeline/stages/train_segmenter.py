@@ -34,8 +34,9 @@ from irn_pipeline.models import (
     weights_of,
 )
 from irn_pipeline.older_runs import require_current
+from irn_pipeline.ops.cutouts import CutTruth
 from irn_pipeline.ops.targets import training_target
-from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
+from irn_pipeline.structures import ImageRecord, IntArray
 from irn_pipeline.trained_networks import segmenter_artifact
 from irn_pipeline.weight_files import backbone_files, starting_point
 
@@ -155,17 +156,18 @@ def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segme
     return network
 
 
-def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> GroundTruth:
+def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> CutTruth:
     if job.params.labels == "truth":
-        truth = job.data.ground_truth(image_id)
+        truth = job.data.cut_truth(image_id)
         if truth is None:  # cannot be: see _labelled
             raise DataError(f"{image_id}: has no ground-truth masks")
         return truth
-    return training_target(
+    target = training_target(
         job.run.read(INSTANCE_LABEL, image_id),
         job.run.read(SEMANTIC_LABEL, image_id),
         band=job.params.ignore_band,
     )
+    return CutTruth.of(target)
 
 
 def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
@@ -174,14 +176,14 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     seen: set[int] = set()
     missing = empty = 0
     for record in job.data.readable(job).records:
-        instances = _instances(job, record.image_id)
-        if instances is None:
+        class_ids = _class_ids(job, record.image_id)
+        if class_ids is None:
             missing += 1
-        elif not len(instances):
+        elif not len(class_ids):
             empty += 1
         else:
             kept.append(record)
-            seen.update(instances.class_ids.tolist())
+            seen.update(class_ids.tolist())
     if missing or empty:
         kind = "ground-truth masks" if job.params.labels == "truth" else "labels"
         logger.warning("left out: %d images without %s, %d without an object in them", missing, kind, empty)
@@ -204,14 +206,14 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     return tuple(kept)
 
 
-def _instances(job: Job[SegmenterParams, DataSet], image_id: str) -> Instances | None:
-    """The instances to learn from, without fragments; None where the picture has no labels."""
+def _class_ids(job: Job[SegmenterParams, DataSet], image_id: str) -> IntArray | None:
+    """Classes of the instances to learn from, without fragments; None where the picture has no labels."""
     if job.params.labels == "truth":
-        truth = job.data.ground_truth(image_id)
-        return None if truth is None else truth.instances
+        truth = job.data.cut_truth(image_id)
+        return None if truth is None else truth.objects.class_ids
     if not job.run.has(INSTANCE_LABEL, image_id):
         return None
-    return job.run.read(INSTANCE_LABEL, image_id).without_fragments()
+    return job.run.read(INSTANCE_LABEL, image_id).without_fragments().class_ids
 
 
 def _validate(

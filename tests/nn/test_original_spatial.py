@@ -113,7 +113,8 @@ def test_files_that_are_no_such_checkpoint_are_refused(trained, tmp_path):
         load_original_spatial(trained, file)
 
 
-def test_the_flag_puts_the_checkpoint_in_the_place_of_a_training(path, tmp_path, capsys):
+def test_the_flag_puts_the_checkpoint_in_the_place_of_a_training(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write(tmp_path / "streets", "train", "aachen", 0, STREET)
     run = tmp_path / "run"
     flags = ["--cityscapes-root", str(tmp_path / "streets"), "--run-dir", str(run), "--device", "cpu"]

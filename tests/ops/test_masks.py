@@ -43,7 +43,9 @@ def test_iou_equals_counting(masks_a, masks_b):
 def test_boxes_are_the_smallest_that_hold_the_masks(masks):
     for mask, (top, left, bottom, right) in zip(masks, mask_boxes(masks).tolist(), strict=True):
         rows, columns = np.nonzero(mask)
-        expected = (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) if len(rows) else (0, 0, 0, 0)
+        expected = (
+            (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) if len(rows) else (0, 0, 0, 0)
+        )
         assert (top, left, bottom, right) == expected
 
 
