@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from irn_pipeline.datasets.samples import Samples, require_size
 from irn_pipeline.datasets.transforms import Crop, nearest_places, random_crop, resize_image, scaled_size
@@ -73,6 +76,17 @@ class MaskSamples(Samples[tuple[Tensor, SegmentationTarget]]):
         super().__init__(records, seed)
         self.read_target, self.scales = read_target, scales
         self.crop, self.object_centred = crop, object_centred
+
+    def with_crop(self, crop: int, *, object_centred: float) -> MaskSamples:
+        """The same pictures in other crops."""
+        return MaskSamples(
+            self.records,
+            read_target=self.read_target,
+            scales=self.scales,
+            crop=crop,
+            object_centred=object_centred,
+            seed=self.seed,
+        )
 
     def _sample(
         self, record: ImageRecord, image: Tensor, rng: np.random.Generator
@@ -165,6 +179,24 @@ def _target(
         label,
         image_id,
     )
+
+
+class PhasedSamples(Dataset[tuple[Tensor, SegmentationTarget]]):
+    """Samples of the same pictures that change from phase to phase of a training.
+
+    Args:
+        parts: of each phase.
+        epochs: length of each phase.
+    """
+
+    def __init__(self, parts: Sequence[MaskSamples], epochs: Sequence[int]) -> None:
+        self.parts, self.ends = tuple(parts), tuple(itertools.accumulate(epochs))
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, SegmentationTarget]:
+        return self.parts[bisect_right(self.ends, key[0])][key]
 
 
 def collate_lists(

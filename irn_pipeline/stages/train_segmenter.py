@@ -26,6 +26,7 @@ from irn_pipeline.evaluation import model_figures
 from irn_pipeline.models import (
     SegmenterParams,
     build_segmenter,
+    later_phases,
     original_of,
     recipe_of,
     start_of,
@@ -43,7 +44,7 @@ from irn_pipeline.weight_files import backbone_files, starting_point
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from irn_pipeline.datasets.mask_samples import MaskSamples
+    from irn_pipeline.datasets.mask_samples import MaskSamples, PhasedSamples
     from irn_pipeline.nn.segmenters.base import Segmenter
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
     from irn_pipeline.engine.training import train
 
     params, recipe, execution = job.params, recipe_of(job.params), job.execution
-    device = execution.torch_device()
+    device, later = execution.torch_device(), later_phases(params, job.ranks.count)
     network.to(device)
 
     def losses_of(batch: Any, progress: float) -> dict[str, Tensor]:
@@ -102,7 +103,8 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
         schedule=Schedule(
             recipe.epochs, recipe.batch_size, params.momentum, params.weight_decay,
             milestones=recipe.milestones,
-            warmup_steps=params.warmup_steps,
+            warmup_steps=0 if later else params.warmup_steps,
+            later=later,
             max_gradient_norm=params.max_gradient_norm,
             optimizer=recipe.optimizer,
             ema_decay=params.ema_decay,
@@ -117,18 +119,23 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
     )  # fmt: skip
 
 
-def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
+def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples | PhasedSamples:
     """Pictures and targets as the model learns from them."""
-    from irn_pipeline.datasets.mask_samples import MaskSamples
+    from irn_pipeline.datasets.mask_samples import MaskSamples, PhasedSamples
 
-    recipe = recipe_of(job.params)
-    return MaskSamples(
-        _labelled(job),
+    recipe, records = recipe_of(job.params), _labelled(job)
+    first = MaskSamples(
+        records,
         read_target=partial(_target, job),
         scales=(recipe.rescale[0], recipe.rescale[-1]),
         crop=recipe.crop,
+        object_centred=recipe.object_centred,
         seed=job.execution.seed,
     )
+    if not job.params.phase_crops:
+        return first
+    later = (first.with_crop(crop, object_centred=0.5) for crop in job.params.phase_crops[1:])
+    return PhasedSamples((first, *later), job.params.phase_epochs)
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
@@ -221,7 +228,8 @@ def _validate(
 ) -> Mapping[str, float]:
     from irn_pipeline.nn.segmenters.base import Segmenter
 
-    params, last = job.params, recipe_of(job.params).epochs
+    params = job.params
+    last = recipe_of(params).epochs + sum(phase.epochs for phase in later_phases(params))
     if params.validate_list is None or (epochs_done % params.validate_every and epochs_done != last):
         return {}
     if not isinstance(network, Segmenter):
