@@ -40,7 +40,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 OTHERWISE: dict[str, Any] = {
     "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
-    "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0,
+    "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0, "output_stride": 8, "balance_classes": False,
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
 ANSWERS: dict[str, Any] = {"min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3}
@@ -215,7 +215,8 @@ def test_a_configuration_for_several_models_is_told_and_taken(
 
 def test_unused_parameters_are_those_of_the_table() -> None:
     names = set(unused_parameters(SegmenterParams(model="deeplabv3")))
-    assert names == OWNED - {"crop", "rescale", "ignore_band"} | {"validate_every"}
+    own = {"crop", "rescale", "ignore_band", "output_stride", "balance_classes"}
+    assert names == OWNED - own | {"validate_every"}
 
 
 def test_phases_follow_the_paper_of_spatial_embeddings() -> None:
