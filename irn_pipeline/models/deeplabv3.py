@@ -17,8 +17,7 @@ class Params(CropParams):
     """Parameters of this model."""
 
     output_stride: int = field(default=16, metadata={"fingerprint": "unless default"})
-    """deeplabv3: pixels per cell of its features, 16 or 8. 8 follows outlines more closely and takes about three times as
-    long."""
+    """deeplabv3: pixels per cell of its features, 16 or 8; 8 follows outlines more closely and takes longer."""
     balance_classes: bool = field(default=True, metadata={"fingerprint": "unless default"})
     """deeplabv3: give background and foreground of an image the same weight in the loss; false: every pixel."""
 

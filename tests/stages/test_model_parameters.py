@@ -40,7 +40,8 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 OTHERWISE: dict[str, Any] = {
     "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
-    "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0, "output_stride": 8, "balance_classes": False,
+    "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0,
+    "output_stride": 8, "balance_classes": False,
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
 ANSWERS: dict[str, Any] = {"min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3}

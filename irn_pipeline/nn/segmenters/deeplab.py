@@ -1,4 +1,4 @@
-"""DeepLab v3 (Chen et al., 2017): semantic labels from features at stride 16 or 8 and atrous spatial pyramid pooling."""
+"""DeepLab v3 (Chen et al., 2017): semantic labels by atrous spatial pyramid pooling of features at stride 16 or 8."""
 
 from __future__ import annotations
 
