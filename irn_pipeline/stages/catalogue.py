@@ -46,7 +46,13 @@ _CLOSING = (evaluate.STAGE, report.STAGE)
 PIPELINE = pipeline_of(
     *_NUMBERED,
     closing=_CLOSING,
-    tools=(predict.STAGE, export_labels.STAGE, export_model.STAGE, sweep.STAGE, status.stage_of((*_NUMBERED, *_CLOSING))),
+    tools=(
+        predict.STAGE,
+        export_labels.STAGE,
+        export_model.STAGE,
+        sweep.STAGE,
+        status.stage_of((*_NUMBERED, *_CLOSING)),
+    ),
 )
 DEMO_ROOT = Path("data/demo")
 DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--config", "--help")
