@@ -42,7 +42,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         folder = arguments.out / f"{bandwidth}-{centre}"
         run_stages(
             "train_segmenter",
-            folder,
+            run_dir=folder,
             voc_root=arguments.voc_root,
             image_list=arguments.image_list,
             device=arguments.device,
