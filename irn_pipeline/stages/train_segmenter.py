@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from irn_pipeline.artifacts import (
     Checkpoint,
     read_checkpoint,
 )
+from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.stage import Files, FitStage, Job
@@ -132,10 +133,25 @@ def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples | PhasedSamples:
         object_centred=recipe.object_centred,
         seed=job.execution.seed,
     )
+    _tell_large_crops(records, max((recipe.crop, *job.params.phase_crops)), recipe.rescale[-1])
     if not job.params.phase_crops:
         return first
     later = (first.with_crop(crop, object_centred=0.5) for crop in job.params.phase_crops[1:])
     return PhasedSamples((first, *later), job.params.phase_epochs)
+
+
+def _tell_large_crops(records: Sequence[ImageRecord], crop: int, scale: float) -> None:
+    """Say that crops are larger than every picture, also one that is enlarged by the largest scale."""
+    sides: list[int] = []
+    for record in records:
+        sides.append(max(read_image_size(record.path, record.orientation)))
+        if sides[-1] * scale >= crop:
+            return
+    logger.warning(
+        "crops of %d pixels are larger than every picture (the longest side is %d): the rest of a crop is padding, "
+        "which is not learned from; smaller crops train faster",
+        *(crop, max(sides)),
+    )
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
+from irn_pipeline.artifacts import (
+    INSTANCE_LABEL,
+    SEMANTIC_LABEL,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.engine.execution import Execution
@@ -234,6 +240,32 @@ def test_phases_follow_the_paper_of_spatial_embeddings() -> None:
         model="deeplabv3", crops=(500, 1024), epochs=3
     )  # as a configuration for several says
     assert (recipe_of(elsewhere).epochs, recipe_of(elsewhere).crop, later_phases(elsewhere)) == (3, 321, ())
+
+
+def test_crops_larger_than_every_picture_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    samples(bench.job(model="deeplabv3", crop=80))
+    assert "larger than every picture" not in caplog.text
+    samples(bench.job(model="spatial_embeddings", crops=(32, 500), epochs=(1, 1)))
+    (line,) = (line for line in caplog.messages if "larger than every picture" in line)
+    assert "crops of 500 pixels are larger than every picture (the longest side is 80)" in line
+
+
+def test_a_refused_start_leaves_nothing_that_blocks_the_next(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate_demo(tmp_path / "voc", num_images=2, num_heldout=0, min_size=(64, 64), max_size=(64, 64))
+    flags = ["--voc-root", str(tmp_path / "voc"), "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    words = ["--labels", "truth", "--model", "semiconv_mask_rcnn", "--epochs", "1", "--backbone", "resnet18"]
+    words += ["--short-side", "64", "--long-side", "64", "--channels", "16", "--boxes-per-image", "16"]
+    trained = bench.run.path(segmenter_artifact("mask_rcnn"))
+    found = read_checkpoint(trained)
+    write_checkpoint(tmp_path / "other.pt", replace(found, class_names=("a", "b")))
+    for wrong in (tmp_path / "other.pt", tmp_path / "missing.pt"):
+        assert stage_main("train_segmenter", [*flags, *words, "--start-from", str(wrong)]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and wrong.name in error
+    assert stage_main("train_segmenter", [*flags, *words, "--start-from", str(trained)]) == 0
+    assert (tmp_path / "run" / "train_segmenter" / "semiconv_mask_rcnn-on-truth" / "network.pt").is_file()
 
 
 def test_the_samples_of_a_phase_have_its_crops(bench: Bench) -> None:
