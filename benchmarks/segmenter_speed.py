@@ -50,7 +50,9 @@ class Entry:
 
 def untrained(backbone: str) -> Iterator[Entry]:
     """Every model on a ResNet, and SpatialEmbeddings on ERFNet, with random weights."""
-    for name, own in [*((model, backbone) for model in MODELS), ("spatial_embeddings", "erfnet")]:
+    for name, own in dict.fromkeys(
+        [*((model, backbone) for model in MODELS), ("spatial_embeddings", "erfnet")]
+    ):
         params = SegmenterParams(model=name, backbone=own)  # type: ignore[arg-type]
 
         def build(size: tuple[int, int], params: SegmenterParams = params) -> Segmenter:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def labels_of(root: Path, masks: Sequence[Path], read: Callable[[Path], list[int
         DataError: `read` refuses a mask; nothing is remembered then.
     """
     path = _cache_file(root)
-    known = _known(path)
+    known = {} if path is None else _known(path)
     names = [mask.relative_to(root).as_posix() for mask in masks]
     stamps = [_stamp(mask) for mask in masks]
     new = {
         name: mask
         for name, mask, stamp in zip(names, masks, stamps, strict=True)
-        if known.get(name, ("", []))[0] != stamp
+        if name not in known or known[name][0] != stamp
     }
     if new:
         logger.info("%s: reading %d masks for their classes", root, len(new))
@@ -50,21 +51,27 @@ def labels_of(root: Path, masks: Sequence[Path], read: Callable[[Path], list[int
         known |= {
             name: (stamp, found[name]) for name, stamp in zip(names, stamps, strict=True) if name in found
         }
-        try:
-            write_json(path, known, indent=None)
-        except ArtifactError as error:
-            logger.debug("%s", error)
+        if path is not None:
+            with suppress(ArtifactError):
+                write_json(path, known, indent=None)
     return [known[name][1] for name in names]
 
 
-def _cache_file(root: Path) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _cache_file(root: Path) -> Path | None:
+    """None where the user has no home."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return home / "irn_pipeline" / f"labels-{name}.json"
 
 
 def _stamp(mask: Path) -> str:
-    status = mask.stat()
+    try:
+        status = mask.stat()
+    except OSError:
+        return ""  # `read` says what is wrong with it
     return f"{status.st_size} {status.st_mtime_ns}"
 
 

@@ -208,6 +208,23 @@ def test_a_cache_that_cannot_be_written_is_passed_over(root, cache):
     assert len(load_cityscapes(root).items) == 2
 
 
+def test_without_a_home_nothing_is_remembered(root, monkeypatch):
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert len(load_cityscapes(root).items) == 2
+
+
+def test_a_link_to_a_mask_that_is_gone_is_told_by_its_name(root):
+    path = mask_of(root, STREET_ID)
+    path.unlink()
+    path.symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=path.name):
+        load_cityscapes(root)
+
+
 def test_other_flags_of_data_sets_do_not_go_with_it(root):
     flag = {"cityscapes_root": str(root)}
     with pytest.raises(ConfigError, match="--voc-root and --cityscapes-root each describe a data set"):
