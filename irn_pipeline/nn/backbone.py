@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -91,10 +91,8 @@ class ResNet(Backbone):
 
         network = get_model(name, weights=None)
         if last_stride == 8:
-            _dilate(network.layer3, before=1, after=2)
-            _dilate(network.layer4, before=2, after=4)
-        else:
-            _keep_last_stride(network.layer4)
+            _dilate(network.layer3, 1, 2)
+        _dilate(network.layer4, *((2, 4) if last_stride == 8 else (1, 1)))
         self.name = name
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
@@ -281,14 +279,7 @@ def _read_safetensors(stream: BinaryIO) -> dict[str, Tensor]:
     return load(stream.read())
 
 
-def _keep_last_stride(layer: nn.Sequential) -> None:
-    block: Any = layer[0]
-    # Which of the two has the stride depends on the kind of block.
-    for conv in (block.conv1, block.conv2, block.downsample[0]):
-        conv.stride = (1, 1)
-
-
-def _dilate(layer: nn.Sequential, *, before: int, after: int) -> None:
+def _dilate(layer: nn.Sequential, before: int, after: int) -> None:
     """Take a stage's stride away; its 3x3 convolutions get these dilations, up to the one that had it and behind it."""
     for conv in layer.modules():
         if isinstance(conv, nn.Conv2d):
