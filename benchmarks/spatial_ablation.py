@@ -1,7 +1,7 @@
 """The ablation of SpatialEmbeddings (Neven et al., 2019, section 4.2): margins and centres, on true masks.
 
 python -m benchmarks.spatial_ablation --out runs/ablation [--voc-root data/demo] [--image-list train --heldout-list val]
-    [--epochs 150 50 --crops 96 160] [--backbone erfnet]
+    [--epochs 150 50 --crops 96 160] [--backbone erfnet] [--backbone-weights none]
 
 One margin for both axes or one for each, the centroid or the centre that is learned: four trainings with the same
 steps and seed. Each is measured with its own seeds and with centres sampled at the true objects, which shows what the
@@ -50,7 +50,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             quiet=arguments.quiet,
             train_segmenter={
                 "labels": "truth", "model": "spatial_embeddings", "backbone": arguments.backbone,
-                "backbone_weights": "none", "bandwidth": bandwidth, "to_center": to_center,
+                "backbone_weights": arguments.backbone_weights, "bandwidth": bandwidth, "to_center": to_center,
                 "crops": arguments.crops, "epochs": arguments.epochs, "batch_size": arguments.batch_size,
             },
         )  # fmt: skip
@@ -100,6 +100,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-list", default="train")
     parser.add_argument("--heldout-list", default="val")
     parser.add_argument("--backbone", default="erfnet")
+    parser.add_argument("--backbone-weights", default="none")
     parser.add_argument("--crops", type=int, nargs="+", default=[96, 160])
     parser.add_argument("--epochs", type=int, nargs="+", default=[150, 50])
     parser.add_argument("--batch-size", type=int, default=8)
