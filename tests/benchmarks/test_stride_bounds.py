@@ -5,7 +5,7 @@ import json
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.stride_bounds import best_probabilities, main
+from benchmarks.stride_bounds import best_probabilities, main, two_discs
 from irn_pipeline.datasets.synthetic import generate_demo
 
 
@@ -43,3 +43,11 @@ def test_every_stride_and_loss_is_measured(tmp_path, capsys):
     ]  # fmt: skip
     assert all(0 < line["miou"] <= 1 and line["pictures"] == 1 for line in lines)
     assert lines[3]["miou"] > lines[1]["miou"]
+    assert lines[3]["discs"] == 2
+    assert all(0.9 < line["discs_area"] < 1.2 for line in lines)
+
+
+def test_the_gap_between_the_discs_is_as_wide_as_told():
+    for gap in (1, 5):
+        row = two_discs(gap)[48]
+        assert (np.diff(np.flatnonzero(row)).max() - 1, ndimage.label(row)[1]) == (gap, 2)
