@@ -148,7 +148,7 @@ def _tell_large_crops(records: Sequence[ImageRecord], crop: int, scale: float) -
         if sides[-1] * scale >= crop:
             return
     logger.warning(
-        "crops of %d pixels are larger than every picture (the longest side is %d): the rest of a crop is padding, "
+        "crops of %d pixels are larger than every image (the longest side is %d): the rest of a crop is padding, "
         "which is not learned from; smaller crops train faster",
         *(crop, max(sides)),
     )

@@ -244,10 +244,10 @@ def test_phases_follow_the_paper_of_spatial_embeddings() -> None:
 
 def test_crops_larger_than_every_picture_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     samples(bench.job(model="deeplabv3", crop=80))
-    assert "larger than every picture" not in caplog.text
+    assert "larger than every image" not in caplog.text
     samples(bench.job(model="spatial_embeddings", crops=(32, 500), epochs=(1, 1)))
-    (line,) = (line for line in caplog.messages if "larger than every picture" in line)
-    assert "crops of 500 pixels are larger than every picture (the longest side is 80)" in line
+    (line,) = (line for line in caplog.messages if "larger than every image" in line)
+    assert "crops of 500 pixels are larger than every image (the longest side is 80)" in line
 
 
 def test_a_refused_start_leaves_nothing_that_blocks_the_next(
