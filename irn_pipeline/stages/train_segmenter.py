@@ -142,16 +142,13 @@ def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples | PhasedSamples:
 
 def _tell_large_crops(records: Sequence[ImageRecord], crop: int, scale: float) -> None:
     """Say that crops are larger than every picture, also one that is enlarged by the largest scale."""
-    sides: list[int] = []
-    for record in records:
-        sides.append(max(read_image_size(record.path, record.orientation)))
-        if sides[-1] * scale >= crop:
-            return
-    logger.warning(
-        "crops of %d pixels are larger than every image (the longest side is %d): the rest of a crop is padding, "
-        "which is not learned from; smaller crops train faster",
-        *(crop, max(sides)),
-    )
+    longest = max(max(read_image_size(record.path, record.orientation)) for record in records)
+    if longest * scale < crop:
+        logger.warning(
+            "crops of %d pixels are larger than every image (the longest side is %d): the rest of a crop is padding, "
+            "which is not learned from; smaller crops train faster",
+            *(crop, longest),
+        )
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
