@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.case import Benchmark
 
-NAMES = ("random_walk", "centroids", "crf", "make_cam", "irn_step")
+NAMES = ("random_walk", "centroids", "crf", "make_cam", "irn_step", "training_sample")
 _MODULES = {"crf": "benchmarks.crf_pair"}
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from irn_pipeline.datasets.pixels import read_pixels
 from irn_pipeline.datasets.samples import ClassificationSamples, RelationSamples
 from irn_pipeline.datasets.transforms import normalise, resize_image, scaled_size, to_tensor
-from irn_pipeline.engine.training import EpochSampler
+from irn_pipeline.engine.batches import EpochSampler
 from irn_pipeline.nn.backbone import load_backbone_weights
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.nn.irn_losses import irn_losses

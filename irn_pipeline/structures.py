@@ -238,6 +238,8 @@ class Instances:
 
     def select(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Instances:
         """The instances that a boolean mask or an index array picks, in that order."""
+        if keep.dtype == np.bool_ and keep.all():
+            return self  # without a copy of the masks
         return Instances(self.scores[keep], self.masks[keep], self.class_ids[keep])
 
     def without_fragments(self) -> Instances:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,13 @@ import numpy.typing as npt
 
 from irn_pipeline.datasets.data_set import DataSet
 from irn_pipeline.datasets.images import read_ids
+from irn_pipeline.datasets.label_cache import labels_of
 from irn_pipeline.datasets.lists import some
 from irn_pipeline.datasets.picture_folder import TagTable, build_set, chosen_names, restrict
 from irn_pipeline.datasets.picture_scan import without_suffix
 from irn_pipeline.errors import ConfigError, DataError
-from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, Instances, IntArray
+from irn_pipeline.ops.cutouts import Cutouts, CutTruth
+from irn_pipeline.structures import BACKGROUND, IGNORE, GroundTruth, IntArray
 
 IdArray: TypeAlias = npt.NDArray[np.uint16]
 
@@ -32,8 +33,6 @@ _NOT_EVALUATED = ("caravan", "trailer")
 _IDS_A_LABEL = 1000
 _PICTURES, _MASKS = "leftImg8bit", "gtFine"
 _PICTURE_END, _MASK_END = "_leftImg8bit", "_gtFine_instanceIds.png"
-_READERS = 8
-"""Threads that decode masks; decoding leaves Python to them."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +56,48 @@ class CityscapesTruths:
         Raises:
             DataError: the file is unreadable, or a value is not an id of Cityscapes.
         """
+        found = self._read(image_id)
+        if found is None:
+            return None
+        truth, crowds = found
+        return GroundTruth(truth.label, truth.objects.instances(), truth.ignore, crowds.instances())
+
+    def cut_truth(self, image_id: str) -> CutTruth | None:
+        """The same as a training reads them, without whole masks."""
+        found = self._read(image_id)
+        return None if found is None else found[0]
+
+    def _read(self, image_id: str) -> tuple[CutTruth, Cutouts] | None:
+        """The truth, and the groups."""
         if image_id not in self.masks:
             return None
         ids = read_ids(self.masks[image_id])
         present = _present(ids, self.masks[image_id])
         used = present[[_label_of(value) in self.class_of for value in present.tolist()]]
-        instances = self._instances(ids, used[used >= _IDS_A_LABEL])
-        crowds = self._instances(ids, used[used < _IDS_A_LABEL])
+        single = used >= _IDS_A_LABEL
         label_of_id = np.full(2**16, BACKGROUND, np.uint8)
-        label_of_id[used] = [self.class_of[_label_of(value)] + 1 for value in used.tolist()]
-        label_of_id[used[used < _IDS_A_LABEL]] = IGNORE
+        label_of_id[used] = np.where(single, self._class_ids(used) + 1, IGNORE)
         label = label_of_id[ids]
-        return GroundTruth(label, instances, label == IGNORE, crowds)
-
-    def _instances(self, ids: IdArray, values: IntArray) -> Instances:
-        class_ids = np.array([self.class_of[_label_of(value)] for value in values.tolist()], np.int64)
-        return Instances(
-            np.ones(len(values), np.float32), ids[None] == values.astype(np.uint16)[:, None, None], class_ids
+        return (
+            CutTruth(label, self._cutouts(ids, used[single]), label == IGNORE),
+            self._cutouts(ids, used[~single]),
         )
+
+    def _class_ids(self, values: IntArray) -> IntArray:
+        return np.array([self.class_of[_label_of(value)] for value in values.tolist()], np.int64)
+
+    def _cutouts(self, ids: IdArray, values: IntArray) -> Cutouts:
+        if not len(values):
+            return Cutouts.of_index(np.zeros(ids.shape, np.uint8), values)
+        number_of_id = np.zeros(2**16, np.int32)
+        number_of_id[values] = np.arange(1, len(values) + 1)
+        return Cutouts.of_index(number_of_id[ids], self._class_ids(values))
 
 
 def load_cityscapes(root: Path, image_list: str | None = None, *, classes: Sequence[str] = ()) -> DataSet:
     """Find the pictures of a Cityscapes folder and the classes that their masks show.
 
-    All masks of the split are read for this: 0.1 s each on one core, shared among eight threads.
+    The first command reads all masks of the split for this, later ones only those that have changed.
 
     Args:
         root: the folder that holds leftImg8bit and gtFine.
@@ -131,8 +148,7 @@ def _load(root: Path, splits: Sequence[str], names: tuple[str, ...]) -> DataSet:
     warnings: list[str] = []
     if missing := sorted(pictures - masks.keys()):
         warnings.append(f"{root / _MASKS}: images left out because they have no mask: {some(missing)}")
-    with ThreadPoolExecutor(_READERS) as pool:
-        labels = dict(zip(masks, pool.map(_labels_in, masks.values()), strict=True))
+    labels = dict(zip(masks, labels_of(root, list(masks.values()), _labels_in), strict=True))
     label_ids = [_FIRST_LABEL + CITYSCAPES_CLASSES.index(name) for name in names]
     tags = {
         image_id: {place for place, label_id in enumerate(label_ids) if label_id in found}
@@ -149,6 +165,7 @@ def _load(root: Path, splits: Sequence[str], names: tuple[str, ...]) -> DataSet:
         data,
         category_ids=tuple(label_ids),
         load_truth=truths.ground_truth,
+        load_cut_truth=truths.cut_truth,
         load_list=_loader(root, names),
         listing=str(listing),
     )
@@ -183,9 +200,9 @@ def _splits(root: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _labels_in(path: Path) -> set[int]:
+def _labels_in(path: Path) -> list[int]:
     """Label ids of a mask."""
-    return {_label_of(value) for value in _present(read_ids(path), path).tolist()}
+    return sorted({_label_of(value) for value in _present(read_ids(path), path).tolist()})
 
 
 def _label_of(value: int) -> int:

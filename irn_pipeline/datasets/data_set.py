@@ -17,6 +17,7 @@ from irn_pipeline.engine.ranks import Ranks
 from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder
 from irn_pipeline.errors import DataError
+from irn_pipeline.ops.cutouts import CutTruth
 from irn_pipeline.structures import GroundTruth, ImageRecord, ImageSet, PixelScale
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class DataSet:
         category_ids: category id of every class, for COCO exports; 1..C unless the data set has its own.
         load_list: image list -> the same data set with the pictures that it names.
         load_truth: image id -> its true masks.
+        load_cut_truth: the same cut out, where there is a faster way than through whole masks.
         negatives: the pictures that show none of the classes. Trainings may use them, all other stages do not.
         warnings: one sentence for each kind of thing the user may want to know.
         skipped: ids of the pictures that are named and were left out.
@@ -58,6 +60,7 @@ class DataSet:
     category_ids: tuple[int, ...]
     load_list: Callable[[str], DataSet] = no_list
     load_truth: Callable[[str], GroundTruth | None] = no_truth
+    load_cut_truth: Callable[[str], CutTruth | None] | None = None
     negatives: tuple[ImageRecord, ...] = ()
     warnings: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -81,6 +84,13 @@ class DataSet:
     def ground_truth(self, image_id: str) -> GroundTruth | None:
         """True masks of a picture; None where there are none."""
         return self.load_truth(image_id)
+
+    def cut_truth(self, image_id: str) -> CutTruth | None:
+        """The same as a training reads them."""
+        if self.load_cut_truth is not None:
+            return self.load_cut_truth(image_id)
+        truth = self.load_truth(image_id)
+        return None if truth is None else CutTruth.of(truth)
 
     def coco_image_ids(self, paths: Sequence[Path]) -> Sequence[int | str]:
         """Image ids of pictures for COCO exports: those of the COCO file where it lists them, else numbers."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irn_pipeline.datasets.pixels import read_pixels
-from irn_pipeline.structures import ImageRecord, imagenet_scaling
+from irn_pipeline.structures import ImageRecord, IntArray, imagenet_scaling
 
 
 def to_tensor(image: npt.NDArray[Any]) -> Tensor:
@@ -66,6 +66,13 @@ def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(label[None], size, mode="nearest-exact")[0]
 
 
+def nearest_places(length: int, new_length: int) -> IntArray:
+    """Which of `length` rows or columns `resize_label` takes for each of `new_length`: (new_length,) ascending."""
+    # As torch itself finds them, rounding included.
+    places = torch.arange(length, dtype=torch.float32)[None, None, :, None]
+    return F.interpolate(places, (new_length, 1), mode="nearest-exact").flatten().long().numpy()
+
+
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """(H, W) times `scale`, rounded, at least 1."""
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
@@ -88,7 +95,7 @@ class Crop:
     """A window of a picture placed in a square of `side` pixels; the rest is padding.
 
     Attributes:
-        side: pixels of the square.
+        side: pixels of the square; 0 for the window as it is.
         source: (top, left) of the window in the picture.
         target: (top, left) of the window in the square.
         size: (height, width) of the window.
@@ -101,10 +108,19 @@ class Crop:
 
     def apply(self, array: Tensor, fill: float) -> Tensor:
         """Cut the window out of (..., H, W) and pad with `fill` to (..., side, side)."""
-        (sy, sx), (ty, tx), (h, w) = self.source, self.target, self.size
-        window = array[..., sy : sy + h, sx : sx + w]
-        pad = (tx, self.side - tx - w, ty, self.side - ty - h)
-        return F.pad(window, pad, value=fill)
+        return self.pad(self.cut(array), fill)
+
+    def cut(self, array: Tensor) -> Tensor:
+        """The window of (..., H, W), without padding."""
+        (sy, sx), (h, w) = self.source, self.size
+        return array[..., sy : sy + h, sx : sx + w]
+
+    def pad(self, window: Tensor, fill: float) -> Tensor:
+        """A window in its place in (..., side, side)."""
+        if not self.side:
+            return window
+        (ty, tx), (h, w) = self.target, self.size
+        return F.pad(window, (tx, self.side - tx - w, ty, self.side - ty - h), value=fill)
 
 
 def random_crop(size: tuple[int, int], side: int, rng: np.random.Generator) -> Crop:

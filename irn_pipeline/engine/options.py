@@ -85,10 +85,17 @@ def add_options(
         elif get_origin(hint) is tuple:
             kind = get_args(hint)[0]
             group.add_argument(*flags, type=kind, nargs="+", default=list(default), help=meaning)
+        elif _is_one_or_more(hint):
+            group.add_argument(*flags, type=get_args(hint)[0], nargs="+", default=default, help=meaning)
         elif get_origin(hint) is Literal:
             group.add_argument(*flags, choices=get_args(hint), default=default, help=meaning)
         else:
             group.add_argument(*flags, type=hint, default=default, help=meaning)
+
+
+def _is_one_or_more(hint: Any) -> bool:
+    """Whether a field takes a value or several, as in `int | tuple[int, ...] | None`."""
+    return any(get_origin(kind) is tuple for kind in get_args(hint))
 
 
 def field_meanings(options: type[Any]) -> dict[str, str]:
@@ -109,6 +116,12 @@ def parse(parser: OptionParser, arguments: Sequence[str], config: Mapping[str, A
     for flag, count in Counter(word.split("=")[0] for word in arguments).items():
         if flag in lists and count > 1:
             raise ConfigError(f"{flag} is given {count} times; write all values after one {flag}")
+    # One value of a field that takes several is no list in YAML; `from_namespace` takes it out again.
+    several = {action.dest for action in parser._actions if action.nargs == "+" and action.default is None}
+    config = {
+        key: [value] if key in several and isinstance(value, int | float | str) else value
+        for key, value in config.items()
+    }
     try:
         if config:
             checked = parser.parse_object(_nested(config), defaults=False)
@@ -133,7 +146,9 @@ def from_namespace(
         # A flag without a value has no type that the parser could check in a YAML file.
         if hints[entry.name] is bool and not isinstance(value, bool):
             raise ConfigError(f"{prefix}{entry.name} is {value!r}; it must be true or false")
-        found[entry.name] = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, list):
+            value = value[0] if _is_one_or_more(hints[entry.name]) and len(value) == 1 else tuple(value)
+        found[entry.name] = value
     try:
         return options(**found)
     except ValueError as error:

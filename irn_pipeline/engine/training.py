@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from irn_pipeline.engine.batches import Batches
 from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.progress import progress_bar
@@ -26,40 +27,12 @@ from irn_pipeline.files.regular import open_regular
 from irn_pipeline.files.torch_file import load_torch
 
 logger = logging.getLogger(__name__)
-SampleKey = tuple[int, int]
-"""(epoch, index): a data set makes its random choices from these two and the seed alone, so that neither the number
-of workers nor an interruption changes them."""
 LossFunction = Callable[[Any, float], dict[str, Tensor]]
 """(batch, fraction of the training that is done) -> named losses."""
 
 
 class TrainingDiverged(IrnError):
     """A loss stopped being a number."""
-
-
-class EpochSampler(Sampler[SampleKey]):
-    """Every index at most once an epoch, shuffled from (seed, epoch), in whole batches.
-
-    What is left over at the end of an epoch is dropped, as the original does; a set smaller than one batch is repeated
-    until it fills one. Of several processes, each gets its part of every batch: together they see the batches that
-    one would see. `batch_size` is that of all processes together.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, ranks: Ranks = ALONE) -> None:
-        self.count, self.batch_size, self.seed, self.ranks = count, batch_size, seed, ranks
-        self.wanted = max(count // batch_size, 1) * batch_size
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.wanted // self.ranks.count
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
-        order *= -(-self.wanted // self.count)
-        part = self.batch_size // self.ranks.count
-        mine = range(self.ranks.rank * part, self.wanted, self.batch_size)
-        return iter([(self.epoch, index) for start in mine for index in order[start : start + part]])
 
 
 class _Step(nn.Module):
@@ -123,31 +96,34 @@ def train(
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
         raise DataError(f"{name}: no images to train on")
-    if schedule.batch_size % ranks.count:
-        raise ConfigError(
-            f"{name}: a batch of {schedule.batch_size} images cannot be divided among {ranks.count} processes; "
-            f"give --batch-size {-(-schedule.batch_size // ranks.count) * ranks.count}, or another number of processes"
-        )
+    for size in (phase.batch_size for phase in schedule.phases):
+        if size % ranks.count:
+            raise ConfigError(
+                f"{name}: a batch of {size} images cannot be divided among {ranks.count} processes; give "
+                f"--batch-size {-(-size // ranks.count) * ranks.count}, or another number of processes"
+            )
     on_gpu = execution.torch_device().type == "cuda"
-    sampler = EpochSampler(count, schedule.batch_size, execution.seed, ranks)
+    batches = Batches(count, schedule, execution.seed, ranks)
     # One set of workers for all epochs: forking anew costs seconds of imports there, and of copied pages here. On a CPU
     # the network needs the cores itself, and one process ahead of it is enough. With a generator of its own, starting
     # them draws no number that a resumed training would lack.
     loader = DataLoader(
-        dataset, batch_size=schedule.batch_size // ranks.count, sampler=sampler, collate_fn=collate,
+        dataset, batch_sampler=batches, collate_fn=collate,
         num_workers=execution.worker_count if on_gpu else 1, pin_memory=on_gpu, persistent_workers=True,
         generator=torch.Generator(),
     )  # fmt: skip
-    steps = schedule.epochs * len(loader)
-    state = TrainingState(network, param_groups, schedule, steps)
+    steps = sum(batches.phase_steps)
+    state = TrainingState(network, param_groups, schedule, *batches.phase_steps)
     first = state.resume(folder)
-    step = first * len(loader)  # the bar does not count when it is not shown
+    step = batches.steps_before(first)  # the bar does not count when it is not shown
     module, optimizer = ranks.parallel(_Step(network, losses_of), state.optimizer)
     log = TrainingLog(folder, done=step, tensorboard=execution.tensorboard) if ranks.is_first else None
     with progress_bar(name, total=steps, done=step, unit="step", quiet=execution.quiet) as bar:
-        for epoch in range(first, schedule.epochs):
-            sampler.epoch = epoch
+        for epoch in range(first, schedule.all_epochs):
+            batches.epoch = epoch
             network.train()
+            if schedule.phases[schedule.phase_at(epoch)].fixed_norms:
+                _fix_norms(network)
             for batch in _batches(loader):
                 losses = module(batch, step / steps)
                 step += 1
@@ -183,7 +159,13 @@ def train(
     if state.averaged is not None:
         network.load_state_dict(state.averaged.module.state_dict())
     network.eval()
-    return count * (schedule.epochs - first)
+    return count * (schedule.all_epochs - first)
+
+
+def _fix_norms(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -199,18 +181,19 @@ class TrainingState:
     """All that a training needs to go on after an interruption."""
 
     def __init__(
-        self, network: nn.Module, param_groups: Sequence[dict[str, Any]], schedule: Schedule, steps: int
+        self, network: nn.Module, param_groups: Sequence[dict[str, Any]], schedule: Schedule, *steps: int
     ) -> None:
         self.network = network
         groups = [dict(group) for group in param_groups]  # torch writes into them
         self.optimizer: torch.optim.Optimizer
-        if schedule.optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
+        if schedule.optimizer in ("adam", "adamw"):
+            kind = torch.optim.Adam if schedule.optimizer == "adam" else torch.optim.AdamW
+            self.optimizer = kind(groups, weight_decay=schedule.weight_decay)
         else:
             self.optimizer = torch.optim.SGD(
                 groups, momentum=schedule.momentum, weight_decay=schedule.weight_decay
             )
-        self.decay = LambdaLR(self.optimizer, lambda step: schedule.rate(step, steps))
+        self.decay = LambdaLR(self.optimizer, lambda step: schedule.rate(step, *steps))
         self.averaged: AveragedModel | None = None
         if schedule.ema_decay > 0:
             average = get_ema_multi_avg_fn(schedule.ema_decay)

@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
+from irn_pipeline.ops.masks import encode_mask
 from irn_pipeline.structures import BoolArray, Instances, IntArray
 
 
@@ -215,7 +216,7 @@ def _corners(points: IntArray) -> IntArray:
 
 
 def _shape(mask: BoolArray, *, polygons: bool) -> dict[str, Any]:
-    encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+    encoded = encode_mask(mask)
     run_lengths = {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
     return {
         "segmentation": mask_polygons(mask) if polygons else run_lengths,

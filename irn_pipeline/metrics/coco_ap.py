@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.metrics.counted import counted_instances
 from irn_pipeline.metrics.instance import InstanceScores, mean_of_numbers
+from irn_pipeline.ops.masks import encode_mask
 from irn_pipeline.structures import GroundTruth, Instances
 
 VoidRule: TypeAlias = Literal["background", "left_out", "crowd"]
@@ -140,7 +141,7 @@ def _regions(truth: GroundTruth, predictions: Instances) -> Instances:
 def _annotations(
     instances: Instances, image_id: int, first_id: int, *, crowd: bool = False
 ) -> list[dict[str, Any]]:
-    encoded = [rle.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in instances.masks]
+    encoded = [encode_mask(mask) for mask in instances.masks]
     return [
         {
             # The evaluation reads the id 0 as "not matched", so ids start at 1.

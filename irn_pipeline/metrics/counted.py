@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from irn_pipeline.errors import DataError, ShapeError
+from irn_pipeline.ops.masks import mask_boxes
 from irn_pipeline.structures import BoolArray, GroundTruth, Instances
 
 
@@ -37,13 +38,21 @@ def counted_instances(
         raise DataError("a predicted score is not a number")
     if not keep_fragments:
         predictions = predictions.without_fragments()
-    if not ignore_void:
+    if not (ignore_void and truth.ignore.any()):
         return predictions, _without_empty(truth.instances)
-    trimmed, known = (
-        Instances(each.scores, each.masks & ~truth.ignore, each.class_ids)
-        for each in (predictions, truth.instances)
-    )
+    trimmed, known = (_cleared(each, truth.ignore) for each in (predictions, truth.instances))
     return trimmed.select(~_has_pixels(predictions) | _has_pixels(trimmed)), _without_empty(known)
+
+
+def _cleared(instances: Instances, void: BoolArray) -> Instances:
+    """The instances without void pixels; only what meets them is looked at, and copied."""
+    top, left, bottom, right = mask_boxes(void[None])[0].tolist()
+    window = np.s_[:, top:bottom, left:right]
+    if not (instances.masks[window] & void[window[1:]]).any():
+        return instances
+    masks = instances.masks.copy()
+    masks[window] &= ~void[window[1:]]
+    return Instances(instances.scores, masks, instances.class_ids)
 
 
 def _without_empty(instances: Instances) -> Instances:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from irn_pipeline.engine.optimisation import OptimizerName
+from irn_pipeline.engine.optimisation import OptimizerName, Phase
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.models.base import Model, Recipe
 from irn_pipeline.variants import bases_of, load_variants, unused_by
@@ -41,14 +41,14 @@ class CommonParams:
     frozen_stages: int = field(default=0, metadata={"fingerprint": "unless default"})
     """Number of backbone stages to freeze, 0 to 5; 3 freezes conv1, layer1 and layer2. Faster; useful with few
     labels."""
-    epochs: int | None = None
-    """Passes over the image list. Default: the model's recipe."""
+    epochs: int | tuple[int, ...] | None = None
+    """Passes over the image list; with --crops one number for each phase. Default: the model's recipe."""
     batch_size: int | None = None
     """Images per step. Default: the model's recipe."""
     lr: float | None = None
     """Learning rate. Default: the model's recipe."""
     optimizer: OptimizerName | None = None
-    """sgd or adamw. Default: the model's recipe."""
+    """sgd, adamw or adam. Default: the model's recipe."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 1e-4
@@ -69,6 +69,30 @@ class CommonParams:
 class SegmenterParams(*bases_of([model.params for model in MODELS.values()]), CommonParams):  # type: ignore[misc]
     """Parameters of the segmentation model and its training; none means the model's own recipe."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        epochs, crops = self.phase_epochs, self.phase_crops
+        if len(epochs) != len(crops):
+            told = f"--crops has {len(crops)} phases, --epochs {len(epochs)}"
+            raise ConfigError(
+                f"{told}; give one number for each phase, as in --crops 500 1024 --epochs 150 50"
+            )
+        if not all(value > 0 for value in (*crops, *epochs)):
+            raise ConfigError("crops and epochs of phases must be above 0")
+
+    @property
+    def phase_crops(self) -> tuple[int, ...]:
+        """Sides of the crops of each phase; none where the training has no phases."""
+        model = MODELS.get(self.model)
+        return () if model is None or model.phased is None else tuple(self.crops)
+
+    @property
+    def phase_epochs(self) -> tuple[int, ...]:
+        """Epochs of each phase; none where the training has no phases."""
+        if self.epochs is None or (isinstance(self.epochs, int) and not self.phase_crops):
+            return ()
+        return (self.epochs,) if isinstance(self.epochs, int) else tuple(self.epochs)
+
 
 @dataclass(frozen=True)
 class AskedParams(*bases_of([model.asked for model in MODELS.values()])):  # type: ignore[misc]
@@ -76,11 +100,35 @@ class AskedParams(*bases_of([model.asked for model in MODELS.values()])):  # typ
 
 
 def recipe_of(params: SegmenterParams) -> Recipe:
-    """The model's recipe, with whatever the parameters that it uses give in its place."""
-    recipe, unused = MODELS[params.model].recipe, unused_parameters(params)
+    """The model's recipe, with whatever the parameters that it uses give in its place; of phases, the first's."""
+    model, unused = MODELS[params.model], unused_parameters(params)
+    recipe = model.phased if params.phase_crops and model.phased is not None else model.recipe
     names = {f.name for f in fields(recipe)} & {f.name for f in fields(params)} - unused.keys()
     given = {name: getattr(params, name) for name in names}
+    if params.phase_crops:
+        given |= {"epochs": params.phase_epochs[0], "crop": params.phase_crops[0]}
     return replace(recipe, **{name: value for name, value in given.items() if value not in (None, ())})
+
+
+def later_phases(params: SegmenterParams, processes: int = 1) -> tuple[Phase, ...]:
+    """The phases of a training with `crops` behind the first, as the paper of SpatialEmbeddings has them.
+
+    A batch has about as many pixels as in the first phase: 16 crops of 500 are followed by 4 of 1024.
+
+    Args:
+        params: of the training.
+        processes: that share a batch.
+    """
+    first = recipe_of(params)
+    return tuple(
+        Phase(
+            epochs,
+            max(round(first.batch_size * (first.crop / crop) ** 2 / processes), 1) * processes,
+            lr_factor=0.1,
+            fixed_norms=True,
+        )
+        for epochs, crop in zip(params.phase_epochs[1:], params.phase_crops[1:], strict=True)
+    )
 
 
 def start_of(params: SegmenterParams) -> str | None:
@@ -111,8 +159,12 @@ def unused_parameters(params: SegmenterParams) -> Mapping[str, str]:
         found |= dict.fromkeys(names, f"has no effect with {params.model}, which has no backbone to choose")
     if params.labels == "truth":
         found.setdefault("ignore_band", "ground-truth masks are learned from up to their edges")
-    if (params.optimizer or model.recipe.optimizer) == "adamw":
-        found["momentum"] = "adamw has its own momentum; it is for sgd"
+    recipe = model.phased if params.phase_crops and model.phased is not None else model.recipe
+    if (optimizer := params.optimizer or recipe.optimizer) != "sgd":
+        found["momentum"] = f"{optimizer} has its own momentum; it is for sgd"
+    if params.phase_crops:
+        found["crop"] = "--crops names the sides of the crops"
+        found["warmup_steps"] = "phases, which --crops names, start at the full rate, as in the paper"
     if "start_from" not in found and params.start_from is not None:
         found["backbone_weights"] = "all weights come from --start-from"
     if "original_checkpoint" not in found and params.original_checkpoint is not None:

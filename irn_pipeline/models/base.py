@@ -20,10 +20,11 @@ class Recipe:
         epochs: passes over the list.
         batch_size: pictures a step.
         lr: learning rate.
-        optimizer: sgd or adamw.
+        optimizer: sgd, adamw or adam.
         milestones: fractions of the training at which the rate is divided by 10; without any it falls steadily.
         crop: side of the training crops, pixels; 0 for whole pictures.
         rescale: smallest and largest random scale.
+        object_centred: share of the crops that are centred on an object.
     """
 
     epochs: int
@@ -33,6 +34,7 @@ class Recipe:
     milestones: tuple[float, ...] = ()
     crop: int = 0
     rescale: tuple[float, ...] = (1.0, 1.0)
+    object_centred: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Model:
         asked: frozen dataclass of the parameters that `evaluate` and `predict` have for it.
         has_backbone: whether it is built on the network that --backbone names.
         own_backbones: values of --backbone that no other model knows.
+        phased: its training with --crops, where it has that: the first phase.
     """
 
     recipe: Recipe
@@ -60,6 +63,7 @@ class Model:
     asked: type[Any] = NoParams
     has_backbone: bool = True
     own_backbones: tuple[str, ...] = ()
+    phased: Recipe | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ class Params(CropParams):
     """spatial_embeddings: one bandwidth per object (circular) or one per axis (elliptical)."""
     to_center: bool = False
     """spatial_embeddings: pull the pixels of an object towards its centroid instead of its mean embedding."""
+    crops: tuple[int, ...] = field(default=(), metadata={"fingerprint": "unless default"})
+    """spatial_embeddings: train in phases, as in the paper: sides of the crops, such as 500 1024, and as many --epochs.
+    The first phase has crops around objects. Later ones start at a tenth of the learning rate, take about as many
+    pixels per step, and keep the batch norm statistics."""
     foreground_weight: float | None = field(default=None, metadata={"fingerprint": "unless default"})
     """spatial_embeddings: weight of objects in the seed loss. Default: 10 for one class, otherwise by class size."""
     original_checkpoint: str | None = field(default=None, metadata={"fingerprint": "unless default"})
@@ -65,4 +69,5 @@ MODEL = Model(
     params=Params,
     asked=Asked,
     own_backbones=("erfnet",),
+    phased=Recipe(epochs=200, batch_size=16, lr=5e-4, optimizer="adam", object_centred=1.0),
 )

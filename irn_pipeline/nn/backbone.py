@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -76,21 +76,25 @@ class Backbone(nn.Module, ABC):
 
 
 class ResNet(Backbone):
-    """A torchvision ResNet whose last stage keeps stride 16 (paper, section 6.1).
+    """A torchvision ResNet whose last stage keeps stride 16 (paper, section 6.1), or its last two stride 8.
 
-    Parameter names are torchvision's, so its state dicts load as they are (without `fc`).
+    Parameter names are torchvision's, so its state dicts load as they are (without `fc`). At stride 8, convolutions
+    are dilated as in DeepLab, so that they see as far as at the stride 32 of their weights.
 
     Args:
         name: one of `RESNETS`.
+        last_stride: 16 or 8.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, last_stride: int = 16) -> None:
         super().__init__()
         # torchvision takes longer to import than the rest of the program, and no help text needs it.
         from torchvision.models import get_model
 
         network = get_model(name, weights=None)
-        _keep_last_stride(network.layer4)
+        if last_stride == 8:
+            _dilate(network.layer3, 1, 2)
+        _dilate(network.layer4, *((2, 4) if last_stride == 8 else (1, 1)))
         self.name = name
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
@@ -145,13 +149,14 @@ def build_backbone(name: str, *, pyramid: bool = False, last_stride: int = 16) -
         name: one of `RESNETS` (torchvision's), or a network of timm, such as efficientnet_lite0; with a tag, such as
             resnet50.a1_in1k, it is timm's in any case, and the tag says which weights `imagenet` are.
         pyramid: whether all five maps are needed.
-        last_stride: of the last map; a detector that pools from several scales takes 32 (timm only).
+        last_stride: of the last map: 16; a detector that pools from several scales takes 32 (timm only), a model that
+            decides pixel by pixel can take 8.
 
     Raises:
         ConfigError: there is no such network, it lacks the maps that are needed, or timm is not installed.
     """
     if name in RESNETS:
-        return ResNet(name)
+        return ResNet(name, last_stride=last_stride)
     # timm is an extra, and slow to import.
     from irn_pipeline.nn.timm_backbone import TimmBackbone
 
@@ -160,6 +165,10 @@ def build_backbone(name: str, *, pyramid: bool = False, last_stride: int = 16) -
         raise ConfigError(
             f"--backbone {name}: has features at one scale only, and this stage needs five; use it for train_cam only, "
             "and for this stage a backbone such as resnet50, efficientnet_lite0 or mobilenetv3_large_100"
+        )
+    if last_stride == 8 and len(backbone.channels) < NUM_STAGES:
+        raise ConfigError(
+            f"--backbone {name}: has features at stride 16 only; --output-stride 8 needs another"
         )
     return backbone
 
@@ -275,11 +284,14 @@ def _read_safetensors(stream: BinaryIO) -> dict[str, Tensor]:
     return load(stream.read())
 
 
-def _keep_last_stride(layer: nn.Sequential) -> None:
-    block: Any = layer[0]
-    # Which of the two has the stride depends on the kind of block.
-    for conv in (block.conv1, block.conv2, block.downsample[0]):
-        conv.stride = (1, 1)
+def _dilate(layer: nn.Sequential, before: int, after: int) -> None:
+    """Take a stage's stride away; its 3x3 convolutions get these dilations, up to the one that had it and behind it."""
+    for conv in layer.modules():
+        if isinstance(conv, nn.Conv2d):
+            dilation = before if conv.stride != (1, 1) else after
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (dilation, dilation)
 
 
 def _fold(parent: nn.Module, conv: str, norm: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as rle
 from scipy import ndimage
 
 from irn_pipeline.errors import ShapeError
@@ -34,13 +37,62 @@ def mask_iou(masks_a: BoolArray, masks_b: BoolArray) -> FloatArray:
             f"masks to compare must be (A, H, W) and (B, H, W) of one image, "
             f"got {masks_a.shape} and {masks_b.shape}"
         )
-    pixels = masks_a.shape[1] * masks_a.shape[2]
-    # A sum of ones in float32 is exact up to 2**24 pixels, and float matrices are multiplied by BLAS.
-    flat_a = masks_a.reshape(len(masks_a), pixels).astype(np.float32)
-    flat_b = masks_b.reshape(len(masks_b), pixels).astype(np.float32)
-    intersection = flat_a @ flat_b.T
-    union = flat_a.sum(1)[:, None] + flat_b.sum(1)[None] - intersection
-    return np.divide(intersection, union, where=union > 0, out=np.zeros_like(union))
+    boxes_a, boxes_b = mask_boxes(masks_a), mask_boxes(masks_b)
+    areas_b = np.array(
+        [np.count_nonzero(mask[_inside(box)]) for mask, box in zip(masks_b, boxes_b, strict=True)]
+    )
+    iou = np.zeros((len(masks_a), len(masks_b)), np.float32)
+    for row, mask, box in zip(iou, masks_a, boxes_a, strict=True):
+        own = mask[_inside(box)]
+        area = np.count_nonzero(own)
+        met = (boxes_b[:, :2] < box[2:]) & (box[:2] < boxes_b[:, 2:])
+        for index in np.flatnonzero(met.all(1)):
+            common = np.count_nonzero(own & masks_b[index][_inside(box)])
+            row[index] = common / (area + areas_b[index] - common)
+    return iou
+
+
+def mask_boxes(masks: BoolArray) -> IntArray:
+    """The smallest box around each mask.
+
+    Args:
+        masks: (R, H, W).
+
+    Returns:
+        (R, 4) first row and column, end of rows and columns, in pixels; zeros for an empty mask.
+
+    Example:
+        >>> mask_boxes(np.array([[[False, True, True], [False, False, False]]])).tolist()
+        [[0, 1, 1, 3]]
+    """
+    boxes = np.zeros((len(masks), 4), np.int64)
+    for box, mask in zip(boxes, masks, strict=True):
+        rows = np.flatnonzero(mask.any(axis=1))
+        if len(rows):
+            columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+            box[:] = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+    return boxes
+
+
+def encode_mask(mask: BoolArray) -> dict[str, Any]:
+    """COCO's compressed run lengths of a (H, W) mask, as `pycocotools.mask.encode` writes them.
+
+    Only the columns that the mask covers are brought into COCO's order, which takes longest on large pictures.
+    """
+    height, width = mask.shape
+    columns = np.flatnonzero(mask.any(axis=0))
+    first, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+    pixels = np.concatenate([[False], mask[:, first:end].T.ravel(), [False]])
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + first * height
+    runs = np.diff(changes, prepend=0, append=height * width)
+    # Pixels that end with the picture leave no empty run behind them.
+    counts = runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
+    return dict(rle.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width))
+
+
+def _inside(box: IntArray) -> tuple[slice, slice]:
+    top, left, bottom, right = box.tolist()
+    return slice(top, bottom), slice(left, right)
 
 
 def label_from_index(index: npt.NDArray[np.integer], class_ids: IntArray) -> LabelArray:

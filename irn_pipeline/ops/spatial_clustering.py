@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from irn_pipeline.errors import IrnError, ShapeError
-from irn_pipeline.structures import FloatArray, Instances, IntArray
+from irn_pipeline.structures import BoolArray, FloatArray, Instances, IntArray
 
+UNIT_X, UNIT_Y = 2 / 2047, 1 / 1023
+"""Coordinate units per pixel, those of the authors' 1024 x 2048 grid."""
 _LN2 = math.log(2)
 
 
@@ -86,6 +88,61 @@ def cluster_instances(
         mask.reshape(-1)[cluster.pixels] = True
     scores = np.array([cluster.score for cluster, _ in found], np.float32)
     return Instances(scores, masks, np.array([class_id for _, class_id in found], np.int64))
+
+
+def instances_at(
+    embedding: FloatArray,
+    bandwidth: FloatArray,
+    seeds: FloatArray,
+    truth: Instances,
+    *,
+    to_center: bool,
+    foreground_threshold: float = 0.5,
+) -> Instances:
+    """The masks around the centres of true instances: what the clustering would find with perfect seeds.
+
+    A centre and its bandwidth are those that the loss takes: means over the true mask.
+
+    Args:
+        embedding: as for `cluster_instances`.
+        bandwidth: likewise.
+        seeds: likewise.
+        truth: true instances of the picture.
+        to_center: the centre is the mean coordinate of the mask, as the grid of `embedding` has it; else the mean
+            embedding.
+        foreground_threshold: as for `cluster_instances`.
+
+    Returns:
+        An instance for each true one with pixels, in their order; the score is the mean seed probability in its mask.
+
+    Raises:
+        ShapeError: the maps are not of one picture.
+    """
+    size = seeds.shape[1:]
+    if embedding.shape != (2, *size) or bandwidth.shape[1:] != size or truth.size != size:
+        raise ShapeError(
+            f"maps and true masks must be of one picture, got {embedding.shape} and {truth.size}"
+        )
+    points, sharpness = embedding.reshape(2, -1), bandwidth.reshape(len(bandwidth), -1)
+    kept = [position for position in range(len(truth)) if truth.masks[position].any()]
+    masks = np.zeros((len(kept), *size), np.bool_)
+    scores = np.zeros(len(kept), np.float32)
+    for place, position in enumerate(kept):
+        true = truth.masks[position].reshape(-1)
+        seed = seeds[truth.class_ids[position]].reshape(-1)
+        centre = _mean_place(truth.masks[position]) if to_center else points[:, true].mean(1)
+        own = _sharpness(sharpness[:, true].mean(1, keepdims=True))[:, 0]
+        near = own @ np.square(points - centre[:, None]) < _LN2
+        found = near & (seed > foreground_threshold)
+        masks[place] = found.reshape(size)
+        scores[place] = seed[found].mean() if found.any() else 0
+    return Instances(scores, masks, truth.class_ids[kept])
+
+
+def _mean_place(mask: BoolArray) -> FloatArray:
+    """(2,) mean coordinate of a mask, x then y, in the units of the embedding."""
+    rows, columns = mask.nonzero()
+    return np.array([columns.mean() * UNIT_X, rows.mean() * UNIT_Y], np.float32)
 
 
 def cluster_pixels(

@@ -2,6 +2,6 @@
 
 NAMES = (
     *("train_cam", "make_cam", "mine_relations", "train_irn", "synthesize_labels", "train_segmenter"),
-    *("evaluate", "report", "predict", "export_labels", "sweep", "status"),
+    *("evaluate", "report", "predict", "export_labels", "export_model", "sweep", "status"),
 )
 """Names of all stages: the sections that a YAML file may have."""

@@ -19,6 +19,7 @@ from irn_pipeline.errors import DataError
 from irn_pipeline.stages import (
     evaluate,
     export_labels,
+    export_model,
     make_cam,
     mine_relations,
     predict,
@@ -45,7 +46,13 @@ _CLOSING = (evaluate.STAGE, report.STAGE)
 PIPELINE = pipeline_of(
     *_NUMBERED,
     closing=_CLOSING,
-    tools=(predict.STAGE, export_labels.STAGE, sweep.STAGE, status.stage_of((*_NUMBERED, *_CLOSING))),
+    tools=(
+        predict.STAGE,
+        export_labels.STAGE,
+        export_model.STAGE,
+        sweep.STAGE,
+        status.stage_of((*_NUMBERED, *_CLOSING)),
+    ),
 )
 DEMO_ROOT = Path("data/demo")
 DATA_FLAGS = ("--voc", "--image-dir", "--image_dir", "--label", "--coco", "--config", "--help")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from irn_pipeline.artifacts import (
     Checkpoint,
     read_checkpoint,
 )
+from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.stage import Files, FitStage, Job
@@ -26,6 +27,7 @@ from irn_pipeline.evaluation import model_figures
 from irn_pipeline.models import (
     SegmenterParams,
     build_segmenter,
+    later_phases,
     original_of,
     recipe_of,
     start_of,
@@ -34,15 +36,16 @@ from irn_pipeline.models import (
     weights_of,
 )
 from irn_pipeline.older_runs import require_current
+from irn_pipeline.ops.cutouts import CutTruth
 from irn_pipeline.ops.targets import training_target
-from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
+from irn_pipeline.structures import ImageRecord, IntArray
 from irn_pipeline.trained_networks import segmenter_artifact
 from irn_pipeline.weight_files import backbone_files, starting_point
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from irn_pipeline.datasets.mask_samples import MaskSamples
+    from irn_pipeline.datasets.mask_samples import MaskSamples, PhasedSamples
     from irn_pipeline.nn.segmenters.base import Segmenter
 
 logger = logging.getLogger(__name__)
@@ -83,7 +86,7 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
     from irn_pipeline.engine.training import train
 
     params, recipe, execution = job.params, recipe_of(job.params), job.execution
-    device = execution.torch_device()
+    device, later = execution.torch_device(), later_phases(params, job.ranks.count)
     network.to(device)
 
     def losses_of(batch: Any, progress: float) -> dict[str, Tensor]:
@@ -101,7 +104,8 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
         schedule=Schedule(
             recipe.epochs, recipe.batch_size, params.momentum, params.weight_decay,
             milestones=recipe.milestones,
-            warmup_steps=params.warmup_steps,
+            warmup_steps=0 if later else params.warmup_steps,
+            later=later,
             max_gradient_norm=params.max_gradient_norm,
             optimizer=recipe.optimizer,
             ema_decay=params.ema_decay,
@@ -116,18 +120,35 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
     )  # fmt: skip
 
 
-def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples:
+def samples(job: Job[SegmenterParams, DataSet]) -> MaskSamples | PhasedSamples:
     """Pictures and targets as the model learns from them."""
-    from irn_pipeline.datasets.mask_samples import MaskSamples
+    from irn_pipeline.datasets.mask_samples import MaskSamples, PhasedSamples
 
-    recipe = recipe_of(job.params)
-    return MaskSamples(
-        _labelled(job),
+    recipe, records = recipe_of(job.params), _labelled(job)
+    first = MaskSamples(
+        records,
         read_target=partial(_target, job),
         scales=(recipe.rescale[0], recipe.rescale[-1]),
         crop=recipe.crop,
+        object_centred=recipe.object_centred,
         seed=job.execution.seed,
     )
+    _tell_large_crops(records, max((recipe.crop, *job.params.phase_crops)), recipe.rescale[-1])
+    if not job.params.phase_crops:
+        return first
+    later = (first.with_crop(crop, object_centred=0.5) for crop in job.params.phase_crops[1:])
+    return PhasedSamples((first, *later), job.params.phase_epochs)
+
+
+def _tell_large_crops(records: Sequence[ImageRecord], crop: int, scale: float) -> None:
+    """Say that crops are larger than every picture, also one that is enlarged by the largest scale."""
+    longest = max(max(read_image_size(record.path, record.orientation)) for record in records)
+    if longest * scale < crop:
+        logger.warning(
+            "crops of %d pixels are larger than every image (the longest side is %d): the rest of a crop is padding, "
+            "which is not learned from; smaller crops train faster",
+            *(crop, longest),
+        )
 
 
 def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segmenter:
@@ -156,17 +177,18 @@ def _start(job: Job[SegmenterParams, DataSet], params: SegmenterParams) -> Segme
     return network
 
 
-def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> GroundTruth:
+def _target(job: Job[SegmenterParams, DataSet], image_id: str) -> CutTruth:
     if job.params.labels == "truth":
-        truth = job.data.ground_truth(image_id)
+        truth = job.data.cut_truth(image_id)
         if truth is None:  # cannot be: see _labelled
             raise DataError(f"{image_id}: has no ground-truth masks")
         return truth
-    return training_target(
+    target = training_target(
         job.run.read(INSTANCE_LABEL, image_id),
         job.run.read(SEMANTIC_LABEL, image_id),
         band=job.params.ignore_band,
     )
+    return CutTruth.of(target)
 
 
 def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
@@ -175,14 +197,14 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     seen: set[int] = set()
     missing = empty = 0
     for record in job.data.readable(job).records:
-        instances = _instances(job, record.image_id)
-        if instances is None:
+        class_ids = _class_ids(job, record.image_id)
+        if class_ids is None:
             missing += 1
-        elif not len(instances):
+        elif not len(class_ids):
             empty += 1
         else:
             kept.append(record)
-            seen.update(instances.class_ids.tolist())
+            seen.update(class_ids.tolist())
     if missing or empty:
         kind = "ground-truth masks" if job.params.labels == "truth" else "labels"
         logger.warning("left out: %d images without %s, %d without an object in them", missing, kind, empty)
@@ -205,14 +227,14 @@ def _labelled(job: Job[SegmenterParams, DataSet]) -> tuple[ImageRecord, ...]:
     return tuple(kept)
 
 
-def _instances(job: Job[SegmenterParams, DataSet], image_id: str) -> Instances | None:
-    """The instances to learn from, without fragments; None where the picture has no labels."""
+def _class_ids(job: Job[SegmenterParams, DataSet], image_id: str) -> IntArray | None:
+    """Classes of the instances to learn from, without fragments; None where the picture has no labels."""
     if job.params.labels == "truth":
-        truth = job.data.ground_truth(image_id)
-        return None if truth is None else truth.instances
+        truth = job.data.cut_truth(image_id)
+        return None if truth is None else truth.objects.class_ids
     if not job.run.has(INSTANCE_LABEL, image_id):
         return None
-    return job.run.read(INSTANCE_LABEL, image_id).without_fragments()
+    return job.run.read(INSTANCE_LABEL, image_id).without_fragments().class_ids
 
 
 def _validate(
@@ -220,7 +242,8 @@ def _validate(
 ) -> Mapping[str, float]:
     from irn_pipeline.nn.segmenters.base import Segmenter
 
-    params, last = job.params, recipe_of(job.params).epochs
+    params = job.params
+    last = recipe_of(params).epochs + sum(phase.epochs for phase in later_phases(params))
     if params.validate_list is None or (epochs_done % params.validate_every and epochs_done != last):
         return {}
     if not isinstance(network, Segmenter):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from irn_pipeline.datasets import cityscapes
 from irn_pipeline.datasets.cityscapes import load_cityscapes
+from irn_pipeline.datasets.images import read_ids
 from irn_pipeline.datasets.source import Source, load_source
 from irn_pipeline.errors import ConfigError, DataError
 from irn_pipeline.stages.catalogue import main, stage_main
@@ -38,6 +40,12 @@ def write(root: Path, split: str, city: str, frame: int, things: tuple[tuple[int
     ):
         (root / half / split / city).mkdir(parents=True, exist_ok=True)
         Image.fromarray(values).save(root / half / split / city / f"{name}_{ending}.png")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "irn_pipeline"
 
 
 @pytest.fixture
@@ -168,6 +176,53 @@ def test_a_colour_picture_in_the_place_of_a_mask_and_a_cut_one_are_refused(root)
 def test_a_class_without_instances_is_one_line(root):
     with pytest.raises(DataError, match="none of its 3 masks shows train; choose other --classes"):
         load_cityscapes(root, classes=["train"])
+
+
+def test_masks_are_read_once_and_again_where_they_change(root, cache, monkeypatch):
+    read: list[str] = []
+
+    def counted(path: Path) -> object:
+        read.append(path.name)
+        return read_ids(path)
+
+    monkeypatch.setattr(cityscapes, "read_ids", counted)
+    first = load_cityscapes(root)
+    assert len(read) == 3
+    assert load_cityscapes(root).images == first.images
+    assert (
+        load_cityscapes(root, classes=["car"]).negatives[0].image_id == EMPTY_ID
+    )  # other classes, same masks
+    assert len(read) == 3
+    write(root, "train", "aachen", 1, GROUP)
+    assert EMPTY_ID in [record.image_id for record in load_cityscapes(root).items]
+    assert read[3:] == [mask_of(root, EMPTY_ID).name]
+    (file,) = cache.iterdir()
+    for damaged in ("{", "[]", '{"a": "b"}'):
+        file.write_text(damaged)
+        assert len(load_cityscapes(root).items) == 3
+    assert len(read) == 4 + 3 * 3
+
+
+def test_a_cache_that_cannot_be_written_is_passed_over(root, cache):
+    cache.parent.write_text("a file in the place of the folder")
+    assert len(load_cityscapes(root).items) == 2
+
+
+def test_without_a_home_nothing_is_remembered(root, monkeypatch):
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert len(load_cityscapes(root).items) == 2
+
+
+def test_a_link_to_a_mask_that_is_gone_is_told_by_its_name(root):
+    path = mask_of(root, STREET_ID)
+    path.unlink()
+    path.symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=path.name):
+        load_cityscapes(root)
 
 
 def test_other_flags_of_data_sets_do_not_go_with_it(root):

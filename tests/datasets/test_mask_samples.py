@@ -5,15 +5,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from benchmarks.training_sample import plain_sample
 from irn_pipeline.datasets.mask_samples import MaskSamples, SegmentationTarget, collate_lists
 from irn_pipeline.errors import DataError
+from irn_pipeline.ops.cutouts import CutTruth
 from irn_pipeline.structures import GroundTruth, ImageRecord, Instances
 
 SIZE = (60, 80)
 
 
-def truth(_image_id: str, size: tuple[int, int] = SIZE) -> GroundTruth:
+def whole_truth(size: tuple[int, int] = SIZE) -> GroundTruth:
     """Two rectangles, coloured in the picture like their index; one single pixel of a third."""
     masks = np.zeros((3, *size), bool)
     masks[0, 10:30, 5:25] = masks[1, 35:55, 50:75] = masks[2, 2, 2] = True
@@ -24,10 +28,14 @@ def truth(_image_id: str, size: tuple[int, int] = SIZE) -> GroundTruth:
     return GroundTruth(label.astype(np.uint8), Instances(scores, masks, np.arange(3)), ignore)
 
 
+def truth(_image_id: str, size: tuple[int, int] = SIZE) -> CutTruth:
+    return CutTruth.of(whole_truth(size))
+
+
 @pytest.fixture
 def record(tmp_path: Path) -> ImageRecord:
     image = np.zeros((*SIZE, 3), np.uint8)
-    for index, mask in enumerate(truth("").instances.masks[:2]):
+    for index, mask in enumerate(whole_truth().instances.masks[:2]):
         image[mask] = 80 * (index + 1)
     cv2.imwrite(str(tmp_path / "a.png"), image)
     return ImageRecord("a", tmp_path / "a.png", (0, 1, 2))
@@ -95,8 +103,9 @@ def test_choices_depend_on_seed_epoch_and_index_only(record):
 
 
 def test_no_instance_at_all(record):
-    def nothing(_image_id: str) -> GroundTruth:
-        return GroundTruth(np.zeros(SIZE, np.uint8), Instances.empty(SIZE), np.zeros(SIZE, bool))
+    def nothing(_image_id: str) -> CutTruth:
+        whole = GroundTruth(np.zeros(SIZE, np.uint8), Instances.empty(SIZE), np.zeros(SIZE, bool))
+        return CutTruth.of(whole)
 
     _, target = samples(record, read_target=nothing, crop=48)[0, 0]
     assert target.masks.shape == (0, 48, 48)
@@ -112,3 +121,39 @@ def test_a_batch_keeps_sizes_apart(record):
     images, targets = collate_lists([made[0, 0], made[1, 0]])
     assert images[0].shape != images[1].shape
     assert [t.image_id for t in targets] == ["a", "a"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.tuples(st.integers(8, 40), st.integers(8, 40)),
+    low=st.floats(0.3, 1.7),
+    high=st.floats(0.3, 1.7),
+    crop=st.sampled_from([0, 8, 24, 64]),
+    centred=st.sampled_from([0.0, 0.5, 1.0]),
+    epoch=st.integers(0, 1000),
+)
+def test_samples_are_those_of_whole_masks_scaled_mirrored_and_then_cropped(
+    size, low, high, crop, centred, epoch
+):
+    rng = np.random.default_rng(epoch)
+    image = torch.from_numpy(rng.integers(0, 256, (3, *size), np.uint8))
+    masks = rng.random((5, *size)) < rng.random((5, 1, 1)) ** 2  # they overlap, and some are empty
+    masks[0] = False
+    whole = GroundTruth(
+        rng.choice(np.array([0, 1, 255], np.uint8), size),
+        Instances(rng.random(5, np.float32), masks, np.arange(5)),
+        rng.random(size) < 0.1,
+    )
+    scales = (min(low, high), max(low, high))
+    made = MaskSamples(
+        (), read_target=lambda _: CutTruth.of(whole), scales=scales, crop=crop, object_centred=centred, seed=0
+    )
+    pixels, target = made._sample(ImageRecord("a", Path("a"), ()), image, np.random.default_rng(epoch))
+    expected = plain_sample(image, whole, scales, crop, np.random.default_rng(epoch), centred)
+    for ours, theirs in zip(
+        (pixels, target.masks, target.weights, target.ignore, target.label), expected, strict=True
+    ):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    kept = [int(np.flatnonzero(whole.instances.scores == weight)[0]) for weight in target.weights]
+    assert target.class_ids.tolist() == kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from irn_pipeline.engine.optimisation import Schedule
+from irn_pipeline.engine.optimisation import Phase, Schedule
 from irn_pipeline.engine.training import TrainingState
 
 
@@ -48,3 +48,18 @@ def test_the_decay_equals_torchs_polynomial():
     for _ in range(9):
         ours.optimizer.step(), torchs.optimizer.step(), ours.step(), peer.step()
         assert ours.decay.get_last_lr() == pytest.approx(peer.get_last_lr())
+
+
+def test_the_rate_falls_anew_in_each_phase() -> None:
+    made = schedule(power=1.0, later=(Phase(2, 4, lr_factor=0.1), Phase(1, 1, lr_factor=0.01)))
+    factors = [made.rate(step, 4, 2, 1) for step in range(8)]
+    assert factors == pytest.approx([1, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0])
+    assert [made.phase_at(epoch) for epoch in range(5)] == [0, 1, 1, 2, 2]
+    assert made.all_epochs == 4
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+def test_optimizers_are_those_of_torch(name: str, kind: str) -> None:
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1}]
+    made = TrainingState(torch.nn.Module(), groups, schedule(optimizer=name), 4)
+    assert type(made.optimizer).__name__ == kind

@@ -177,3 +177,43 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         read_yaml(tmp_path / "binary.yaml")
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert read_yaml(tmp_path / "empty.yaml") == {}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """One number or several."""
+
+    epochs: int | tuple[int, ...] | None = None
+    """Passes."""
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "value"),
+    [
+        ([], {}, None),
+        (["--epochs", "3"], {"epochs": 3}, 3),
+        (["--epochs", "3", "4"], {"epochs": [3, 4]}, (3, 4)),
+        (["--epochs", "3"], {"epochs": [3]}, 3),
+        ([], {"epochs": None}, None),
+    ],
+)
+def test_a_field_can_take_one_value_or_several(
+    flags: list[str], config: dict[str, Any], value: object
+) -> None:
+    for words, content in ((flags, {}), ([], config)):
+        parser = new_parser("test", "A test.")
+        add_options(parser, Lengths)
+        found = parse(parser, words, content)
+        assert from_namespace(Lengths, found).epochs == (value if words or content else None)
+
+
+def test_a_wrong_value_in_the_place_of_one_or_several_is_told() -> None:
+    for words, content in (
+        (["--epochs", "many"], {}),
+        ([], {"epochs": "many"}),
+        ([], {"epochs": [1, "many"]}),
+    ):
+        parser = new_parser("test", "A test.")
+        add_options(parser, Lengths)
+        with pytest.raises(ConfigError, match="epochs"):
+            parse(parser, words, content)

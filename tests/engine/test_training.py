@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from irn_pipeline.engine.batches import EpochSampler
 from irn_pipeline.engine.execution import Execution
-from irn_pipeline.engine.optimisation import Schedule
+from irn_pipeline.engine.optimisation import Phase, Schedule
 from irn_pipeline.engine.ranks import Ranks
-from irn_pipeline.engine.training import EpochSampler, TrainingDiverged, train
+from irn_pipeline.engine.training import TrainingDiverged, train
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 
 QUIET = Execution(device="cpu", quiet=True, seed=3)
@@ -298,3 +299,52 @@ def test_both_optimizers_learn_a_line(tmp_path, optimizer, lr):
     assert len(lines) == 100
     assert lines[-1] < 0.01 * lines[0]
     assert torch.allclose(network.weight, torch.full((1, 2), 2.0), atol=0.1)
+
+
+class Watched(nn.Module):
+    """A batch norm and a record of what each step was like: size of the batch, epochs in it, norms in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.line = nn.BatchNorm1d(2), nn.Linear(2, 1)
+        self.seen: list[tuple[int, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((len(x), self.norm.training))
+        result: Tensor = self.line(self.norm(x))
+        return result
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 6])
+def test_phases_have_batches_and_norms_of_their_own_and_go_on_after_an_interruption(
+    tmp_path: Path, stop_at: int
+) -> None:
+    def run(folder: Path, stop: int) -> tuple[Watched, int]:
+        torch.manual_seed(0)
+        network = Watched()
+
+        def losses(batch: Any, progress: float) -> dict[str, Tensor]:
+            x, y = batch
+            if stop and len(network.seen) == stop:
+                raise KeyboardInterrupt
+            return {"fit": (network(x) - y).square().mean()}
+
+        count = train(
+            network=network, param_groups=[{"params": list(network.parameters()), "lr": 0.05}],
+            dataset=Points(8), losses_of=losses, execution=QUIET, folder=folder, name="test",
+            schedule=Schedule(1, 4, 0.9, 1e-4, later=(Phase(2, 2, lr_factor=0.1, fixed_norms=True),)),
+        )  # fmt: skip
+        return network, count
+
+    undisturbed, count = run(tmp_path / "a", 0)
+    assert undisturbed.seen == [(4, True)] * 2 + [(2, False)] * 8
+    assert count == 24
+    lines = [json.loads(line) for line in (tmp_path / "a" / "losses.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0] * 2 + [1] * 4 + [2] * 4
+    if stop_at:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "b", stop_at)
+        again, _ = run(tmp_path / "b", 0)
+        assert again.seen == undisturbed.seen[stop_at:]
+        for ours, theirs in zip(again.state_dict().values(), undisturbed.state_dict().values(), strict=True):
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)

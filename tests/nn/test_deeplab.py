@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import get_model
 
 from irn_pipeline.errors import ConfigError, DataError, ShapeError
 from irn_pipeline.nn.backbone import build_backbone
@@ -51,6 +52,43 @@ def scene(seed):
     image[:, y : y + 24, x : x + 32] = torch.eye(3)[class_id][:, None, None]
     label[y : y + 24, x : x + 32] = class_id + 1
     return image.clamp(0, 1), LabelTarget(label)
+
+
+# --- the stride ---
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_dilated_features_are_those_of_the_plain_network_at_its_own_places(name):
+    torch.manual_seed(0)
+    plain = get_model(name, weights=None).eval()
+    dilated = build_backbone(name, last_stride=8).eval()
+    dilated.load_state_dict({key: v for key, v in plain.state_dict().items() if not key.startswith("fc.")})
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        features = plain.maxpool(plain.relu(plain.bn1(plain.conv1(image))))
+        for layer in (plain.layer1, plain.layer2, plain.layer3, plain.layer4):
+            features = layer(features)
+        found = dilated(image)[-1]
+    assert found.shape[-2:] == (8, 12)
+    assert (found[..., ::4, ::4] - features).abs().max() < 1e-5 * features.max()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0"])
+def test_the_output_stride_is_that_of_the_logits_and_leaves_maps_to_begin_anew_with_at_16(backbone):
+    for stride, cells in ((16, (3, 5)), (8, (5, 9))):
+        model = DeepLabV3(num_classes=NUM_CLASSES, backbone=backbone, output_stride=stride).eval()
+        image = torch.rand(3, 40, 72)
+        with torch.no_grad():
+            assert model._logits(image[None]).shape == (1, NUM_CLASSES + 1, *cells)
+            assert model(image[None]).shape[-2:] == (40, 72)
+        assert model.paired_activation_maps(image).shape == (NUM_CLASSES, 3, 5)
+
+
+def test_there_is_no_other_stride():
+    with pytest.raises(ConfigError, match="output_stride must be 16 or 8, got 4"):
+        make_model(output_stride=4)
+    with pytest.raises(ConfigError, match="--output-stride 8 needs another"):
+        DeepLabV3(num_classes=1, backbone="vit_tiny_patch16_224", output_stride=8)
 
 
 # --- the loss ---

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from irn_pipeline.artifacts import Checkpoint
+from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import CheckpointError
 from irn_pipeline.nn.original_names import load_original_spatial, to_original_spatial
 from irn_pipeline.nn.segmenters.spatial_embeddings import SpatialEmbeddings
 from irn_pipeline.stages.catalogue import stage_main
+from irn_pipeline.trained_networks import segmenter_artifact
 from tests.datasets.test_cityscapes import STREET, write
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -84,6 +87,17 @@ def test_a_loaded_network_gives_the_same_fields(trained, path):
     assert not torch.equal(ours.offset, torch.zeros_like(ours.offset))
 
 
+def test_other_models_are_not_exported(tmp_path, capsys):
+    params = {"model": "spatial_embeddings", "backbone": "resnet18"}
+    run, artifact = RunFolder(tmp_path), segmenter_artifact("spatial_embeddings")
+    state = SpatialEmbeddings(num_classes=1, backbone="resnet18").state_dict()
+    run.write(artifact, Checkpoint("spatial_embeddings", "resnet18", ("car",), state))
+    run.write_record(StageRecord(artifact.stage, "0", params, {}, True, {}, 0.0, {}))
+    assert stage_main("export_model", ["--run-dir", str(tmp_path)]) == 1
+    assert "is a spatial_embeddings on resnet18; the authors' code has" in capsys.readouterr().err
+    assert not (tmp_path / "export_model" / "spatial_embeddings.pth").exists()
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -113,7 +127,8 @@ def test_files_that_are_no_such_checkpoint_are_refused(trained, tmp_path):
         load_original_spatial(trained, file)
 
 
-def test_the_flag_puts_the_checkpoint_in_the_place_of_a_training(path, tmp_path, capsys):
+def test_the_flag_puts_the_checkpoint_in_the_place_of_a_training(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write(tmp_path / "streets", "train", "aachen", 0, STREET)
     run = tmp_path / "run"
     flags = ["--cityscapes-root", str(tmp_path / "streets"), "--run-dir", str(run), "--device", "cpu"]
@@ -121,7 +136,18 @@ def test_the_flag_puts_the_checkpoint_in_the_place_of_a_training(path, tmp_path,
     assert stage_main("train_segmenter", words) == 1
     assert capsys.readouterr().err.endswith("its bandwidth is circular; add --bandwidth circular\n")
     assert stage_main("train_segmenter", [*words, "--bandwidth", "circular"]) == 0
-    assert (run / "train_segmenter" / "spatial_embeddings" / "network.pt").is_file()
+    network = run / "train_segmenter" / "spatial_embeddings" / "network.pt"
+    assert network.is_file()
+    assert stage_main("export_model", ["--run-dir", str(run)]) == 0
+    theirs, ours = (
+        torch.load(file, weights_only=True)["model_state_dict"]
+        for file in (path, run / "export_model" / "spatial_embeddings.pth")
+    )
+    # All but the head that their code never uses, and which is zero in ours.
+    assert theirs.keys() == ours.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == [
+        "module.encoder.output_conv.weight"
+    ]
     pictures = str(tmp_path / "streets" / "leftImg8bit")
     asked = ["--model", "spatial_embeddings", "--images", pictures, "--seed-threshold", "0.9"]
     assert stage_main("predict", ["--run-dir", str(run), "--device", "cpu", *asked]) == 0

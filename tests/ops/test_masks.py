@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as rle
 
 from irn_pipeline.errors import ShapeError
-from irn_pipeline.ops.masks import instances_from_index, label_from_index, mask_iou
+from irn_pipeline.ops.masks import encode_mask, instances_from_index, label_from_index, mask_boxes, mask_iou
 
 
 def test_iou_of_squares():
@@ -34,7 +35,26 @@ def test_iou_refuses_other_sizes(shape):
 @given(arrays(bool, (3, 4, 5)), arrays(bool, (2, 4, 5)))
 def test_iou_equals_counting(masks_a, masks_b):
     counted = [[(a & b).sum() / max((a | b).sum(), 1) for b in masks_b] for a in masks_a]
-    np.testing.assert_allclose(mask_iou(masks_a, masks_b), counted, rtol=1e-6)
+    np.testing.assert_array_equal(mask_iou(masks_a, masks_b), np.array(counted, np.float32))
+
+
+@settings(deadline=None)
+@given(arrays(bool, (2, 4, 5)))
+def test_boxes_are_the_smallest_that_hold_the_masks(masks):
+    for mask, (top, left, bottom, right) in zip(masks, mask_boxes(masks).tolist(), strict=True):
+        rows, columns = np.nonzero(mask)
+        expected = (
+            (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) if len(rows) else (0, 0, 0, 0)
+        )
+        assert (top, left, bottom, right) == expected
+
+
+@settings(deadline=None)
+@given(arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 5))))
+@example(np.zeros((2, 3), bool))
+@example(np.ones((2, 3), bool))
+def test_run_lengths_are_those_of_coco(mask):
+    assert encode_mask(mask) == rle.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
 def test_label_from_index():

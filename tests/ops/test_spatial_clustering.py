@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from irn_pipeline.errors import IrnError, ShapeError
 from irn_pipeline.ops.masks import mask_iou
-from irn_pipeline.ops.spatial_clustering import cluster_instances, cluster_pixels
+from irn_pipeline.ops.spatial_clustering import (
+    UNIT_X,
+    UNIT_Y,
+    cluster_instances,
+    cluster_pixels,
+    instances_at,
+)
+from irn_pipeline.structures import Instances
 
 UNIT = 1 / 1023
 
@@ -175,3 +182,38 @@ def test_bad_maps_are_refused():
         cluster_instances(*good, min_pixels=0)
     with pytest.raises(IrnError, match="NaN"):
         cluster_pixels(good[0] * np.nan, *good[1:], min_pixels=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("to_center", [True, False])
+def test_centres_sampled_at_true_objects_need_no_seeds(discs, channels, to_center):
+    embedding, bandwidth, seed = oracle(discs, q=0.6, channels=channels)
+    embedding *= np.array([UNIT_X, UNIT_Y], np.float32)[:, None, None] / np.float32(UNIT)
+    seeds = np.stack([np.zeros_like(seed), seed])
+    truth = Instances(np.ones(3, np.float32), discs, np.array([1, 1, 0]))
+    found = instances_at(embedding, bandwidth, seeds, truth, to_center=to_center)
+    assert len(cluster_instances(embedding, bandwidth, seeds, min_pixels=0, seed_threshold=0.9)) == 0
+    assert np.array_equal(found.masks[:2], discs[:2])
+    assert not found.masks[2].any()  # the seed map of its class is empty
+    assert found.class_ids.tolist() == [1, 1, 0]
+    assert found.scores.tolist() == pytest.approx([0.6, 0.6, 0])
+
+
+def test_sampled_centres_differ_where_pixels_agree_on_another_point_than_the_centroid(discs):
+    embedding, bandwidth, seed = oracle(discs[:1])
+    embedding[:, discs[0]] += 0.1  # 102 pixels away
+    truth = Instances(np.ones(1, np.float32), discs[:1], np.zeros(1, np.int64))
+    at_agreed, at_centroid = (
+        instances_at(embedding, bandwidth, seed[None], truth, to_center=to_center)
+        for to_center in (False, True)
+    )
+    assert np.array_equal(at_agreed.masks, discs[:1])
+    assert not at_centroid.masks.any()
+
+
+def test_true_masks_without_pixels_have_no_centre_and_others_sizes_are_refused(discs):
+    embedding, bandwidth, seed = oracle(discs)
+    nothing = Instances(np.ones(1, np.float32), np.zeros((1, *seed.shape), bool), np.zeros(1, np.int64))
+    assert len(instances_at(embedding, bandwidth, seed[None], nothing, to_center=False)) == 0
+    with pytest.raises(ShapeError, match="of one picture"):
+        instances_at(embedding, bandwidth, seed[None], Instances.empty((2, 2)), to_center=False)

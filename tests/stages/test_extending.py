@@ -273,7 +273,9 @@ def test_every_file_of_a_run_is_in_the_tree(whole_run: TinyRun) -> None:
         if path.is_file()
     ]
     assert [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
-    written = [p for p in patterns if not p.startswith(("export_labels", "predict", "sweep/"))]
+    written = [
+        p for p in patterns if not p.startswith(("export_labels", "export_model", "predict", "sweep/"))
+    ]
     optional = (
         *("train_cam/resume.pt", "train_segmenter/*/validation.jsonl", "synthesize_labels/scores/*.npz"),
         *(pattern for pattern in patterns if pattern.endswith("inputs.json")),

@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LIGHT = (
     *("train_cam", "make_cam", "mine_relations", "train_irn", "synthesize_labels", "train_segmenter"),
-    *("evaluate", "report", "predict", "export_labels", "sweep", "status", "plan", "__main__"),
+    *(
+        "evaluate",
+        "report",
+        "predict",
+        "export_labels",
+        "export_model",
+        "sweep",
+        "status",
+        "plan",
+        "__main__",
+    ),
 )
 COMMAND = """
 import runpy, sys

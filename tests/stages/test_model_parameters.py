@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import json
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from irn_pipeline.artifacts import INSTANCE_LABEL, SEMANTIC_LABEL, Checkpoint
+from irn_pipeline.artifacts import (
+    INSTANCE_LABEL,
+    SEMANTIC_LABEL,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from irn_pipeline.datasets.source import DataSet, Source, load_source
 from irn_pipeline.datasets.synthetic import DEMO_CLASSES, generate_demo
 from irn_pipeline.engine.execution import Execution
+from irn_pipeline.engine.optimisation import Phase
 from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
 from irn_pipeline.errors import ConfigError
@@ -22,6 +30,7 @@ from irn_pipeline.models import (
     AskedParams,
     SegmenterParams,
     build_segmenter,
+    later_phases,
     recipe_of,
     require_asked,
     unused_parameters,
@@ -38,6 +47,7 @@ TINY: dict[str, Any] = {
 OTHERWISE: dict[str, Any] = {
     "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
     "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0,
+    "output_stride": 8, "balance_classes": False,
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
 ANSWERS: dict[str, Any] = {"min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3}
@@ -46,7 +56,7 @@ OF_ALL = {
     "model", "labels", "backbone", "backbone_weights", "frozen_stages", "epochs", "batch_size", "lr", "optimizer",
     "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
 }  # fmt: skip
-OWNED = {*OTHERWISE, *ANSWERS, "start_from", "original_checkpoint"}
+OWNED = {*OTHERWISE, *ANSWERS, "start_from", "original_checkpoint", "crops"}
 
 
 def own(model: str) -> set[str]:
@@ -113,6 +123,8 @@ def test_what_a_model_uses_changes_its_losses_and_nothing_else_does(bench: Bench
     network = str(bench.run.path(segmenter_artifact("mask_rcnn")))
     if bench.losses(model=model, start_from=network) != as_it_is:
         effective.add("start_from")
+    if bench.losses(model=model, crops=(48,), epochs=1) != bench.losses(model=model, epochs=1):
+        effective.add("crops")
     assert effective == learned(model)
 
 
@@ -129,9 +141,10 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in sorted(OWNED):
-        value = {**OTHERWISE, **ANSWERS}.get(name, "network.pt")
+        value = {**OTHERWISE, **ANSWERS, "crops": (48,)}.get(name, "network.pt")
         flag = f"--{name.replace('_', '-')}"
         words = [flag, *map(str, value if isinstance(value, tuple) else [value])]
+        words += ["--epochs", "1"] if name == "crops" else []
         line = refused(["--model", model, *(words[:1] if value is True else words)], capsys)
         if name in own(model):
             assert "nowhere" in line
@@ -158,6 +171,24 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
             ["--model", "spatial_embeddings", "--original-checkpoint", "x", "--epochs", "3"],
             "--epochs: --original-checkpoint replaces the training",
         ),
+        (
+            ["--model", "spatial_embeddings", "--crops", "500", "--epochs", "3", "--crop", "9"],
+            "--crop: --crops names",
+        ),
+        (
+            ["--model", "spatial_embeddings", "--crops", "5", "--epochs", "3", "--warmup-steps", "9"],
+            "--warmup-steps: phases, which --crops names, start at the full rate",
+        ),
+        (
+            ["--epochs", "3", "4"],
+            "--crops has 0 phases, --epochs 2; give one number for each phase, as in --crops",
+        ),
+        (
+            ["--model", "spatial_embeddings", "--crops", "5", "6", "--epochs", "4"],
+            "--crops has 2 phases, --epochs 1",
+        ),
+        (["--model", "spatial_embeddings", "--crops", "5", "6"], "--crops has 2 phases, --epochs 0"),
+        (["--model", "spatial_embeddings", "--crops", "0", "--epochs", "4"], "must be above 0"),
         (["--validate_every", "2"], "--validate-every: nothing is measured without --validate-list"),
         (["--momentum", "0.5"], "nowhere"),
         (["--model", "spatial_embeddings", "--optimizer", "sgd", "--momentum", "0.5"], "nowhere"),
@@ -191,7 +222,70 @@ def test_a_configuration_for_several_models_is_told_and_taken(
 
 def test_unused_parameters_are_those_of_the_table() -> None:
     names = set(unused_parameters(SegmenterParams(model="deeplabv3")))
-    assert names == OWNED - {"crop", "rescale", "ignore_band"} | {"validate_every"}
+    own = {"crop", "rescale", "ignore_band", "output_stride", "balance_classes"}
+    assert names == OWNED - own | {"validate_every"}
+
+
+def test_phases_follow_the_paper_of_spatial_embeddings() -> None:
+    params = SegmenterParams(model="spatial_embeddings", crops=(500, 1024), epochs=(150, 50))
+    recipe, later = recipe_of(params), later_phases(params)
+    assert (recipe.epochs, recipe.crop, recipe.batch_size, recipe.lr) == (150, 500, 16, 5e-4)
+    assert (recipe.optimizer, recipe.rescale, recipe.object_centred) == ("adam", (1.0, 1.0), 1.0)
+    assert later == (Phase(50, 4, lr_factor=0.1, fixed_norms=True),)
+    assert later_phases(params, processes=3)[0].batch_size == 3
+    assert later_phases(replace(params, batch_size=2))[0].batch_size == 1
+    as_recorded = SegmenterParams(**json.loads(json.dumps(asdict(params))))
+    assert later_phases(as_recorded) == later
+    elsewhere = SegmenterParams(
+        model="deeplabv3", crops=(500, 1024), epochs=3
+    )  # as a configuration for several says
+    assert (recipe_of(elsewhere).epochs, recipe_of(elsewhere).crop, later_phases(elsewhere)) == (3, 321, ())
+
+
+def test_crops_larger_than_every_picture_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    samples(bench.job(model="deeplabv3", crop=80))
+    assert "larger than every image" not in caplog.text
+    samples(bench.job(model="spatial_embeddings", crops=(32, 500), epochs=(1, 1)))
+    (line,) = (line for line in caplog.messages if "larger than every image" in line)
+    assert "crops of 500 pixels are larger than every image (the longest side is 80)" in line
+
+
+def test_a_refused_start_leaves_nothing_that_blocks_the_next(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate_demo(tmp_path / "voc", num_images=2, num_heldout=0, min_size=(64, 64), max_size=(64, 64))
+    flags = ["--voc-root", str(tmp_path / "voc"), "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    words = ["--labels", "truth", "--model", "semiconv_mask_rcnn", "--epochs", "1", "--backbone", "resnet18"]
+    words += ["--short-side", "64", "--long-side", "64", "--channels", "16", "--boxes-per-image", "16"]
+    trained = bench.run.path(segmenter_artifact("mask_rcnn"))
+    found = read_checkpoint(trained)
+    write_checkpoint(tmp_path / "other.pt", replace(found, class_names=("a", "b")))
+    for wrong in (tmp_path / "other.pt", tmp_path / "missing.pt"):
+        assert stage_main("train_segmenter", [*flags, *words, "--start-from", str(wrong)]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and wrong.name in error
+    assert stage_main("train_segmenter", [*flags, *words, "--start-from", str(trained)]) == 0
+    assert (tmp_path / "run" / "train_segmenter" / "semiconv_mask_rcnn-on-truth" / "network.pt").is_file()
+
+
+def test_the_samples_of_a_phase_have_its_crops(bench: Bench) -> None:
+    made = samples(bench.job(model="spatial_embeddings", crops=(32, 48, 64), epochs=(2, 1, 1)))
+    sides = [made[epoch, 0][0].shape[-1] for epoch in range(4)]
+    assert sides == [32, 32, 48, 64]
+    assert len(made) == 2
+
+
+def test_a_training_in_phases_is_one_command_and_its_model_is_read_again(tmp_path: Path) -> None:
+    generate_demo(tmp_path / "voc", num_images=2, num_heldout=0, min_size=(64, 80), max_size=(64, 80))
+    flags = ["--voc-root", str(tmp_path / "voc"), "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    words = ["--labels", "truth", "--model", "spatial_embeddings", "--backbone", "erfnet"]
+    words += ["--backbone-weights", "none", "--crops", "32", "64", "--epochs", "2", "1", "--batch-size", "2"]
+    assert stage_main("train_segmenter", [*flags, *words]) == 0
+    folder = tmp_path / "run" / "train_segmenter" / "spatial_embeddings-on-truth"
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 2]  # two pictures at once, then one after the other
+    network, _ = load_segmenter(RunFolder(tmp_path / "run"), "spatial_embeddings-on-truth", EXECUTION)
+    assert network.num_classes == len(DEMO_CLASSES)
 
 
 # --- how a trained model is asked ---

@@ -23,8 +23,8 @@ from irn_pipeline.nn.segmenters.spatial_loss import (
     pixel_grid,
     spatial_losses,
 )
-from irn_pipeline.ops.spatial_clustering import cluster_instances
-from irn_pipeline.structures import Instances
+from irn_pipeline.ops.spatial_clustering import cluster_instances, instances_at
+from irn_pipeline.structures import FloatArray, Instances
 
 Bandwidth = Literal["circular", "elliptical"]
 
@@ -145,25 +145,44 @@ class SpatialEmbeddings(Segmenter):
                 "seed_loss": torch.stack([t.seed for t in terms]).mean(),
             }
 
-    @torch.no_grad()
     def predict(self, image: Tensor) -> Instances:
         """Clusters of one (C, H, W) picture; the score is the seed's probability times the mask's mean one.
 
         Raises:
             ShapeError: the picture is not (C, H, W).
         """
-        if image.ndim != 3:
-            raise ShapeError(f"an image must be (C, H, W), got {tuple(image.shape)}")
-        fields = self(image[None])
-        embedding = pixel_grid((image.shape[-2], image.shape[-1]), image.device) + fields.offset[0].tanh()
         return cluster_instances(
-            embedding.cpu().numpy(),
-            fields.bandwidth[0].cpu().numpy(),
-            fields.seed[0].sigmoid().cpu().numpy(),
+            *self._maps(image),
             min_pixels=self.min_pixels,
             seed_threshold=self.seed_threshold,
             foreground_threshold=self.foreground_threshold,
             max_instances=_MAX_INSTANCES,
+        )
+
+    def predict_at(self, image: Tensor, truth: Instances) -> Instances:
+        """Masks around the centres of true instances (see `instances_at`): the paper's bound for perfect seeds.
+
+        Raises:
+            ShapeError: the picture is not (3, H, W), or the true masks are of another size.
+        """
+        return instances_at(
+            *self._maps(image),
+            truth,
+            to_center=self.to_center,
+            foreground_threshold=self.foreground_threshold,
+        )
+
+    @torch.no_grad()
+    def _maps(self, image: Tensor) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Embedding, raw bandwidth and seed probabilities of one picture."""
+        if image.ndim != 3:
+            raise ShapeError(f"an image must be (C, H, W), got {tuple(image.shape)}")
+        fields = self(image[None])
+        embedding = pixel_grid((image.shape[-2], image.shape[-1]), image.device) + fields.offset[0].tanh()
+        return (
+            embedding.cpu().numpy(),
+            fields.bandwidth[0].cpu().numpy(),
+            fields.seed[0].sigmoid().cpu().numpy(),
         )
 
     def foreground_weights(self) -> Tensor:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from irn_pipeline.errors import ShapeError
 from irn_pipeline.nn.segmenters.base import Target, check_target
+from irn_pipeline.ops.spatial_clustering import UNIT_X, UNIT_Y
 
-UNIT_X, UNIT_Y = 2 / 2047, 1 / 1023
-"""Coordinate units per pixel, those of the authors' 1024 x 2048 grid."""
 BANDWIDTH_SCALE = 10.0
 """A raw bandwidth b stands for 1 / (2 sigma^2) = exp(10 b)."""
 
