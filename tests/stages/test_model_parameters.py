@@ -37,10 +37,16 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 OTHERWISE: dict[str, Any] = {
     "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
-    "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0,
+    "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0, "features": "dilated",
+    "cell_size": 4, "feature_scales": (0.5, 1.0), "embedding_dims": 8, "coordinates": False, "similarities": (0.3, 0.6),
+    "points_per_instance": 3, "background": "none", "background_points": 7, "background_size": "mean",
+    "class_points": 5,
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
-ANSWERS: dict[str, Any] = {"min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3}
+ANSWERS: dict[str, Any] = {
+    "min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3, "max_seeds": 9, "diversity": 0.5,
+    "min_seediness": 0.2, "max_iou": 0.7, "connected": True,
+}  # fmt: skip
 """Parameters of the answers of a trained model, which change no loss."""
 OF_ALL = {
     "model", "labels", "backbone", "backbone_weights", "frozen_stages", "epochs", "batch_size", "lr", "optimizer",
@@ -77,7 +83,8 @@ class Bench:
                 parameter += 0.01 * torch.randn_like(parameter)
         images, targets = zip(*(samples(work)[0, index] for index in range(2)), strict=True)
         torch.manual_seed(0)
-        return {name: value.item() for name, value in network.losses(images, targets).items()}
+        # Half way, where every loss counts.
+        return {name: value.item() for name, value in network.losses(images, targets, 0.5).items()}
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +232,17 @@ def test_objects_of_spatial_embeddings_are_as_recorded_unless_asked_otherwise(tm
         ConfigError, match="--min-pixels: has no effect with mask_rcnn; it is for spatial_embedd"
     ):
         require_asked(("mask_rcnn",), asked)
+
+
+def test_objects_of_metric_embeddings_are_as_recorded_unless_asked_otherwise(tmp_path: Path) -> None:
+    run = trained(tmp_path, "metric_embeddings", max_seeds=20, diversity=0.5, connected=True)
+    names = ("max_seeds", "diversity", "min_seediness", "max_iou", "connected")
+    asked = AskedParams(max_seeds=30, diversity=0.0, max_iou=0.7, connected=False)
+    for question, answer in ((None, (20, 0.5, 0.05, 0.5, True)), (asked, (30, 0.0, 0.05, 0.7, False))):
+        network, _ = load_segmenter(run, "metric_embeddings", EXECUTION, question)
+        assert tuple(getattr(network, name) for name in names) == answer
+    with pytest.raises(ConfigError, match="max_seeds must be 1 to 100, got 500"):
+        AskedParams(max_seeds=500)
 
 
 def test_the_crf_and_the_scales_of_deeplab_can_be_switched_on(deeplab: RunFolder) -> None:
