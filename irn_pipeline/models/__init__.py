@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from irn_pipeline.engine.optimisation import OptimizerName
+from irn_pipeline.engine.optimisation import MILESTONES, OptimizerName, ScheduleName
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.models.base import Model, Recipe
 from irn_pipeline.variants import bases_of, load_variants, unused_by
@@ -49,6 +49,9 @@ class CommonParams:
     """Learning rate. Default: the model's recipe."""
     optimizer: OptimizerName | None = None
     """sgd or adamw. Default: the model's recipe."""
+    schedule: ScheduleName | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """How the learning rate falls: poly (steadily), steps (by 10 at milestones) or constant. Default: the model's
+    recipe."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 1e-4
@@ -63,6 +66,17 @@ class CommonParams:
     """Images with ground-truth masks on which AP is measured during training; same format as --image-list."""
     validate_every: int = 1
     """Epochs between two validations."""
+    patience: float = field(default=0.0, metadata={"fingerprint": "unless default"})
+    """Stop when AP on --validate-list (mIoU if there are no object masks) has not improved for this fraction of the
+    steps, such as 0.2, and keep the best weights. 0: never stop early."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.patience <= 1:
+            raise ConfigError(f"patience is {self.patience}; it must be a fraction of the steps, 0 to 1")
+        if self.patience and self.validate_list is None:
+            raise ConfigError(
+                "--patience needs --validate-list, images with true masks on which AP is measured"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,9 @@ def recipe_of(params: SegmenterParams) -> Recipe:
     recipe, unused = MODELS[params.model].recipe, unused_parameters(params)
     names = {f.name for f in fields(recipe)} & {f.name for f in fields(params)} - unused.keys()
     given = {name: getattr(params, name) for name in names}
+    if params.schedule is not None:
+        given["milestones"] = (recipe.milestones or MILESTONES) if params.schedule == "steps" else None
+        recipe = replace(recipe, milestones=(), power=0.0 if params.schedule == "constant" else recipe.power)
     return replace(recipe, **{name: value for name, value in given.items() if value not in (None, ())})
 
 

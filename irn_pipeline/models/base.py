@@ -22,6 +22,7 @@ class Recipe:
         lr: learning rate.
         optimizer: sgd or adamw.
         milestones: fractions of the training at which the rate is divided by 10; without any it falls steadily.
+        power: how it falls then (see `Schedule`).
         crop: side of the training crops, pixels; 0 for whole pictures.
         rescale: smallest and largest random scale.
     """
@@ -31,6 +32,7 @@ class Recipe:
     lr: float
     optimizer: OptimizerName
     milestones: tuple[float, ...] = ()
+    power: float = 0.9
     crop: int = 0
     rescale: tuple[float, ...] = (1.0, 1.0)
 

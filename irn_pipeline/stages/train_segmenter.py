@@ -101,10 +101,12 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
         schedule=Schedule(
             recipe.epochs, recipe.batch_size, params.momentum, params.weight_decay,
             milestones=recipe.milestones,
+            power=recipe.power,
             warmup_steps=params.warmup_steps,
             max_gradient_norm=params.max_gradient_norm,
             optimizer=recipe.optimizer,
             ema_decay=params.ema_decay,
+            patience=params.patience,
         ),
         execution=execution,
         ranks=job.ranks,
@@ -113,6 +115,7 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
         collate=collate_lists,
         picture_names=lambda batch: [target.image_id for target in batch[1]],
         after_epoch=partial(_validate, job) if params.validate_list else None,
+        judged_by=("ap", "miou"),
     )  # fmt: skip
 
 
@@ -225,7 +228,8 @@ def _validate(
     if not isinstance(network, Segmenter):
         raise TypeError(f"{type(network).__name__} is no segmenter")
     figures = model_figures(network, job.data.with_list(params.validate_list), job.execution)
-    found = {key: figures[key] for key in ("miou", "ap50", "ap75") if figures.get(key) is not None}
+    figures["ap"] = figures.get("coco", {}).get("ap")
+    found = {key: figures[key] for key in ("miou", "ap", "ap50", "ap75") if figures.get(key) is not None}
     logger.info("after epoch %d: %s", epochs_done, ", ".join(f"{k} {100 * v:.1f}" for k, v in found.items()))
     return found
 

@@ -51,6 +51,7 @@ ANSWERS: dict[str, Any] = {
 OF_ALL = {
     "model", "labels", "backbone", "backbone_weights", "frozen_stages", "epochs", "batch_size", "lr", "optimizer",
     "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
+    "schedule", "patience",
 }  # fmt: skip
 OWNED = {*OTHERWISE, *ANSWERS, "start_from", "original_checkpoint"}
 
@@ -166,6 +167,8 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
             "--epochs: --original-checkpoint replaces the training",
         ),
         (["--validate_every", "2"], "--validate-every: nothing is measured without --validate-list"),
+        (["--patience", "0.2"], "--patience needs --validate-list"),
+        (["--patience", "-1", "--validate-list", "val"], "patience is -1.0; it must be a fraction"),
         (["--momentum", "0.5"], "nowhere"),
         (["--model", "spatial_embeddings", "--optimizer", "sgd", "--momentum", "0.5"], "nowhere"),
     ],
@@ -194,6 +197,18 @@ def test_a_configuration_for_several_models_is_told_and_taken(
         recipe_of(SegmenterParams(model="mask_rcnn", crop=64, rescale=(0.5, 1.5)))
         == MODELS["mask_rcnn"].recipe
     )
+
+
+def test_every_model_can_have_every_schedule() -> None:
+    for name, model in MODELS.items():
+        recipe = recipe_of(SegmenterParams(model=name))
+        assert (recipe.milestones, recipe.power) == (model.recipe.milestones, 0.9)
+        steady = recipe_of(SegmenterParams(model=name, schedule="poly"))
+        assert (steady.milestones, steady.power) == ((), 0.9)
+        constant = recipe_of(SegmenterParams(model=name, schedule="constant"))
+        assert (constant.milestones, constant.power) == ((), 0.0)
+        steps = recipe_of(SegmenterParams(model=name, schedule="steps"))
+        assert steps.milestones == (model.recipe.milestones or (2 / 3, 8 / 9))
 
 
 def test_unused_parameters_are_those_of_the_table() -> None:
