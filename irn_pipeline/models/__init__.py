@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ModelName = Literal["mask_rcnn", "semiconv_mask_rcnn", "spatial_embeddings", "metric_embeddings", "deeplabv3"]
 """All models; each is declared by the module of its name in this package."""
 MODELS = load_variants("irn_pipeline.models", Model, get_args(ModelName))
+_FIRST_RATE = 4.0
+"""Learning rate of the plain Mask R-CNN beside that of its semi-convolutional form: 0.01 and 0.0025 as published."""
 ON_TRUTH = "-on-truth"
 """Ending of the folder of a model that was trained on true masks."""
 
@@ -104,6 +106,14 @@ def start_of(params: SegmenterParams) -> str | None:
     """The trained network that all weights come from, if one is named and the model can start from one."""
     name: str | None = None if "start_from" in unused_parameters(params) else params.start_from
     return name
+
+
+def first_of(params: SegmenterParams) -> SegmenterParams | None:
+    """The training of the plain Mask R-CNN that comes before this one, if there is one."""
+    if "first_epochs" in unused_parameters(params) or not params.first_epochs:
+        return None
+    values = {"model": "mask_rcnn", "epochs": params.first_epochs, "first_epochs": 0, "kernel": "laplacian"}
+    return replace(params, lr=_FIRST_RATE * recipe_of(params).lr, **values)
 
 
 def original_of(params: SegmenterParams) -> str | None:

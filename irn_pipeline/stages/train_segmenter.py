@@ -20,12 +20,13 @@ from irn_pipeline.artifacts import (
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.stage import Files, FitStage, Job
-from irn_pipeline.engine.store import Artifact
+from irn_pipeline.engine.store import RESUME_NAME, Artifact
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.evaluation import model_figures
 from irn_pipeline.models import (
     SegmenterParams,
     build_segmenter,
+    first_of,
     original_of,
     recipe_of,
     start_of,
@@ -58,8 +59,18 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
         if start_of(params) is None:
             name, weights = starting_point(job)
             params = replace(params, backbone=name, backbone_weights=weights)
-        network = _start(job, params)
-        seen = _train(job, network)
+        seen, first = 0, first_of(params)
+        folder = job.run.stage_dir(segmenter_artifact(variant_of(params)).stage)
+        if first is None:
+            network = _start(job, params)
+        else:
+            # It is left as it is after an interruption: its training ends at once, with the same weights.
+            plain = _start(job, first)
+            seen = _train(replace(job, params=first), plain, folder / "first")
+            network = build_segmenter(params, job.data.images.num_classes)
+            network.load_trained(plain.state_dict())
+        seen += _train(job, network, folder)
+        (folder / "first" / RESUME_NAME).unlink(missing_ok=True)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
     names, category_ids = job.data.images.class_names, job.data.category_ids
     job.write(
@@ -77,7 +88,7 @@ def _original(params: SegmenterParams, num_classes: int, path: Path) -> Segmente
     return network
 
 
-def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
+def _train(job: Job[SegmenterParams, DataSet], network: Segmenter, folder: Path) -> int:
     """Returns how many pictures were seen."""
     from irn_pipeline.datasets.mask_samples import collate_lists
     from irn_pipeline.engine.training import train
@@ -110,7 +121,7 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
         ),
         execution=execution,
         ranks=job.ranks,
-        folder=job.run.stage_dir(segmenter_artifact(variant_of(params)).stage),
+        folder=folder,
         name=f"{STAGE.name} {variant_of(params)}",
         collate=collate_lists,
         picture_names=lambda batch: [target.image_id for target in batch[1]],

@@ -25,9 +25,10 @@ from irn_pipeline.models import (
     recipe_of,
     require_asked,
     unused_parameters,
+    variant_of,
 )
 from irn_pipeline.stages.catalogue import stage_main
-from irn_pipeline.stages.train_segmenter import _start, samples
+from irn_pipeline.stages.train_segmenter import _start, fit, samples
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 
 EXECUTION = Execution(device="cpu", precision="float32", workers=1, quiet=True)
@@ -40,7 +41,7 @@ OTHERWISE: dict[str, Any] = {
     "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0, "features": "dilated",
     "cell_size": 4, "feature_scales": (0.5, 1.0), "embedding_dims": 8, "coordinates": False, "similarities": (0.3, 0.6),
     "points_per_instance": 3, "background": "none", "background_points": 7, "background_size": "mean",
-    "class_points": 5,
+    "class_points": 5, "kernel": "gaussian",
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
 ANSWERS: dict[str, Any] = {
@@ -53,7 +54,7 @@ OF_ALL = {
     "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
     "schedule", "patience",
 }  # fmt: skip
-OWNED = {*OTHERWISE, *ANSWERS, "start_from", "original_checkpoint"}
+OWNED = {*OTHERWISE, *ANSWERS, "start_from", "first_epochs", "original_checkpoint"}
 
 
 def own(model: str) -> set[str]:
@@ -61,7 +62,7 @@ def own(model: str) -> set[str]:
 
 
 def learned(model: str) -> set[str]:
-    return own(model) - {*ANSWERS, "original_checkpoint"}
+    return own(model) - {*ANSWERS, "original_checkpoint", "first_epochs"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,36 @@ def test_what_a_model_uses_changes_its_losses_and_nothing_else_does(bench: Bench
     assert effective == learned(model)
 
 
+def test_a_plain_mask_rcnn_can_be_trained_first(bench: Bench, tmp_path: Path) -> None:
+    """As one command, and after an interruption, it gives what two commands give."""
+
+    def train(folder: str, **values: Any) -> dict[str, torch.Tensor]:
+        work = bench.job(labels="truth", epochs=1, batch_size=2, warmup_steps=0, **values)
+        work = replace(work, run=RunFolder(tmp_path / folder))
+        torch.manual_seed(0)
+        fit(work)
+        return work.run.read(segmenter_artifact(variant_of(work.params))).state
+
+    plain = train("two", model="mask_rcnn", lr=0.01)
+    start = str(tmp_path / "two" / "train_segmenter" / "mask_rcnn-on-truth" / "network.pt")
+    train("two", model="semiconv_mask_rcnn", lr=0.0025, start_from=start)
+    both = train("one", model="semiconv_mask_rcnn", lr=0.0025, first_epochs=1)
+    folder = tmp_path / "one" / "train_segmenter" / "semiconv_mask_rcnn-on-truth"
+    assert (folder / "first" / "losses.jsonl").read_text().count("\n") == 1
+    assert "loss_kernel" in (folder / "losses.jsonl").read_text()
+    assert list(folder.rglob("resume.pt")) == [folder / "resume.pt"]
+    name = "model.backbone.body.layer4.1.conv2.weight"
+    rate = (both[name] - plain[name]).abs().max() / plain[name].abs().max()
+    assert 0 < rate < 0.1  # a step away from the first training's weights, not a network of its own
+    again = train("one", model="semiconv_mask_rcnn", lr=0.0025, first_epochs=1)
+    torch.testing.assert_close(again[name], both[name])
+
+
+def test_first_epochs_need_no_trained_network() -> None:
+    with pytest.raises(ConfigError, match=r"first_epochs is 2; it must be .* 0 with --start-from"):
+        SegmenterParams(model="semiconv_mask_rcnn", start_from="network.pt", first_epochs=2)
+
+
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of a command that ends before it looks for any file."""
     assert stage_main("train_segmenter", [*words, "--voc-root", "nowhere", "--run-dir", "nowhere"]) == 1
@@ -137,7 +168,7 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in sorted(OWNED):
-        value = {**OTHERWISE, **ANSWERS}.get(name, "network.pt")
+        value = {**OTHERWISE, **ANSWERS, "first_epochs": 2}.get(name, "network.pt")
         flag = f"--{name.replace('_', '-')}"
         words = [flag, *map(str, value if isinstance(value, tuple) else [value])]
         line = refused(["--model", model, *(words[:1] if value is True else words)], capsys)
