@@ -33,12 +33,12 @@ class Params(CropParams):
     """metric_embeddings: similarity thresholds that can bound a mask; the network learns to choose one of them."""
     points_per_instance: int = field(default=10, metadata=_LATER)
     """metric_embeddings: pixels of each object sampled for the embedding loss."""
-    background: Literal["none", "repel", "attract"] = field(default="attract", metadata=_LATER)
+    background: Literal["none", "repel", "attract"] = field(default="repel", metadata=_LATER)
     """metric_embeddings: what background pixels do in the embedding loss. none: nothing, as published. repel: keep away
     from every object. attract: repel, and stay close to one another."""
-    background_points: int = field(default=10, metadata=_LATER)
+    background_points: int = field(default=40, metadata=_LATER)
     """metric_embeddings: background pixels sampled for the embedding loss."""
-    background_size: Literal["own", "mean"] = field(default="own", metadata=_LATER)
+    background_size: Literal["own", "mean"] = field(default="mean", metadata=_LATER)
     """metric_embeddings: weight background pixels by the size of the background, or like those of a mean object."""
     class_points: int = field(default=64, metadata=_LATER)
     """metric_embeddings: pixels per image on which the class head learns; about 10 in the paper."""

@@ -40,7 +40,7 @@ OTHERWISE: dict[str, Any] = {
     "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
     "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0, "features": "dilated",
     "cell_size": 4, "feature_scales": (0.5, 1.0), "embedding_dims": 8, "coordinates": False, "similarities": (0.3, 0.6),
-    "points_per_instance": 3, "background": "none", "background_points": 7, "background_size": "mean",
+    "points_per_instance": 3, "background": "none", "background_points": 7, "background_size": "own",
     "class_points": 5, "kernel": "gaussian",
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
