@@ -111,15 +111,17 @@ def train(options: argparse.Namespace, root: Path, model: str, labels: str, seed
         config = str(ROOT / "configs" / "demo.yaml")
         made = run_stages("1-5", **{**source, "seed": 0}, run_dir=options.out / "labels", config=config)
         shutil.copytree(made / "synthesize_labels", run_dir / "synthesize_labels")
-    first = (
-        {"first_epochs": options.epochs} if model == "semiconv_mask_rcnn" and not options.from_scratch else {}
-    )
+    recipe = dict(RECIPES[model])
+    if model == "semiconv_mask_rcnn":
+        recipe |= (
+            {"lr": RECIPES["mask_rcnn"]["lr"]} if options.from_scratch else {"first_epochs": options.epochs}
+        )
     run_stages(
         "train_segmenter", **source, run_dir=run_dir, plan="published",
         train_segmenter={
             "model": model, "labels": labels, **_START, "optimizer": "adamw", "batch_size": 4, "epochs": options.epochs,
             "validate_list": "validate", "validate_every": options.validate_every, "patience": PATIENCE,
-            "warmup_steps": 50, **first, **RECIPES[model],
+            "warmup_steps": 50, **recipe,
         },
     )  # fmt: skip
     run, variant = RunFolder(run_dir), model + (ON_TRUTH if labels == "truth" else "")
