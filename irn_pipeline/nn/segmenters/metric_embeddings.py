@@ -210,18 +210,32 @@ class MetricEmbeddings(Segmenter):
         labels, weights = class_targets(embeddings, cells, target, self.limits)
         return class_loss(logits[cells], labels, weights)
 
+    def seeds(self, embeddings: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Seeds of one picture, and the seediness that they are picked by.
+
+        Args:
+            embeddings: (D, h, w).
+            logits: (T, C + 1, h, w).
+
+        Returns:
+            Seeds, (S,) int64 cells in the order of picking; of each of the N = h * w cells its seediness, (N,) float32
+            in [0, 1], and its best pair of threshold t and class c, (N,) int64 t * C + c.
+        """
+        scores, best = logits.softmax(1)[:, 1:].flatten(0, 1).flatten(1).max(0)
+        # A cell that would be dropped for its score needs no seed.
+        wanted = scores * (scores >= self.min_seediness)
+        seeds = pick_seeds(
+            embeddings.flatten(1).T.contiguous(), wanted, self.max_seeds, diversity=self.diversity
+        )
+        return seeds, scores, best
+
     @torch.no_grad()
     def predict(self, image: Tensor) -> Instances:
         """Instances of one picture: the masks around up to `max_seeds` seeds, without duplicates (section 3.3)."""
         embeddings, logits = (x[0] for x in self(image[None]))
         grid, size = (embeddings.shape[1], embeddings.shape[2]), (image.shape[-2], image.shape[-1])
         flat = embeddings.flatten(1).T.contiguous()
-        probabilities = logits.softmax(1)[:, 1:].flatten(0, 1).flatten(1)
-        scores, best = probabilities.max(0)
-        # A cell that would be dropped for its score needs no seed.
-        seeds = pick_seeds(
-            flat, scores * (scores >= self.min_seediness), self.max_seeds, diversity=self.diversity
-        )
+        seeds, scores, best = self.seeds(embeddings, logits)
         if len(seeds) == 0:
             return Instances.empty(size)
         scores, best = scores[seeds], best[seeds]
