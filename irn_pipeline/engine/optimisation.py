@@ -28,7 +28,7 @@ class Schedule:
         optimizer: which.
         ema_decay: of the exponential moving average of the weights; 0 for none.
         patience: fraction of the steps without a better validation after which the training stops, with the best
-            weights; 0 for never.
+            weights; 0 for never. It counts from the first figure above 0.
     """
 
     epochs: int

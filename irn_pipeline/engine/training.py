@@ -241,8 +241,8 @@ class TrainingState:
             self.averaged.update_parameters(self.network)
 
     def is_best(self, figure: float, step: int) -> bool:
-        """Whether these weights have the best figure so far; then they are kept."""
-        if self.best is not None and figure <= self.best["figure"]:
+        """Whether these weights have the best figure so far; then they are kept. A figure of 0 is none yet."""
+        if figure <= (0.0 if self.best is None else self.best["figure"]):
             return False
         weights = {key: value.detach().cpu().clone() for key, value in self.judged().state_dict().items()}
         self.best = {"figure": figure, "step": step, "network": weights}

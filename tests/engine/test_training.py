@@ -198,6 +198,12 @@ def test_a_training_that_improves_to_the_end_is_not_stopped(tmp_path: Path) -> N
     torch.testing.assert_close(learner.weights(), judge.weights[10])
 
 
+def test_patience_waits_for_a_first_success(tmp_path: Path) -> None:
+    learner, judge = Learner(), Judge([0, 0, 0, 0, 0.1, 0, 0, 0, 0, 0])
+    assert learner.train(tmp_path, epochs=10, after_epoch=judge, **PATIENT) == 8 * 8
+    torch.testing.assert_close(learner.weights(), judge.weights[5])
+
+
 def test_the_best_weights_and_the_patience_survive_an_interruption(tmp_path: Path) -> None:
     figures = [0.1, 0.9, 0.3, 0.6, 0.6, 0.2, 0.5, 0.9, 0.9, 0.9]
     stopped, judge = Learner(), Judge(figures)
