@@ -10,10 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from irn_pipeline.ops.palette import voc_palette
-from irn_pipeline.structures import IGNORE, BoolArray, FloatArray, LabelArray
+from irn_pipeline.structures import IGNORE, BoolArray, LabelArray
 
 SIDE = 160
 """Height and width of a picture, pixels."""
@@ -95,7 +96,7 @@ def _worm(rng: np.random.Generator) -> BoolArray:
     return _drawn(points, thickness)
 
 
-def _drawn(points: FloatArray, thickness: FloatArray) -> BoolArray:
+def _drawn(points: npt.NDArray[np.float64], thickness: npt.NDArray[np.float64]) -> BoolArray:
     canvas = np.zeros((SIDE, SIDE), np.uint8)
     for (x, y), wide in zip(points, thickness, strict=True):
         # Sixteenths of a pixel, so that thin worms keep their width.
