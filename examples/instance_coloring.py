@@ -2,12 +2,12 @@
 
 A ResNet-50, cut after its first residual stage and followed by 1x1 filters, learns by SGD that the pixels of an object
 have one embedding. Then the foreground is grouped: by k-means, which is given the true number of objects, and by mean
-shift, which is not. Plain and semi-convolutional embeddings are compared on a grid of identical dots and on generated
-pictures that neither has seen.
+shift, which is not. Plain and semi-convolutional embeddings, and positions alone, are compared on a grid of identical
+dots and on generated pictures that no network has seen.
 
 python examples/instance_coloring.py --out runs/instance_coloring [--backbone-weights none]
 
-instance_coloring.png has one row a picture: the picture, the true objects, and for both kinds of embeddings the groups
+instance_coloring.png has one row a picture: the picture, the true objects, and for each kind of embeddings the groups
 of k-means and of mean shift. Adjusted Rand indices (1 is perfect, 0 is chance) are printed.
 """
 
@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,11 +150,16 @@ def mean_shift(points: FloatArray, bandwidth: float, *, seed: int = 0) -> IntArr
     return np.square(points[:, None] - np.stack(kept)).sum(2).argmin(1)
 
 
-@torch.no_grad()
-def colour(network: Colouring, scene: Scene, *, seed: int = 0) -> dict[str, tuple[IntArray, float]]:
-    """Groups of the foreground's pixels, row by row, and their adjusted Rand index, by the name of the method."""
+def colour(embeddings: Tensor, scene: Scene, *, seed: int = 0) -> dict[str, tuple[IntArray, float]]:
+    """Groups of the foreground's pixels, row by row, and their adjusted Rand index, by the name of the method.
+
+    Args:
+        embeddings: (D, H, W) of the scene's picture.
+        scene: with the true objects.
+        seed: of the starts.
+    """
     objects = scene.masks.argmax(0)[scene.masks.any(0)]
-    points = network(to_unit_tensor(scene.image)).permute(1, 2, 0).numpy()[scene.masks.any(0)]
+    points = embeddings.permute(1, 2, 0).numpy()[scene.masks.any(0)]
     found = {
         "k-means": group(points, len(scene.masks), seed=seed),
         "mean shift": mean_shift(points, BANDWIDTH, seed=seed),
@@ -192,19 +198,24 @@ def draw(rows: Sequence[Sequence[tuple[str, LabelArray]]], path: Path) -> None:
 def compare(
     trained_on: Sequence[Scene], shown: Sequence[Scene], options: argparse.Namespace
 ) -> tuple[list[list[tuple[str, LabelArray]]], dict[str, float]]:
-    """Train both kinds of embeddings; returns the rows of the picture, and mean Rand indices by method."""
+    """Train both networks; returns the rows of the picture, and mean Rand indices by embeddings and method."""
     rows = [
         [("picture", scene.image), ("objects", painted(scene, scene.masks.argmax(0)[scene.masks.any(0)]))]
         for scene in shown
     ]
+    training: dict[str, Any] = {"weights": options.backbone_weights, "steps": options.steps, "lr": options.lr}
+    plain, semi = (learn(trained_on, semi=semi, seed=options.seed, **training) for semi in (False, True))
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {
+        "position": lambda image: semi_convolution(torch.zeros(2, *image.shape[1:]), unit=UNIT),
+        "plain": plain,
+        "semi": semi,
+    }
     indices: dict[str, list[float]] = {}
-    for kind, semi in (("plain", False), ("semi", True)):
-        network = learn(
-            trained_on, semi=semi, weights=options.backbone_weights, steps=options.steps, seed=options.seed,
-            lr=options.lr,
-        )  # fmt: skip
+    for kind, embed in kinds.items():
         for row, scene in zip(rows, shown, strict=True):
-            for name, (groups, rand_index) in colour(network, scene, seed=options.seed).items():
+            with torch.no_grad():
+                embeddings = embed(to_unit_tensor(scene.image))
+            for name, (groups, rand_index) in colour(embeddings, scene, seed=options.seed).items():
                 row.append((f"{kind}, {name} {rand_index:.2f}", painted(scene, groups)))
                 indices.setdefault(f"{kind}, {name}", []).append(rand_index)
     return rows, {name: float(np.mean(values)) for name, values in indices.items()}

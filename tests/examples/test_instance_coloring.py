@@ -59,10 +59,10 @@ def test_the_command_draws_a_row_a_picture(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sys, "argv", ["instance_coloring.py", *words])
     caplog.set_level("INFO")
     assert example.main() == 0
-    assert sum("adjusted Rand index" in line for line in caplog.messages) == 8
+    assert sum("adjusted Rand index" in line for line in caplog.messages) == 12
     page = Image.open(tmp_path / "instance_coloring.png")
-    # six panels of 96 pixels with margins of 6; rows of 80 pixels under titles of 14; everything twice as large
-    assert page.size == (2 * 6 * 102, 2 * 2 * 100)
+    # eight panels of 96 pixels with margins of 6; rows of 80 pixels under titles of 14; everything twice as large
+    assert page.size == (2 * 8 * 102, 2 * 2 * 100)
 
 
 def test_weights_that_are_not_there_are_one_line(tmp_path, monkeypatch, capsys):
