@@ -1,11 +1,11 @@
-"""All models trained on masks, on one page: generated pictures, each model trained until it has converged.
+"""All models trained on masks, on one page: generated images, each model trained until it has converged.
 
 python -m benchmarks.models --out DIR [--data demo] [--models NAME ...] [--labels truth synthesized] [--seeds 0 1 2]
 python -m benchmarks.models --out DIR --data worms --models mask_rcnn semiconv_mask_rcnn --seeds 0 1 2
 
-A training stops when AP on the validation pictures has not improved for a fifth of the steps, and keeps the best
-weights. The last column counts those that did; the others reached --epochs before. The test pictures are looked at
-once, at the end. Synthesized labels come from stages 1 to 5 on the same pictures. `semiconv_mask_rcnn` goes on from a
+A training stops when AP on the validation images has not improved for a fifth of the steps, and keeps the best
+weights. The last column counts those that did; the others reached --epochs before. The test images are looked at
+once, at the end. Synthesized labels come from stages 1 to 5 on the same images. `semiconv_mask_rcnn` goes on from a
 Mask R-CNN that was trained in the same way. Finished rows are kept: repeat the command to go on. DIR/table.md is the
 page; the learning curves of seed N are in DIR/seed_N/report/report.html. benchmarks/worms.py describes the worms.
 """
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 0.2
 """Fraction of the steps that validation AP must have been flat for."""
 _IMAGES = {"demo": 80, "worms": 50}
-"""Training pictures of each data set."""
+"""Training images of each data set."""
 _START = {"backbone": "efficientnet_lite0", "backbone_weights": "installed", "frozen_stages": 3}
 _DETECTOR = {"short_side": 160, "long_side": 256, "boxes_per_image": 64, "channels": 64}
 _CROPS = {"crop": 160, "rescale": (0.75, 1.33)}
@@ -51,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "metric_embeddings": {**_CROPS, "lr": 1e-3},
     "deeplabv3": {**_CROPS, "lr": 1e-3},
 }
-"""Parameters of each model for these pictures of 160 to 208 pixels."""
+"""Parameters of each model for these images of 160 to 208 pixels."""
 _COLUMNS = {
     "ap50": "AP50", "ap75": "AP75", "ap": "COCO AP", "miou": "mIoU", "sbd": "SBD", "abs_dic": r"\|DiC\|",
     "images_per_second": "images/s", "parameters": "parameters", "steps": "steps", "seconds": "seconds",
@@ -61,7 +61,7 @@ _PERCENT = ("ap50", "ap75", "ap", "miou", "sbd")
 
 @dataclass(frozen=True)
 class Row:
-    """One training and what its network finds in the test pictures.
+    """One training and what its network finds in the test images.
 
     Attributes:
         ap: COCO's, over IoU 0.5 to 0.95; the other figures as in `metrics.json`, fractions.
@@ -88,7 +88,7 @@ class Row:
 
 
 def prepare(out: Path, data: str, images: int) -> Path:
-    """Write the pictures unless they are there; returns the VOC folder, with lists train, validate and test."""
+    """Write the images unless they are there; returns the VOC folder, with lists train, validate and test."""
     root = out / "voc"
     if (root / "ImageSets" / "Segmentation" / "test.txt").is_file():
         return root
@@ -130,7 +130,7 @@ def train(options: argparse.Namespace, root: Path, model: str, labels: str, seed
 
 
 def tested(run: RunFolder, variant: str, test: DataSet) -> dict[str, Any]:
-    """Figures of a trained model on the test pictures, and its speed on the first of them."""
+    """Figures of a trained model on the test images, and its speed on the first of them."""
     execution = Execution(quiet=True)
     model, _ = load_segmenter(run, variant, execution)
     figures = model_figures(model, test, execution)
@@ -219,7 +219,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.data == "worms" and "synthesized" in options.labels:
-        parser.error("worms have true masks only: --labels truth")
+        parser.error("worms have ground-truth masks only: --labels truth")
     root = prepare(options.out, options.data, options.images or _IMAGES[options.data])
     path = options.out / "rows.jsonl"
     for model, labels, seed in (

@@ -1,7 +1,7 @@
-"""Generated pictures of thin, bent, overlapping worms, in VOC layout.
+"""Generated images of thin, bent, overlapping worms, in VOC layout.
 
 They stand in for BBBC010, the C. elegans images of Novotny et al. (ECCV 2018), as the network sees them: binary. Where
-worms cross, such a picture does not show which one is on top, so these pixels count for neither (255).
+worms cross, such an image does not show which one is on top, so these pixels count for neither (255).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from irn_pipeline.ops.palette import voc_palette
 from irn_pipeline.structures import IGNORE, BoolArray, LabelArray
 
 SIDE = 160
-"""Height and width of a picture, pixels."""
+"""Height and width of an image, pixels."""
 _COUNTS = (4, 8)
 _LENGTHS = (70, 110)
 _WIDTHS = (5.0, 7.0)
@@ -28,14 +28,14 @@ _STEPS = 60
 
 
 def write_worms(root: Path, *, train: int = 50, validate: int = 15, test: int = 50, seed: int = 0) -> None:
-    """Write pictures, masks, and the lists train, validate and test; each picture depends on its number alone.
+    """Write images, masks, and the lists train, validate and test; each image depends on its number alone.
 
     Args:
         root: folder to write to; made when missing.
-        train: pictures.
-        validate: pictures on which a training is judged while it runs.
-        test: pictures.
-        seed: of all pictures.
+        train: images.
+        validate: images on which a training is judged while it runs.
+        test: images.
+        seed: of all images.
     """
     for name in (
         "JPEGImages",
@@ -65,7 +65,7 @@ def write_worms(root: Path, *, train: int = 50, validate: int = 15, test: int = 
 
 
 def worm_picture(rng: np.random.Generator) -> LabelArray:
-    """One picture: (SIDE, SIDE) uint8 object ids, 0 background, 255 where worms cross."""
+    """One image: (SIDE, SIDE) uint8 object ids, 0 background, 255 where worms cross."""
     wanted = int(rng.integers(_COUNTS[0], _COUNTS[1] + 1))
     worms: list[BoolArray] = []
     for _ in range(20 * wanted):

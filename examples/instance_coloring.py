@@ -3,11 +3,11 @@
 A ResNet-50, cut after its first residual stage and followed by 1x1 filters, learns by SGD that the pixels of an object
 have one embedding. Then the foreground is grouped: by k-means, which is given the true number of objects, and by mean
 shift, which is not. Plain and semi-convolutional embeddings, and positions alone, are compared on a grid of identical
-dots and on generated pictures that no network has seen.
+dots and on generated images that no network has seen.
 
 python examples/instance_coloring.py --out runs/instance_coloring [--backbone-weights none]
 
-instance_coloring.png has one row a picture: the picture, the true objects, and for each kind of embeddings the groups
+instance_coloring.png has one row an image: the image, the true objects, and for each kind of embeddings the groups
 of k-means and of mean shift. Adjusted Rand indices (1 is perfect, 0 is chance) are printed.
 """
 
@@ -47,14 +47,14 @@ BANDWIDTH = 1.0
 """Of mean shift, in units of the embedding: a dot has a radius of 0.5."""
 DIM, HIDDEN = 8, 64
 _SIZE = (80, 96)
-"""Height and width of the generated pictures: their objects fit into what a cell sees, 35 pixels."""
+"""Height and width of the generated images: their objects fit into what a cell sees, 35 pixels."""
 _MODES_FROM = 400
 """Points that mean shift starts from; the others join the nearest mode."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its objects: (H, W, 3) uint8 and (R, H, W) bool, disjoint."""
+    """An image and its objects: (H, W, 3) uint8 and (R, H, W) bool, disjoint."""
 
     image: LabelArray
     masks: BoolArray
@@ -77,7 +77,7 @@ class Colouring(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(256, HIDDEN, 1), nn.ReLU(), nn.Conv2d(HIDDEN, DIM, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(3, H, W) picture in [0, 1] -> (D, H, W) embeddings."""
+        """(3, H, W) image in [0, 1] -> (D, H, W) embeddings."""
         cells = self.head(self.body(TF.normalize(image[None], list(IMAGENET_MEAN), list(IMAGENET_STD))))
         features = interpolate(cells, image.shape[-2:], mode="bilinear")[0]
         return semi_convolution(features, unit=UNIT) if self.semi else features
@@ -97,16 +97,16 @@ def dots() -> Scene:
 
 
 def generated(seed: int) -> Scene:
-    """A picture of the demo set's kind."""
-    picture = make_picture(np.random.default_rng(seed), _SIZE)
-    ids = range(1, len(picture.class_ids) + 1)
-    return Scene(picture.image, np.stack([picture.object_label == index for index in ids]))
+    """An image of the demo set's kind."""
+    made = make_picture(np.random.default_rng(seed), _SIZE)
+    ids = range(1, len(made.class_ids) + 1)
+    return Scene(made.image, np.stack([made.object_label == index for index in ids]))
 
 
 def learn(
     scenes: Sequence[Scene], *, semi: bool, weights: str, steps: int, seed: int, lr: float
 ) -> Colouring:
-    """Train on pictures in turn, by SGD on the attraction loss; returns the network in evaluation mode."""
+    """Train on images in turn, by SGD on the attraction loss; returns the network in evaluation mode."""
     torch.manual_seed(seed)
     network = Colouring(weights, semi=semi).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
@@ -154,7 +154,7 @@ def colour(embeddings: Tensor, scene: Scene, *, seed: int = 0) -> dict[str, tupl
     """Groups of the foreground's pixels, row by row, and their adjusted Rand index, by the name of the method.
 
     Args:
-        embeddings: (D, H, W) of the scene's picture.
+        embeddings: (D, H, W) of the scene's image.
         scene: with the true objects.
         seed: of the starts.
     """
@@ -198,9 +198,9 @@ def draw(rows: Sequence[Sequence[tuple[str, LabelArray]]], path: Path) -> None:
 def compare(
     trained_on: Sequence[Scene], shown: Sequence[Scene], options: argparse.Namespace
 ) -> tuple[list[list[tuple[str, LabelArray]]], dict[str, float]]:
-    """Train both networks; returns the rows of the picture, and mean Rand indices by embeddings and method."""
+    """Train both networks; returns the rows of the image, and mean Rand indices by embeddings and method."""
     rows = [
-        [("picture", scene.image), ("objects", painted(scene, scene.masks.argmax(0)[scene.masks.any(0)]))]
+        [("image", scene.image), ("objects", painted(scene, scene.masks.argmax(0)[scene.masks.any(0)]))]
         for scene in shown
     ]
     training: dict[str, Any] = {"weights": options.backbone_weights, "steps": options.steps, "lr": options.lr}
@@ -228,10 +228,10 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for instance_coloring.png")
     parser.add_argument("--backbone-weights", default="imagenet", help="imagenet, none, or a file (.pth)")
-    parser.add_argument("--steps", type=int, default=600, help="of SGD, a picture each")
+    parser.add_argument("--steps", type=int, default=600, help="of SGD, an image each")
     parser.add_argument("--lr", type=float, default=0.02, help="learning rate")
-    parser.add_argument("--images", type=int, default=30, help="generated pictures to train on")
-    parser.add_argument("--shown", type=int, default=4, help="generated pictures to compare on")
+    parser.add_argument("--images", type=int, default=30, help="generated images to train on")
+    parser.add_argument("--shown", type=int, default=4, help="generated images to compare on")
     parser.add_argument("--seed", type=int, default=0, help="of weights and groups")
     options = parser.parse_args()
     if min(options.steps, options.images, options.shown) < 1:
@@ -240,7 +240,7 @@ def main() -> int:
     held_out = [generated(10_000 + index) for index in range(options.shown)]
     tasks = {
         "dots": ([dots()], [dots()]),
-        "generated pictures": ([generated(index) for index in range(options.images)], held_out),
+        "generated images": ([generated(index) for index in range(options.images)], held_out),
     }
     rows: list[list[tuple[str, LabelArray]]] = []
     try:

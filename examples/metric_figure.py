@@ -1,8 +1,8 @@
-"""What metric embeddings see, as the figures of Fathi et al. (2017) show it: one PNG a picture.
+"""What metric embeddings see, as the figures of Fathi et al. (2017) show it: one PNG an image.
 
 python examples/metric_figure.py --run-dir RUN --images DIR --out DIR [--model metric_embeddings-on-truth] [--seeds 20]
 
-From left to right: the picture, its embeddings (the first three principal components as red, green and blue),
+From left to right: the image, its embeddings (the first three principal components as red, green and blue),
 seediness, the seeds in the order of picking, and the objects.
 """
 
@@ -55,7 +55,7 @@ def principal_colours(embeddings: Tensor) -> LabelArray:
 
 @torch.no_grad()
 def panels(model: MetricEmbeddings, image: LabelArray, count: int) -> list[tuple[str, LabelArray]]:
-    """The five pictures of one row, all of the picture's size.
+    """The five images of one row, all of the image's size.
 
     Args:
         model: on any device, in evaluation mode.
@@ -81,7 +81,7 @@ def panels(model: MetricEmbeddings, image: LabelArray, count: int) -> list[tuple
     found = model.predict(tensor)
     found = found.select(found.scores >= 0.5)
     return [
-        ("picture", image),
+        ("image", image),
         ("embeddings", full(principal_colours(embeddings))),
         ("seediness", full(seedy)),
         ("seeds in order", np.asarray(marked)),
