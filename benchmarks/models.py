@@ -88,7 +88,7 @@ class Row:
 
 
 def prepare(out: Path, data: str, images: int) -> Path:
-    """Write the images unless they are there; returns the VOC folder, with lists train, validate and test."""
+    """Write the images unless they are there; returns the VOC folder with the lists train, validate and test."""
     root = out / "voc"
     if (root / "ImageSets" / "Segmentation" / "test.txt").is_file():
         return root

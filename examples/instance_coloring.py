@@ -7,7 +7,7 @@ dots and on generated images that no network has seen.
 
 python examples/instance_coloring.py --out runs/instance_coloring [--backbone-weights none]
 
-instance_coloring.png has one row an image: the image, the true objects, and for each kind of embeddings the groups
+instance_coloring.png has one row per image: the image, the true objects, and for each kind of embeddings the groups
 of k-means and of mean shift. Adjusted Rand indices (1 is perfect, 0 is chance) are printed.
 """
 
@@ -198,7 +198,7 @@ def draw(rows: Sequence[Sequence[tuple[str, LabelArray]]], path: Path) -> None:
 def compare(
     trained_on: Sequence[Scene], shown: Sequence[Scene], options: argparse.Namespace
 ) -> tuple[list[list[tuple[str, LabelArray]]], dict[str, float]]:
-    """Train both networks; returns the rows of the image, and mean Rand indices by embeddings and method."""
+    """Train both networks; returns the rows of the page, and mean Rand indices by embeddings and method."""
     rows = [
         [("image", scene.image), ("objects", painted(scene, scene.masks.argmax(0)[scene.masks.any(0)]))]
         for scene in shown
@@ -228,7 +228,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for instance_coloring.png")
     parser.add_argument("--backbone-weights", default="imagenet", help="imagenet, none, or a file (.pth)")
-    parser.add_argument("--steps", type=int, default=600, help="of SGD, an image each")
+    parser.add_argument("--steps", type=int, default=600, help="steps of SGD, one image each")
     parser.add_argument("--lr", type=float, default=0.02, help="learning rate")
     parser.add_argument("--images", type=int, default=30, help="generated images to train on")
     parser.add_argument("--shown", type=int, default=4, help="generated images to compare on")

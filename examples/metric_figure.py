@@ -1,4 +1,4 @@
-"""What metric embeddings see, as the figures of Fathi et al. (2017) show it: one PNG an image.
+"""What metric embeddings see, as the figures of Fathi et al. (2017) show it: one PNG per image.
 
 python examples/metric_figure.py --run-dir RUN --images DIR --out DIR [--model metric_embeddings-on-truth] [--seeds 20]
 
