@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 OptimizerName = Literal["sgd", "adamw", "adam"]
+ScheduleName = Literal["poly", "steps", "constant"]
+"""How the learning rate falls: steadily to zero, by a factor of 10 at milestones, or never."""
+MILESTONES = (2 / 3, 8 / 9)
+"""Of `steps` where nothing else is given: those of detectron's schedules."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,15 @@ class Schedule:
         batch_size: samples a step.
         momentum: of SGD.
         weight_decay: L2 penalty of SGD and Adam, decoupled decay of AdamW.
-        power: the rate falls as (1 - step / steps)^power when there are no milestones.
+        power: the rate falls as (1 - step / steps)^power when there are no milestones; 0 for a constant rate.
         milestones: fractions of the training in (0, 1) at which the rate is divided by 10, instead.
         warmup_steps: the rate rises linearly over this many first steps, at most a tenth of the training.
         max_gradient_norm: longer gradients are shortened to this norm; 0 for never.
         optimizer: which.
         ema_decay: of the exponential moving average of the weights; 0 for none.
         later: phases behind the first, which `epochs` and `batch_size` describe; the rate falls in each anew.
+        patience: fraction of the steps without a better validation after which the training stops, with the best
+            weights; 0 for never. It counts from the first figure above 0.
     """
 
     epochs: int
@@ -54,6 +60,7 @@ class Schedule:
     optimizer: OptimizerName = "sgd"
     ema_decay: float = 0.0
     later: tuple[Phase, ...] = ()
+    patience: float = 0.0
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -59,10 +59,11 @@ def train(
     collate: Callable[[list[Any]], Any] | None = None,
     picture_names: Callable[[Any], Sequence[str]] | None = None,
     after_epoch: Callable[[int, nn.Module], Mapping[str, float]] | None = None,
+    judged_by: Sequence[str] = (),
     shown: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
     ranks: Ranks = ALONE,
 ) -> int:
-    """Train a network in place; with an averaging schedule it ends with the averaged weights.
+    """Train a network in place; with an averaging schedule it ends with the averaged weights, with patience the best.
 
     Several processes divide each batch among them and average their gradients. The result is that of one process
     where the losses are means over pictures, or over counts that `Ranks.mean` makes common.
@@ -81,6 +82,8 @@ def train(
         picture_names: ids of a batch's pictures, for messages.
         after_epoch: called with the number of finished epochs and the network (the averaged one where there is one);
             what it returns goes to `validation.jsonl`. Of several processes, the first does it.
+        judged_by: names of figures of `after_epoch`; the first that it returns decides what weights are better, for
+            `Schedule.patience`.
         shown: what of the losses, means over all processes, goes to the bar and to `losses.jsonl`; all when None.
         ranks: the processes that train together.
 
@@ -115,12 +118,16 @@ def train(
     steps = sum(batches.phase_steps)
     state = TrainingState(network, param_groups, schedule, *batches.phase_steps)
     first = state.resume(folder)
-    step = batches.steps_before(first)  # the bar does not count when it is not shown
+    # The bar does not count when it is not shown.
+    step, done = batches.steps_before(first), first - 1
     module, optimizer = ranks.parallel(_Step(network, losses_of), state.optimizer)
     log = TrainingLog(folder, done=step, tensorboard=execution.tensorboard) if ranks.is_first else None
     with progress_bar(name, total=steps, done=step, unit="step", quiet=execution.quiet) as bar:
         for epoch in range(first, schedule.all_epochs):
-            batches.epoch = epoch
+            # Only the first process knows.
+            if schedule.patience and bool(ranks.mean(torch.tensor(float(state.is_over(step)))) > 0):
+                break
+            done = batches.epoch = epoch
             network.train()
             if schedule.phases[schedule.phase_at(epoch)].fixed_norms:
                 _fix_norms(network)
@@ -154,12 +161,18 @@ def train(
             found = after_epoch(epoch + 1, state.judged().eval()) if after_epoch is not None else None
             if found:
                 log.add("validation", step, epoch, found)
+                figure = next((found[key] for key in judged_by if key in found), None)
+                if schedule.patience and figure is not None and state.is_best(figure, step):
+                    state.save(folder, epoch + 1)
     if log is not None:
         log.close()
-    if state.averaged is not None:
-        network.load_state_dict(state.averaged.module.state_dict())
+    if state.best is not None:
+        logger.info(
+            "%s: %d of %d steps; the weights are those of step %d", name, step, steps, state.best["step"]
+        )
+    network.load_state_dict(state.judged().state_dict() if state.best is None else state.best["network"])
     network.eval()
-    return count * (schedule.all_epochs - first)
+    return count * (done + 1 - first)
 
 
 def _fix_norms(network: nn.Module) -> None:
@@ -194,6 +207,8 @@ class TrainingState:
                 groups, momentum=schedule.momentum, weight_decay=schedule.weight_decay
             )
         self.decay = LambdaLR(self.optimizer, lambda step: schedule.rate(step, *steps))
+        self.best: dict[str, Any] | None = None
+        self.patience = schedule.patience * sum(steps)
         self.averaged: AveragedModel | None = None
         if schedule.ema_decay > 0:
             average = get_ema_multi_avg_fn(schedule.ema_decay)
@@ -209,13 +224,25 @@ class TrainingState:
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
 
+    def is_best(self, figure: float, step: int) -> bool:
+        """Whether these weights have the best figure so far; then they are kept. A figure of 0 is none yet."""
+        if figure <= (0.0 if self.best is None else self.best["figure"]):
+            return False
+        weights = {key: value.detach().cpu().clone() for key, value in self.judged().state_dict().items()}
+        self.best = {"figure": figure, "step": step, "network": weights}
+        return True
+
+    def is_over(self, step: int) -> bool:
+        """Whether the figure has not become better for as long as the schedule's patience."""
+        return self.best is not None and step - self.best["step"] >= self.patience
+
     def save(self, folder: Path, epoch: int) -> None:
         """Write `resume.pt` after `epoch` finished epochs."""
         state = {
             "epoch": epoch, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
             "decay": self.decay.state_dict(), "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(), "best": self.best,
         }  # fmt: skip
         with atomic_path(folder / RESUME_NAME) as temporary:
             torch.save(state, temporary)
@@ -240,6 +267,7 @@ class TrainingState:
                 torch.cuda.set_rng_state_all(state["random_cuda"])
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["averaged"])
+            self.best = state.get("best")
             epoch = int(state["epoch"])
         except Exception as error:
             require_memory(error, path)

@@ -102,7 +102,10 @@ def render_report(report: Report) -> str:
         aspect=round(float(np.clip(np.median(aspects), 0.75, 1.78)), 3) if aspects else 1,
         longest=max((stage.seconds for stage in report.stages), default=0) or 1,
         details=[(result, _details(result)) for result in report.results],
-        curves=[(one.stage, [line_chart([line]) for line in one.series]) for one in report.curves],
+        curves=[
+            (one.stage, [line_chart(lines) for lines in ([one.series] if one.common else zip(one.series))])
+            for one in report.curves
+        ],
         sweep=line_chart(report.sweep),
         sweep_best=[(one.name, *max(one.points, key=lambda point: point[1])) for one in report.sweep],
         class_columns=[

@@ -27,10 +27,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Curves:
-    """Losses, or other figures over the steps, of one training."""
+    """Losses, or other figures over the steps, of one training; or one figure of several, for a common chart."""
 
     stage: str
     series: tuple[Series, ...]
+    common: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,21 @@ def read_curves(text: str, stage: str, *, points: int = 200) -> Curves:
             if name not in _NOT_LOSSES and value is not None and step is not None:
                 found.setdefault(name, []).append((step, value))
     return Curves(stage, tuple(Series(name, thinned(values, points)) for name, values in found.items()))
+
+
+def common_curves(trainings: Sequence[Curves]) -> tuple[Curves, ...]:
+    """Each figure that several trainings have, one line a training.
+
+    Args:
+        trainings: named by their stage.
+    """
+    found: dict[str, list[Series]] = {}
+    for training in trainings:
+        for one in training.series:
+            found.setdefault(one.name, []).append(Series(training.stage, one.points))
+    return tuple(
+        Curves(name, tuple(series), common=True) for name, series in found.items() if len(series) > 1
+    )
 
 
 def thinned(values: Sequence[tuple[float, float]], points: int) -> tuple[tuple[float, float], ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from irn_pipeline.engine.optimisation import OptimizerName, Phase
+from irn_pipeline.engine.optimisation import MILESTONES, OptimizerName, Phase, ScheduleName
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.models.base import Model, Recipe
 from irn_pipeline.variants import bases_of, load_variants, unused_by
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ModelName = Literal["mask_rcnn", "semiconv_mask_rcnn", "spatial_embeddings", "metric_embeddings", "deeplabv3"]
 """All models; each is declared by the module of its name in this package."""
 MODELS = load_variants("irn_pipeline.models", Model, get_args(ModelName))
+_FIRST_RATE = 4.0
+"""Learning rate of the plain Mask R-CNN beside that of its semi-convolutional form: 0.01 and 0.0025 as published."""
 ON_TRUTH = "-on-truth"
 """Ending of the folder of a model that was trained on true masks."""
 
@@ -49,6 +51,9 @@ class CommonParams:
     """Learning rate. Default: the model's recipe."""
     optimizer: OptimizerName | None = None
     """sgd, adamw or adam. Default: the model's recipe."""
+    schedule: ScheduleName | None = field(default=None, metadata={"fingerprint": "unless default"})
+    """How the learning rate falls: poly (steadily), steps (by 10 at milestones) or constant. Default: the model's
+    recipe."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 1e-4
@@ -63,6 +68,17 @@ class CommonParams:
     """Images with ground-truth masks on which AP is measured during training; same format as --image-list."""
     validate_every: int = 1
     """Epochs between two validations."""
+    patience: float = field(default=0.0, metadata={"fingerprint": "unless default"})
+    """Stop when AP on --validate-list (mIoU if there are no object masks) has not improved for this fraction of the
+    steps, such as 0.2, and keep the best weights. 0: never stop early."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.patience <= 1:
+            raise ConfigError(f"patience is {self.patience}; it must be a fraction of the steps, 0 to 1")
+        if self.patience and self.validate_list is None:
+            raise ConfigError(
+                "--patience needs --validate-list, images with true masks on which AP is measured"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,9 @@ def recipe_of(params: SegmenterParams) -> Recipe:
     given = {name: getattr(params, name) for name in names}
     if params.phase_crops:
         given |= {"epochs": params.phase_epochs[0], "crop": params.phase_crops[0]}
+    if params.schedule is not None:
+        given["milestones"] = (recipe.milestones or MILESTONES) if params.schedule == "steps" else None
+        recipe = replace(recipe, milestones=(), power=0.0 if params.schedule == "constant" else recipe.power)
     return replace(recipe, **{name: value for name, value in given.items() if value not in (None, ())})
 
 
@@ -135,6 +154,14 @@ def start_of(params: SegmenterParams) -> str | None:
     """The trained network that all weights come from, if one is named and the model can start from one."""
     name: str | None = None if "start_from" in unused_parameters(params) else params.start_from
     return name
+
+
+def first_of(params: SegmenterParams) -> SegmenterParams | None:
+    """The training of the plain Mask R-CNN that comes before this one, if there is one."""
+    if "first_epochs" in unused_parameters(params) or not params.first_epochs:
+        return None
+    values = {"model": "mask_rcnn", "epochs": params.first_epochs, "first_epochs": 0, "kernel": "laplacian"}
+    return replace(params, lr=_FIRST_RATE * recipe_of(params).lr, **values)
 
 
 def original_of(params: SegmenterParams) -> str | None:

@@ -22,6 +22,7 @@ class Recipe:
         lr: learning rate.
         optimizer: sgd, adamw or adam.
         milestones: fractions of the training at which the rate is divided by 10; without any it falls steadily.
+        power: how it falls then (see `Schedule`).
         crop: side of the training crops, pixels; 0 for whole pictures.
         rescale: smallest and largest random scale.
         object_centred: share of the crops that are centred on an object.
@@ -32,6 +33,7 @@ class Recipe:
     lr: float
     optimizer: OptimizerName
     milestones: tuple[float, ...] = ()
+    power: float = 0.9
     crop: int = 0
     rescale: tuple[float, ...] = (1.0, 1.0)
     object_centred: float = 0.5

@@ -7,11 +7,14 @@ place that no other object shares.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from irn_pipeline.errors import ShapeError
 
+KernelName = Literal["laplacian", "gaussian"]
 _NORM_FLOOR = 1e-12
 """Added below the root of a squared distance that is averaged, where its slope would be unbounded."""
 _MIN_DISTANCE = 1e-2
@@ -99,18 +102,24 @@ def attraction_loss(embeddings: Tensor, masks: Tensor) -> Tensor:
     return segment_attraction(embeddings, masks).sum() / max(len(masks), 1)
 
 
-def laplacian_log_kernel(embeddings: Tensor, seeds: Tensor, sigma: Tensor | float) -> Tensor:
-    """Logarithm of the steered Laplacian kernel, -|Psi_u - Psi_s| / sigma (paper, equation 6).
+def steered_log_kernel(
+    embeddings: Tensor, seeds: Tensor, sigma: Tensor | float, kind: KernelName = "laplacian"
+) -> Tensor:
+    """Logarithm of a steered kernel: -d / sigma (paper, equation 6), or -(d / sigma)^2 / 2 (equation 5).
 
     Args:
         embeddings: (R, D, h, w).
-        seeds: (R, D) one embedding to compare with for each map.
+        seeds: (R, D) one embedding to compare with for each map, at the distance d.
         sigma: bandwidth, in units of the embedding.
+        kind: laplacian or gaussian.
 
     Returns:
         (R, h, w) in (-inf, 0], exactly 0 where the embedding is the seed's; its slope there is taken as 0.
     """
-    return -torch.linalg.vector_norm(embeddings - seeds[:, :, None, None], dim=1) / sigma
+    difference = embeddings - seeds[:, :, None, None]
+    if kind == "gaussian":
+        return -difference.square().sum(1) / (2 * sigma**2)
+    return -torch.linalg.vector_norm(difference, dim=1) / sigma
 
 
 def kernel_cross_entropy(log_kernel: Tensor, target: Tensor) -> Tensor:

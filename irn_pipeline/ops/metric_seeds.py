@@ -34,7 +34,7 @@ def distance_limits(thresholds: Sequence[float]) -> tuple[float, ...]:
         [1.946, 1.099, 0.511, 0.201]
     """
     if not thresholds or not all(0 < threshold < 1 for threshold in thresholds):
-        raise ConfigError(f"thresholds must be similarities between 0 and 1, got {tuple(thresholds)}")
+        raise ConfigError(f"similarities must be numbers between 0 and 1, got {tuple(thresholds)}")
     return tuple(math.log(2 / threshold - 1) for threshold in thresholds)
 
 
@@ -101,7 +101,8 @@ def pick_seeds(embeddings: Tensor, scores: Tensor, count: int, *, diversity: flo
     """Cells that score high and lie far from one another in the embedding space.
 
     The first has the largest score S; each next one the largest log S + diversity * log D, where D is the
-    squared distance to the nearest seed so far. A cell of score 0, or where D = 0, is never a seed.
+    squared distance to the nearest seed so far, so that a diversity of 0.3 is 0.6 of the distance itself (the paper
+    tries 0.1 to 0.6). A cell of score 0, or where D = 0, is never a seed.
 
     Args:
         embeddings: (N, D) float32.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +142,15 @@ def _models(records: tuple[StageRecord, ...]) -> Iterator[str]:
 
 
 def _curves(run: RunFolder) -> Iterator[Curves]:
-    from irn_pipeline.export.report_records import read_curves
+    """Of all segmentation models in common charts first, then of each training."""
+    from irn_pipeline.export.report_records import common_curves, read_curves
 
+    found = [
+        read_curves(path.read_text(encoding="utf-8", errors="replace"), path.parent.name)
+        for path in sorted(run.stage_dir(SEGMENTER.stage).glob("*/validation.jsonl"))
+    ]
+    for curves in common_curves(found):
+        yield replace(curves, stage=f"{curves.stage} of all models, validation")
     for name in ("losses", "validation"):
         for path in sorted(run.root.glob(f"train_*/**/{name}.jsonl")):
             stage = path.parent.relative_to(run.root).as_posix()

@@ -21,12 +21,13 @@ from irn_pipeline.datasets.images import read_image_size
 from irn_pipeline.datasets.source import DataSet
 from irn_pipeline.engine.optimisation import Schedule
 from irn_pipeline.engine.stage import Files, FitStage, Job
-from irn_pipeline.engine.store import Artifact
+from irn_pipeline.engine.store import RESUME_NAME, Artifact
 from irn_pipeline.errors import CheckpointError, ConfigError, DataError
 from irn_pipeline.evaluation import model_figures
 from irn_pipeline.models import (
     SegmenterParams,
     build_segmenter,
+    first_of,
     later_phases,
     original_of,
     recipe_of,
@@ -61,8 +62,18 @@ def fit(job: Job[SegmenterParams, DataSet]) -> int:
         if start_of(params) is None:
             name, weights = starting_point(job)
             params = replace(params, backbone=name, backbone_weights=weights)
-        network = _start(job, params)
-        seen = _train(job, network)
+        seen, first = 0, first_of(params)
+        folder = job.run.stage_dir(segmenter_artifact(variant_of(params)).stage)
+        if first is None:
+            network = _start(job, params)
+        else:
+            # It is left as it is after an interruption: its training ends at once, with the same weights.
+            plain = _start(job, first)
+            seen = _train(replace(job, params=first), plain, folder / "first")
+            network = build_segmenter(params, job.data.images.num_classes)
+            network.load_trained(plain.state_dict())
+        seen += _train(job, network, folder)
+        (folder / "first" / RESUME_NAME).unlink(missing_ok=True)
     state = {name: value.cpu() for name, value in network.state_dict().items()}
     names, category_ids = job.data.images.class_names, job.data.category_ids
     job.write(
@@ -80,7 +91,7 @@ def _original(params: SegmenterParams, num_classes: int, path: Path) -> Segmente
     return network
 
 
-def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
+def _train(job: Job[SegmenterParams, DataSet], network: Segmenter, folder: Path) -> int:
     """Returns how many pictures were seen."""
     from irn_pipeline.datasets.mask_samples import collate_lists
     from irn_pipeline.engine.training import train
@@ -104,19 +115,22 @@ def _train(job: Job[SegmenterParams, DataSet], network: Segmenter) -> int:
         schedule=Schedule(
             recipe.epochs, recipe.batch_size, params.momentum, params.weight_decay,
             milestones=recipe.milestones,
+            power=recipe.power,
             warmup_steps=0 if later else params.warmup_steps,
             later=later,
             max_gradient_norm=params.max_gradient_norm,
             optimizer=recipe.optimizer,
             ema_decay=params.ema_decay,
+            patience=params.patience,
         ),
         execution=execution,
         ranks=job.ranks,
-        folder=job.run.stage_dir(segmenter_artifact(variant_of(params)).stage),
+        folder=folder,
         name=f"{STAGE.name} {variant_of(params)}",
         collate=collate_lists,
         picture_names=lambda batch: [target.image_id for target in batch[1]],
         after_epoch=partial(_validate, job) if params.validate_list else None,
+        judged_by=("ap", "miou"),
     )  # fmt: skip
 
 
@@ -249,7 +263,8 @@ def _validate(
     if not isinstance(network, Segmenter):
         raise TypeError(f"{type(network).__name__} is not a segmenter")
     figures = model_figures(network, job.data.with_list(params.validate_list), job.execution)
-    found = {key: figures[key] for key in ("miou", "ap50", "ap75") if figures.get(key) is not None}
+    figures["ap"] = figures.get("coco", {}).get("ap")
+    found = {key: figures[key] for key in ("miou", "ap", "ap50", "ap75") if figures.get(key) is not None}
     logger.info("after epoch %d: %s", epochs_done, ", ".join(f"{k} {100 * v:.1f}" for k, v in found.items()))
     return found
 

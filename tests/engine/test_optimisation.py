@@ -23,6 +23,10 @@ def test_milestones_divide_by_ten():
     assert factors == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_a_rate_can_stay_as_it_is():
+    assert [schedule(power=0.0).rate(step, 4) for step in range(4)] == [1.0] * 4
+
+
 def test_warm_up_rises_to_the_full_rate():
     factors = [schedule(milestones=(0.9,), warmup_steps=3).rate(step, 40) for step in range(5)]
     assert factors == [0.25, 0.5, 0.75, 1.0, 1.0]

@@ -67,6 +67,7 @@ class Learner:
         epochs: int = 3,
         max_norm: float = 0.0,
         ema: float = 0.0,
+        patience: float = 0.0,
         **more: Any,
     ) -> int:
         return train(
@@ -74,7 +75,9 @@ class Learner:
             param_groups=[{"params": list(self.network.parameters()), "lr": 0.05}],
             dataset=Points(count),
             losses_of=self.losses,
-            schedule=Schedule(epochs, 4, 0.9, 1e-4, max_gradient_norm=max_norm, ema_decay=ema),
+            schedule=Schedule(
+                epochs, 4, 0.9, 1e-4, max_gradient_norm=max_norm, ema_decay=ema, patience=patience
+            ),
             execution=QUIET,
             folder=folder,
             name="test",
@@ -165,6 +168,53 @@ def test_what_is_measured_after_an_epoch_is_recorded(tmp_path: Path) -> None:
     assert calls == [(1, False), (2, False), (3, False)]
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert [(line["step"], line["ap50"]) for line in lines] == [(2, 0.25), (6, 0.75)]
+
+
+class Judge:
+    """A validation with given figures, which remembers the weights that it saw."""
+
+    def __init__(self, figures: list[float]) -> None:
+        self.figures = figures
+        self.weights: dict[int, Tensor] = {}
+
+    def __call__(self, epochs: int, network: nn.Module) -> dict[str, float]:
+        self.weights[epochs] = torch.cat([p.detach().flatten() for p in network.parameters()])
+        return {"ap": self.figures[epochs - 1], "loss": -1.0 * epochs}
+
+
+PATIENT: dict[str, Any] = {"patience": 0.3, "judged_by": ("other", "ap")}  # of 10 epochs: 3
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_training_that_no_longer_improves_ends_with_its_best_weights(tmp_path: Path, ema: float) -> None:
+    learner, judge = Learner(), Judge([0.1, 0.5, 0.3, 0.6, 0.6, 0.2, 0.5, 0.9, 0.9, 0.9])
+    seen = learner.train(tmp_path, epochs=10, ema=ema, after_epoch=judge, **PATIENT)
+    assert sorted(judge.weights) == [1, 2, 3, 4, 5, 6, 7] and seen == 7 * 8
+    torch.testing.assert_close(learner.weights(), judge.weights[4])
+
+
+def test_a_training_that_improves_to_the_end_is_not_stopped(tmp_path: Path) -> None:
+    learner, judge = Learner(), Judge([0.1 * epoch for epoch in range(10)])
+    assert learner.train(tmp_path, epochs=10, after_epoch=judge, **PATIENT) == 80
+    torch.testing.assert_close(learner.weights(), judge.weights[10])
+
+
+def test_patience_waits_for_a_first_success(tmp_path: Path) -> None:
+    learner, judge = Learner(), Judge([0, 0, 0, 0, 0.1, 0, 0, 0, 0, 0])
+    assert learner.train(tmp_path, epochs=10, after_epoch=judge, **PATIENT) == 8 * 8
+    torch.testing.assert_close(learner.weights(), judge.weights[5])
+
+
+def test_the_best_weights_and_the_patience_survive_an_interruption(tmp_path: Path) -> None:
+    figures = [0.1, 0.9, 0.3, 0.6, 0.6, 0.2, 0.5, 0.9, 0.9, 0.9]
+    stopped, judge = Learner(), Judge(figures)
+    stopped.fail_at, stopped.failure = 7, interrupt  # in the fourth epoch
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(tmp_path, epochs=10, after_epoch=judge, **PATIENT)
+    again, later = Learner(), Judge(figures)
+    assert again.train(tmp_path, epochs=10, after_epoch=later, **PATIENT) == 2 * 8
+    assert sorted(later.weights) == [4, 5]
+    torch.testing.assert_close(again.weights(), judge.weights[2])
 
 
 def test_one_process_reads_the_samples_of_all_epochs(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from irn_pipeline.export.report_records import (
     Result,
     Series,
     Sign,
+    common_curves,
     read_curves,
     read_results,
     read_sweep,
@@ -205,6 +206,22 @@ def test_losses_of_an_interrupted_training() -> None:
         Series("boundary", ((1.0, 0.5),)),
         Series("other", ((1.0, 2.0), (2.0, 1.0))),
     )
+
+
+def test_a_figure_that_several_trainings_have_is_drawn_in_one_chart() -> None:
+    first, second, alone = (
+        Curves(name, (Series(figure, ((1.0, value), (2.0, 0.5))), Series("loss", ((1.0, 2.0),))))
+        for name, figure, value in (("a", "ap", 0.25), ("b", "ap", 0.125), ("c", "miou", 0.75))
+    )
+    found = common_curves((first, second, alone))
+    assert [(one.stage, one.common) for one in found] == [("ap", True), ("loss", True)]
+    assert found[0].series == (
+        Series("a", ((1.0, 0.25), (2.0, 0.5))),
+        Series("b", ((1.0, 0.125), (2.0, 0.5))),
+    )
+    assert [line.name for line in found[1].series] == ["a", "b", "c"]
+    text = render_report(Report("run", (), (), curves=(found[0],)))
+    assert text.count("<polyline") == 2 and "key1" in text
 
 
 def test_results_at_any_depth() -> None:

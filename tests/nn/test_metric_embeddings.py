@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.transforms.v2.functional import normalize
 
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.nn.backbone import build_backbone
 from irn_pipeline.nn.segmenters.metric_embeddings import MetricEmbeddings
 from irn_pipeline.ops.masks import mask_iou
+from irn_pipeline.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
 class PictureTarget:
@@ -177,7 +181,7 @@ def test_sure_background_has_no_instance(monkeypatch, model, three_blocks):
 
 
 def test_seeds_bound_the_number_of_instances(monkeypatch, model):
-    monkeypatch.setattr(model, "seeds", 5)
+    monkeypatch.setattr(model, "max_seeds", 5)
     y, x = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
     embeddings = torch.cat([torch.stack([y, x]) * 9, torch.zeros(6, 6, 8)])
     logits = torch.zeros(4, 3, 6, 8)
@@ -243,13 +247,33 @@ def test_coordinates_are_positions_in_two_dimensions(monkeypatch, model):
 
 
 def test_stride_and_scales_set_the_grid_and_the_width_of_the_heads():
-    model = build(stride=4, scales=(0.5, 1.0))
+    model = build(cell_size=4, feature_scales=(0.5, 1.0))
     embeddings, logits = model(torch.rand(2, 3, 41, 30))
     assert embeddings.shape == (2, 8, 11, 8) and logits.shape == (2, 4, 3, 11, 8)
     assert model.embedding_head.in_channels == 2 * model.features.channels
     model.train()
     losses = model.losses([torch.rand(3, 41, 30)], [PictureTarget((41, 30), 1)], 0.9)
     assert torch.isfinite(sum(losses.values()))
+
+
+def test_dilated_features_are_deeplabs():
+    torch.manual_seed(0)
+    reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    own = MetricEmbeddings(num_classes=2, backbone="resnet50", features="dilated", embedding_dims=8).eval()
+    own.features.backbone.load_state_dict(reference.state_dict(), strict=False)
+    image = torch.rand(1, 3, 41, 30)
+    body = create_feature_extractor(reference, ["layer4"])
+    with torch.no_grad():
+        expected = body(normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD)))["layer4"]
+        torch.testing.assert_close(own.features(image), expected)
+        assert own(image)[0].shape == (1, 8, 6, 4)
+    assert not any(m.training for m in own.train().modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_dilated_features_need_a_resnet():
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"--features dilated needs one of resnet18, .* got mobilenetv3"):
+        MetricEmbeddings(num_classes=2, backbone="mobilenetv3_small_050", features="dilated")
 
 
 def test_backbone_weights_are_taken_over(model):
@@ -270,13 +294,17 @@ def test_every_parameter_that_learns_is_in_one_group(model):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"thresholds": (0.5, 1.5)}, "thresholds"),
-        ({"thresholds": ()}, "thresholds"),
-        ({"stride": 16}, "stride"),
-        ({"scales": ()}, "scales"),
-        ({"scales": (1.0, 0.0)}, "scales"),
-        ({"seeds": 0}, "seeds"),
-        ({"seeds": 101}, "seeds"),
+        ({"similarities": (0.5, 1.5)}, "similarities"),
+        ({"similarities": ()}, "similarities"),
+        ({"cell_size": 16}, "cells of 4 or 8"),
+        ({"cell_size": 4, "features": "dilated"}, "cells of 8"),
+        ({"feature_scales": ()}, "feature_scales"),
+        ({"feature_scales": (1.0, 0.0)}, "feature_scales"),
+        ({"max_seeds": 0}, "max_seeds"),
+        ({"max_seeds": 101}, "max_seeds"),
+        ({"min_seediness": 1.5}, "min_seediness"),
+        ({"max_iou": -0.1}, "max_iou"),
+        ({"background_points": 0}, "background_points"),
         ({"points_per_instance": 0}, "points_per_instance"),
         ({"class_points": 0}, "class_points"),
         ({"diversity": -0.1}, "diversity"),

@@ -1,5 +1,7 @@
 """Losses of metric embeddings: stable logarithms, weights, targets; each property is one of the method."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -45,20 +47,22 @@ def points_of(groups: list[int], sizes: list[float], weights: list[float] | None
     )
 
 
-def naive_loss(embeddings: Tensor, points: Points) -> float:
+def naive_loss(embeddings: Tensor, points: Points, *, background_attracts: bool = True) -> float:
     """The formula, pair by pair in float64."""
     values, total, weight_sum = embeddings.double().numpy(), 0.0, 0.0
-    for p, (group_p, size_p, trust_p) in enumerate(
-        zip(points.groups, points.sizes, points.weights, strict=True)
-    ):
-        for q, (group_q, size_q, trust_q) in enumerate(
-            zip(points.groups, points.sizes, points.weights, strict=True)
-        ):
-            similarity = 2 / (1 + np.exp(((values[p] - values[q]) ** 2).sum()))
-            weight = 1 / float(size_p + size_q)
+    ends = list(
+        zip(values, *(x.tolist() for x in (points.groups, points.sizes, points.weights)), strict=True)
+    )
+    for embedding_p, group_p, size_p, trust_p in ends:
+        for embedding_q, group_q, size_q, trust_q in ends:
+            if group_p == group_q == BACKGROUND_GROUP and not background_attracts:
+                continue
+            similarity = 2 / (1 + np.exp(((embedding_p - embedding_q) ** 2).sum()))
+            weight = 1 / (size_p + size_q)
             weight_sum += weight
-            trust = min(float(trust_p), float(trust_q))
-            total -= weight * trust * np.log(similarity if group_p == group_q else 1 - similarity)
+            total -= (
+                weight * min(trust_p, trust_q) * np.log(similarity if group_p == group_q else 1 - similarity)
+            )
     return total / weight_sum
 
 
@@ -109,13 +113,24 @@ def test_nearly_coincident_instances_are_pushed_apart():
 def test_pair_weights_of_two_sizes():
     # 1/2, 1/4, 1/4, 1/6 of their sum 7/6
     np.testing.assert_allclose(
-        pair_weights(torch.tensor([1.0, 3.0])), [[3 / 7, 3 / 14], [3 / 14, 1 / 7]], rtol=1e-6
+        pair_weights(points_of([0, 1], [1.0, 3.0])), [[3 / 7, 3 / 14], [3 / 14, 1 / 7]], rtol=1e-6
     )
 
 
-def test_pair_weights_sum_to_one(random):
-    sizes = torch.randint(1, 5000, (37,), generator=random).float()
-    assert pair_weights(sizes).sum().item() == pytest.approx(1, abs=1e-5)
+def test_background_that_only_repels_has_no_weight_with_itself():
+    points = points_of([0, BACKGROUND_GROUP, BACKGROUND_GROUP], [1.0, 3.0, 3.0])
+    # 1/2 and four times 1/4: their sum is 3/2
+    expected = [[1 / 3, 1 / 6, 1 / 6], [1 / 6, 0, 0], [1 / 6, 0, 0]]
+    np.testing.assert_allclose(pair_weights(points, background_attracts=False), expected, rtol=1e-6)
+    nothing = points_of([BACKGROUND_GROUP] * 2, [3.0, 3.0])
+    assert pair_weights(nothing, background_attracts=False).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("attracts", [True, False])
+def test_pair_weights_sum_to_one(random, attracts):
+    sizes = torch.randint(1, 5000, (37,), generator=random).tolist()
+    points = points_of([0] * 20 + [BACKGROUND_GROUP] * 17, sizes)
+    assert pair_weights(points, background_attracts=attracts).sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_larger_instance_with_the_same_points_changes_only_its_weights(random):
@@ -128,16 +143,17 @@ def test_a_larger_instance_with_the_same_points_changes_only_its_weights(random)
     same = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
     cost = -torch.where(same, log_similarity(distances), log_dissimilarity(distances))
     for points in (small, large):
-        expected = (pair_weights(points.sizes) * cost)[~torch.eye(4, dtype=torch.bool)].sum()
+        expected = (pair_weights(points) * cost)[~torch.eye(4, dtype=torch.bool)].sum()
         assert embedding_loss(embeddings, points).item() == pytest.approx(expected.item(), rel=1e-5)
-    ratio = pair_weights(large.sizes) / pair_weights(small.sizes)
+    ratio = pair_weights(large) / pair_weights(small)
     ratio = ratio / ratio[2, 2]
     np.testing.assert_allclose(ratio[2:, 2:], 1, rtol=1e-6)
     np.testing.assert_allclose(ratio[:2, :2], 4 / 8, rtol=1e-6)
     np.testing.assert_allclose(ratio[:2, 2:], 10 / 14, rtol=1e-6)
 
 
-def test_loss_equals_the_formula(random):
+@pytest.mark.parametrize("attracts", [True, False])
+def test_loss_equals_the_formula(random, attracts):
     embeddings = torch.randn(7, 4, generator=random)
     points = points_of(
         [0, 0, 1, 1, 1, BACKGROUND_GROUP, BACKGROUND_GROUP],
@@ -145,9 +161,22 @@ def test_loss_equals_the_formula(random):
         [0.5, 0.5, 0.25, 0.25, 0.25, 1.0, 1.0],
     )
     # the terms of a point with itself are log 1, which the naive form makes 0 too
-    assert embedding_loss(embeddings, points).item() == pytest.approx(
-        naive_loss(embeddings, points), rel=1e-5
+    expected = naive_loss(embeddings, points, background_attracts=attracts)
+    assert embedding_loss(embeddings, points, background_attracts=attracts).item() == pytest.approx(
+        expected, rel=1e-5
     )
+
+
+def test_loss_of_two_points_by_hand():
+    # squared distance ln 3: similarity 2 / (1 + 3) = 1/2; both pairs of unlike points weigh 1/4 beside 1/2 + 1/2
+    embeddings = torch.tensor([[0.0], [math.sqrt(math.log(3))]])
+    apart = embedding_loss(embeddings, points_of([0, BACKGROUND_GROUP], [1.0, 1.0]))
+    assert apart.item() == pytest.approx(math.log(2) / 2, rel=1e-5)
+    # without the pair of the background with itself a third is left of each
+    repelled = embedding_loss(
+        embeddings, points_of([0, BACKGROUND_GROUP], [1.0, 1.0]), background_attracts=False
+    )
+    assert repelled.item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-5)
 
 
 def test_loss_does_not_see_rotations_and_translations(random):
@@ -180,19 +209,53 @@ def test_embeddings_must_be_those_of_the_points():
 
 
 def test_cells_are_read_at_their_middle():
-    masks = torch.zeros(3, 9, 20, dtype=torch.bool)
+    masks = torch.zeros(2, 9, 20, dtype=torch.bool)
     masks[0, 4, 4] = True  # the middle of cell (0, 0)
     masks[1, 8, 12:20] = True  # the last row stands for the second row of cells
-    masks[2, 0, 0] = True  # the middle of no cell
     ignore = torch.zeros(9, 20, dtype=torch.bool)
     ignore[8, 19] = True
-    weights = torch.tensor([0.25, 0.5, 1.0])
+    weights = torch.tensor([0.25, 0.5])
     found = cell_target(picture_target(masks, ignore, weights), stride=8)
     # columns 4, 12, 19 (20 would be outside); rows 4, 8
     assert found.masks.tolist() == [[True, False, False, False, False, False], [False] * 4 + [True, False]]
     assert found.known.tolist() == [True] * 5 + [False]
     assert found.background.tolist() == [False, True, True, True, False, False]
     assert found.class_ids.tolist() == [0, 1] and found.weights.tolist() == [0.25, 0.5]
+
+
+def test_an_instance_between_the_middles_has_the_cell_that_holds_most_of_it():
+    masks = torch.zeros(2, 16, 24, dtype=torch.bool)
+    masks[0, :, 8:] = True  # four cells
+    masks[1, 5:8, 5:11] = True  # 9 pixels in the first cell, 9 in the second
+    masks[1, 7, 11] = True  # one more in the second
+    masks[0] &= ~masks[1]
+    found = cell_target(picture_target(masks), stride=8)
+    assert found.masks.tolist() == [
+        [False, False, True, False, True, True],
+        [False, True, False, False, False, False],
+    ]
+    assert found.background.tolist() == [True, False, False, True, False, False]
+
+
+def test_a_lost_instance_takes_a_cell_that_is_known_by_its_own_pixels_only():
+    masks, ignore = torch.zeros(1, 8, 16, dtype=torch.bool), torch.zeros(8, 16, dtype=torch.bool)
+    masks[0, 0, 6:11] = True  # two pixels in the first cell, three in the second
+    ignore[:, 8:] = True
+    found = cell_target(picture_target(masks, ignore), stride=8)
+    assert found.masks.tolist() == [[True, False]] and found.known.tolist() == [True, False]
+    ignore[0, 6:8] = True
+    assert len(cell_target(picture_target(masks, ignore), stride=8).masks) == 0
+
+
+def test_a_lost_instance_takes_no_last_cell():
+    masks = torch.zeros(3, 8, 16, dtype=torch.bool)
+    masks[0, 4, 4] = True  # the only cell that it meets
+    masks[1, 0, :8] = True
+    masks[2, 1, 6:9] = True  # two pixels in the first cell, one in the second
+    found = cell_target(picture_target(masks), stride=8)
+    # the second has no cell but the first's, the third has another
+    assert found.masks.tolist() == [[True, False], [False, True]]
+    assert found.class_ids.tolist() == [0, 0]
 
 
 def test_a_picture_of_one_pixel_has_one_cell():
@@ -210,14 +273,19 @@ def cells():
 
 
 def test_points_are_drawn_inside_their_instance(cells, random):
-    points = sample_points(cells, 40, random, background=True)
-    assert points.groups.tolist() == [0] * 40 + [1] * 40 + [BACKGROUND_GROUP] * 40
-    drawn = [set(part.tolist()) for part in points.cells.split(40)]
+    points = sample_points(cells, 40, random, background_count=60)
+    assert points.groups.tolist() == [0] * 40 + [1] * 40 + [BACKGROUND_GROUP] * 60
+    drawn = [set(part.tolist()) for part in points.cells.split([40, 40, 60])]
     assert drawn == [{0, 1, 2}, {5}, {3, 4, 6, 7, 8}]
-    assert points.sizes[::40].tolist() == [3, 1, 5]
-    assert points.weights[::40].tolist() == [0.5, 1, 1]
-    free = sample_points(cells, 40, random, background=False)
+    assert points.sizes[::40].tolist() == [3, 1, 5, 5]
+    assert points.weights[::40].tolist() == [0.5, 1, 1, 1]
+    free = sample_points(cells, 40, random)
     assert free.groups.tolist() == [0] * 40 + [1] * 40
+
+
+def test_background_points_can_weigh_as_a_mean_instance(cells, random):
+    points = sample_points(cells, 2, random, background_count=1, background_size="mean")
+    assert points.sizes.tolist() == [3, 3, 1, 1, 2]
 
 
 def test_nothing_is_drawn_from_nothing(random):
@@ -225,13 +293,13 @@ def test_nothing_is_drawn_from_nothing(random):
     empty = CellTarget(
         torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0), known
     )
-    points = sample_points(empty, 10, random, background=True)
+    points = sample_points(empty, 10, random, background_count=10)
     assert len(points.cells) == len(points.groups) == len(points.sizes) == len(points.weights) == 0
 
 
 def test_the_generator_decides_the_points(cells):
     first, again, other = (
-        sample_points(cells, 20, torch.Generator().manual_seed(seed), background=True).cells
+        sample_points(cells, 20, torch.Generator().manual_seed(seed), background_count=20).cells
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)

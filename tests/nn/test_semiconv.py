@@ -16,11 +16,11 @@ from irn_pipeline.nn.semiconv import (
     coordinate_map,
     hard_seed,
     kernel_cross_entropy,
-    laplacian_log_kernel,
     scale_gradient,
     segment_attraction,
     semi_convolution,
     soft_seed,
+    steered_log_kernel,
 )
 
 
@@ -140,8 +140,10 @@ def test_attraction_of_other_sizes_is_refused():
 
 def test_laplacian_kernel_by_hand():
     embeddings = torch.tensor([[[[0.0, 3]], [[0.0, 4]]]])
-    log_kernel = laplacian_log_kernel(embeddings, torch.zeros(1, 2), 2.0)
+    log_kernel = steered_log_kernel(embeddings, torch.zeros(1, 2), 2.0)
     assert log_kernel.flatten().tolist() == [0, -2.5]
+    gaussian = steered_log_kernel(embeddings, torch.zeros(1, 2), 2.0, "gaussian")
+    assert gaussian.flatten().tolist() == [0, -3.125]
 
 
 @settings(max_examples=20, deadline=None)
@@ -149,7 +151,7 @@ def test_laplacian_kernel_by_hand():
 def test_the_kernel_is_1_for_the_cell_itself_and_between_0_and_1(seed, sigma):
     embeddings = random(2, 4, 5, 5, seed=seed)
     seeds = embeddings[:, :, 2, 3]
-    kernel = laplacian_log_kernel(embeddings, seeds, sigma).exp()
+    kernel = steered_log_kernel(embeddings, seeds, sigma).exp()
     assert kernel[:, 2, 3].tolist() == [1, 1]
     assert (kernel > 0).all()
     assert (kernel <= 1).all()
@@ -158,7 +160,7 @@ def test_the_kernel_is_1_for_the_cell_itself_and_between_0_and_1(seed, sigma):
 
 def test_steered_logits_never_rise_and_stay_at_the_hard_seed():
     scores, embeddings = random(6, 8, 8), random(6, 4, 8, 8, seed=1)
-    steered = scores + laplacian_log_kernel(embeddings, hard_seed(scores, embeddings), 0.7)
+    steered = scores + steered_log_kernel(embeddings, hard_seed(scores, embeddings), 0.7)
     best = scores.flatten(1).argmax(1)
     rows = torch.arange(6)
     assert (steered <= scores).all()
@@ -168,14 +170,14 @@ def test_steered_logits_never_rise_and_stay_at_the_hard_seed():
 
 def test_infinite_sigma_leaves_the_logits_alone():
     scores, embeddings = random(2, 4, 4), 100 * random(2, 4, 4, 4, seed=1)
-    log_kernel = laplacian_log_kernel(embeddings, soft_seed(scores, embeddings), math.inf)
+    log_kernel = steered_log_kernel(embeddings, soft_seed(scores, embeddings), math.inf)
     assert torch.equal(scores + log_kernel, scores)
 
 
 def test_gradient_of_the_kernel_is_finite_at_the_seed():
     embeddings = random(1, 3, 4, 4).requires_grad_()
     seeds = embeddings[:, :, 1, 1].detach()
-    laplacian_log_kernel(embeddings, seeds, 1.0).sum().backward()
+    steered_log_kernel(embeddings, seeds, 1.0).sum().backward()
     assert torch.isfinite(grad_of(embeddings)).all()
     assert grad_of(embeddings)[0, :, 1, 1].tolist() == [0, 0, 0]
 
@@ -240,7 +242,7 @@ def test_embedding_losses_reach_the_features_at_a_tenth_and_the_network_whole():
         network = embedding_of(gradient=gradient)
         features = random(1, 6, 9, 9, seed=1).requires_grad_()
         embeddings = network(features, 4)
-        log_kernel = laplacian_log_kernel(embeddings, soft_seed(scores, embeddings), 2.0)
+        log_kernel = steered_log_kernel(embeddings, soft_seed(scores, embeddings), 2.0)
         loss = (
             attraction_loss(embeddings[0], masks) + kernel_cross_entropy(log_kernel, masks[:1].float()).mean()
         )

@@ -34,7 +34,7 @@ def test_limits_are_where_the_similarity_equals_the_threshold():
 
 @pytest.mark.parametrize("thresholds", [(), (0.0,), (0.5, 1.0), (-0.1,), (float("nan"),)])
 def test_limits_refuse_what_is_no_similarity(thresholds):
-    with pytest.raises(ConfigError, match="thresholds"):
+    with pytest.raises(ConfigError, match="similarities"):
         distance_limits(thresholds)
 
 

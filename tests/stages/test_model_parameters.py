@@ -34,9 +34,10 @@ from irn_pipeline.models import (
     recipe_of,
     require_asked,
     unused_parameters,
+    variant_of,
 )
 from irn_pipeline.stages.catalogue import stage_main
-from irn_pipeline.stages.train_segmenter import _start, samples
+from irn_pipeline.stages.train_segmenter import _start, fit, samples
 from irn_pipeline.trained_networks import load_segmenter, segmenter_artifact
 
 EXECUTION = Execution(device="cpu", precision="float32", workers=1, quiet=True)
@@ -47,16 +48,23 @@ TINY: dict[str, Any] = {
 OTHERWISE: dict[str, Any] = {
     "crop": 48, "rescale": (0.5, 0.5), "ignore_band": 11, "short_side": 48, "long_side": 70, "boxes_per_image": 4,
     "channels": 32, "bandwidth": "circular", "to_center": True, "foreground_weight": 3.0,
-    "output_stride": 8, "balance_classes": False,
+    "output_stride": 8, "balance_classes": False, "features": "dilated",
+    "cell_size": 4, "feature_scales": (0.5, 1.0), "embedding_dims": 8, "coordinates": False, "similarities": (0.3, 0.6),
+    "points_per_instance": 3, "background": "none", "background_points": 7, "background_size": "own",
+    "class_points": 5, "kernel": "gaussian",
 }  # fmt: skip
 """Another value of each parameter that some models have and others have not, `start_from` aside."""
-ANSWERS: dict[str, Any] = {"min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3}
+ANSWERS: dict[str, Any] = {
+    "min_pixels": 7, "seed_threshold": 0.9, "foreground_threshold": 0.3, "max_seeds": 9, "diversity": 0.5,
+    "min_seediness": 0.2, "max_iou": 0.7, "connected": True,
+}  # fmt: skip
 """Parameters of the answers of a trained model, which change no loss."""
 OF_ALL = {
     "model", "labels", "backbone", "backbone_weights", "frozen_stages", "epochs", "batch_size", "lr", "optimizer",
     "momentum", "weight_decay", "warmup_steps", "max_gradient_norm", "ema_decay", "validate_list", "validate_every",
+    "schedule", "patience",
 }  # fmt: skip
-OWNED = {*OTHERWISE, *ANSWERS, "start_from", "original_checkpoint", "crops"}
+OWNED = {*OTHERWISE, *ANSWERS, "start_from", "first_epochs", "original_checkpoint", "crops"}
 
 
 def own(model: str) -> set[str]:
@@ -64,7 +72,7 @@ def own(model: str) -> set[str]:
 
 
 def learned(model: str) -> set[str]:
-    return own(model) - {*ANSWERS, "original_checkpoint"}
+    return own(model) - {*ANSWERS, "original_checkpoint", "first_epochs"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ class Bench:
                 parameter += 0.01 * torch.randn_like(parameter)
         images, targets = zip(*(samples(work)[0, index] for index in range(2)), strict=True)
         torch.manual_seed(0)
-        return {name: value.item() for name, value in network.losses(images, targets).items()}
+        # Half way, where every loss counts.
+        return {name: value.item() for name, value in network.losses(images, targets, 0.5).items()}
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +137,36 @@ def test_what_a_model_uses_changes_its_losses_and_nothing_else_does(bench: Bench
     assert effective == learned(model)
 
 
+def test_a_plain_mask_rcnn_can_be_trained_first(bench: Bench, tmp_path: Path) -> None:
+    """As one command, and after an interruption, it gives what two commands give."""
+
+    def train(folder: str, **values: Any) -> dict[str, torch.Tensor]:
+        work = bench.job(labels="truth", epochs=1, batch_size=2, warmup_steps=0, **values)
+        work = replace(work, run=RunFolder(tmp_path / folder))
+        torch.manual_seed(0)
+        fit(work)
+        return work.run.read(segmenter_artifact(variant_of(work.params))).state
+
+    plain = train("two", model="mask_rcnn", lr=0.01)
+    start = str(tmp_path / "two" / "train_segmenter" / "mask_rcnn-on-truth" / "network.pt")
+    train("two", model="semiconv_mask_rcnn", lr=0.0025, start_from=start)
+    both = train("one", model="semiconv_mask_rcnn", lr=0.0025, first_epochs=1)
+    folder = tmp_path / "one" / "train_segmenter" / "semiconv_mask_rcnn-on-truth"
+    assert (folder / "first" / "losses.jsonl").read_text().count("\n") == 1
+    assert "loss_kernel" in (folder / "losses.jsonl").read_text()
+    assert list(folder.rglob("resume.pt")) == [folder / "resume.pt"]
+    name = "model.backbone.body.layer4.1.conv2.weight"
+    rate = (both[name] - plain[name]).abs().max() / plain[name].abs().max()
+    assert 0 < rate < 0.1  # a step away from the first training's weights, not a network of its own
+    again = train("one", model="semiconv_mask_rcnn", lr=0.0025, first_epochs=1)
+    torch.testing.assert_close(again[name], both[name])
+
+
+def test_first_epochs_need_no_trained_network() -> None:
+    with pytest.raises(ConfigError, match=r"first_epochs is 2; it must be .* 0 with --start-from"):
+        SegmenterParams(model="semiconv_mask_rcnn", start_from="network.pt", first_epochs=2)
+
+
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of a command that ends before it looks for any file."""
     assert stage_main("train_segmenter", [*words, "--voc-root", "nowhere", "--run-dir", "nowhere"]) == 1
@@ -141,7 +180,7 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in sorted(OWNED):
-        value = {**OTHERWISE, **ANSWERS, "crops": (48,)}.get(name, "network.pt")
+        value = {**OTHERWISE, **ANSWERS, "crops": (48,), "first_epochs": 2}.get(name, "network.pt")
         flag = f"--{name.replace('_', '-')}"
         words = [flag, *map(str, value if isinstance(value, tuple) else [value])]
         words += ["--epochs", "1"] if name == "crops" else []
@@ -190,6 +229,8 @@ def test_flags_that_a_model_does_not_use_are_refused_by_name(
         (["--model", "spatial_embeddings", "--crops", "5", "6"], "--crops has 2 phases, --epochs 0"),
         (["--model", "spatial_embeddings", "--crops", "0", "--epochs", "4"], "must be above 0"),
         (["--validate_every", "2"], "--validate-every: nothing is measured without --validate-list"),
+        (["--patience", "0.2"], "--patience needs --validate-list"),
+        (["--patience", "-1", "--validate-list", "val"], "patience is -1.0; it must be a fraction"),
         (["--momentum", "0.5"], "nowhere"),
         (["--model", "spatial_embeddings", "--optimizer", "sgd", "--momentum", "0.5"], "nowhere"),
     ],
@@ -218,6 +259,18 @@ def test_a_configuration_for_several_models_is_told_and_taken(
         recipe_of(SegmenterParams(model="mask_rcnn", crop=64, rescale=(0.5, 1.5)))
         == MODELS["mask_rcnn"].recipe
     )
+
+
+def test_every_model_can_have_every_schedule() -> None:
+    for name, model in MODELS.items():
+        recipe = recipe_of(SegmenterParams(model=name))
+        assert (recipe.milestones, recipe.power) == (model.recipe.milestones, 0.9)
+        steady = recipe_of(SegmenterParams(model=name, schedule="poly"))
+        assert (steady.milestones, steady.power) == ((), 0.9)
+        constant = recipe_of(SegmenterParams(model=name, schedule="constant"))
+        assert (constant.milestones, constant.power) == ((), 0.0)
+        steps = recipe_of(SegmenterParams(model=name, schedule="steps"))
+        assert steps.milestones == (model.recipe.milestones or (2 / 3, 8 / 9))
 
 
 def test_unused_parameters_are_those_of_the_table() -> None:
@@ -319,6 +372,17 @@ def test_objects_of_spatial_embeddings_are_as_recorded_unless_asked_otherwise(tm
         ConfigError, match="--min-pixels: has no effect with mask_rcnn; it is for spatial_embedd"
     ):
         require_asked(("mask_rcnn",), asked)
+
+
+def test_objects_of_metric_embeddings_are_as_recorded_unless_asked_otherwise(tmp_path: Path) -> None:
+    run = trained(tmp_path, "metric_embeddings", max_seeds=20, diversity=0.5, connected=True)
+    names = ("max_seeds", "diversity", "min_seediness", "max_iou", "connected")
+    asked = AskedParams(max_seeds=30, diversity=0.0, max_iou=0.7, connected=False)
+    for question, answer in ((None, (20, 0.5, 0.05, 0.5, True)), (asked, (30, 0.0, 0.05, 0.7, False))):
+        network, _ = load_segmenter(run, "metric_embeddings", EXECUTION, question)
+        assert tuple(getattr(network, name) for name in names) == answer
+    with pytest.raises(ConfigError, match="max_seeds must be 1 to 100, got 500"):
+        AskedParams(max_seeds=500)
 
 
 def test_the_crf_and_the_scales_of_deeplab_can_be_switched_on(deeplab: RunFolder) -> None:

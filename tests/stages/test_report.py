@@ -300,6 +300,10 @@ def test_variants_of_a_training_are_stages(run: RunFolder, data: Data) -> None:
     text = make(run, data)
     assert f">{name}</h3>" in text
     assert f">{name}, validation</h3>" in text
+    assert "of all models" not in text
+    (run.stage_dir("train_segmenter/other")).mkdir()
+    (run.stage_dir("train_segmenter/other") / "validation.jsonl").write_text('{"step": 2, "miou": 0.25}\n')
+    assert ">miou of all models, validation</h3>" in make(run, data)
     assert text.index(f"<td>{name}</td>") < text.index("<td>evaluate</td>")
 
 

@@ -6,6 +6,7 @@ Fathi et al., "Semantic Instance Segmentation via Deep Metric Learning" (2017).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch.nn.functional import interpolate, pad
 from irn_pipeline.errors import ConfigError
 from irn_pipeline.nn.segmenters.base import Segmenter, Target, stack_padded
 from irn_pipeline.nn.segmenters.metric_loss import (
+    BackgroundRole,
+    BackgroundSize,
     CellTarget,
     cell_target,
     class_loss,
@@ -23,7 +26,7 @@ from irn_pipeline.nn.segmenters.metric_loss import (
     embedding_loss,
     sample_points,
 )
-from irn_pipeline.nn.segmenters.pyramid import PyramidFeatures
+from irn_pipeline.nn.segmenters.pyramid import DilatedFeatures, PyramidFeatures
 from irn_pipeline.nn.semiconv import coordinate_map
 from irn_pipeline.ops.metric_seeds import (
     distance_limits,
@@ -34,6 +37,7 @@ from irn_pipeline.ops.metric_seeds import (
 )
 from irn_pipeline.structures import BoolArray, Instances
 
+FeatureKind = Literal["pyramid", "dilated"]
 _COORDINATE_UNIT = 32.0
 """Pixels along the picture that count as a distance of 1 between embeddings."""
 
@@ -44,18 +48,22 @@ class MetricEmbeddings(Segmenter):
     Args:
         num_classes: foreground classes C.
         backbone: name of the backbone.
-        stride: pixels per feature cell, 8 or 4.
+        features: "pyramid", or "dilated" as DeepLab's, which the paper is built on.
+        cell_size: pixels per side of a feature cell, 8 or 4; 8 for dilated features.
         embedding_dims: dimensions D of the embedding.
         coordinates: add a cell's position to two of the dimensions (Novotny et al., ECCV 2018). Without it, as
             published, equal objects far apart have equal embeddings and become one mask.
-        scales: relative sizes of the picture whose features are put side by side; the paper uses 0.25, 0.5, 1, 2.
-        thresholds: similarities T that bound a mask, in (0, 1).
+        feature_scales: relative sizes of the picture whose features are put side by side; the paper's are 0.25, 0.5,
+            1 and 2.
+        similarities: thresholds T that bound a mask, in (0, 1).
         points_per_instance: sampled for the embedding loss.
-        background_points: sample the background as if it were one more instance; as published, it is free.
+        background: what background cells do in the embedding loss (see `BackgroundRole`); as published, nothing.
+        background_points: sampled of it.
+        background_size: what weighs them (see `BackgroundSize`).
         class_points: cells a picture whose masks' classes are learned in a step; published are about 10.
-        seeds: picked a picture at inference, at most 100.
-        diversity: weight of the distance from other seeds when one is picked.
-        min_score: instances that score less are left out.
+        max_seeds: picked a picture at inference, at most 100.
+        diversity: weight of the distance from other seeds when one is picked (the paper's alpha; see `pick_seeds`).
+        min_seediness: cells that score less are no seeds.
         max_iou: of two masks of a class that overlap by more, the better one stays.
         connected: keep only the part of a mask that is connected with its seed.
 
@@ -70,39 +78,60 @@ class MetricEmbeddings(Segmenter):
         *,
         num_classes: int,
         backbone: str = "resnet50",
-        stride: int = 8,
+        features: FeatureKind = "pyramid",
+        cell_size: int = 8,
         embedding_dims: int = 64,
         coordinates: bool = True,
-        scales: tuple[float, ...] = (1.0,),
-        thresholds: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9),
+        feature_scales: tuple[float, ...] = (1.0,),
+        similarities: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9),
         points_per_instance: int = 10,
-        background_points: bool = True,
+        background: BackgroundRole = "repel",
+        background_points: int = 40,
+        background_size: BackgroundSize = "mean",
         class_points: int = 64,
-        seeds: int = 100,
+        max_seeds: int = 100,
         diversity: float = 0.3,
-        min_score: float = 0.05,
+        min_seediness: float = 0.05,
         max_iou: float = 0.5,
         connected: bool = False,
     ) -> None:
         super().__init__(num_classes)
-        if embedding_dims < 2 or points_per_instance < 1 or class_points < 1 or diversity < 0:
+        least = {
+            "embedding_dims": 2,
+            "points_per_instance": 1,
+            "class_points": 1,
+            "background_points": 1,
+            "diversity": 0,
+        }
+        values = (embedding_dims, points_per_instance, class_points, background_points, diversity)
+        for (name, low), value in zip(least.items(), values, strict=True):
+            if not low <= value < float("inf"):
+                raise ConfigError(f"{name} must be at least {low}, got {value}")
+        if not 1 <= max_seeds <= 100:
+            raise ConfigError(f"max_seeds must be 1 to 100, got {max_seeds}")
+        if not (0 <= min_seediness <= 1 and 0 <= max_iou <= 1):
+            raise ConfigError(f"min_seediness and max_iou must be 0 to 1, got {min_seediness} and {max_iou}")
+        if not feature_scales or not all(0 < scale < float("inf") for scale in feature_scales):
+            raise ConfigError(f"feature_scales must be positive numbers, got {feature_scales}")
+        self.limits = distance_limits(similarities)
+        self.similarities, self.feature_scales, self.coordinates = similarities, feature_scales, coordinates
+        self.points_per_instance = points_per_instance
+        self.background, self.background_points = background, background_points
+        self.background_size = background_size
+        self.class_points, self.max_seeds, self.diversity = class_points, max_seeds, diversity
+        self.min_seediness, self.max_iou, self.connected = min_seediness, max_iou, connected
+        if features == "dilated" and cell_size != DilatedFeatures.stride:
             raise ConfigError(
-                f"embedding_dims must be at least 2, points_per_instance and class_points at least 1 and diversity "
-                f"not negative, got {embedding_dims}, {points_per_instance}, {class_points} and {diversity}"
+                f"dilated features have cells of {DilatedFeatures.stride} pixels, got {cell_size}"
             )
-        if not 1 <= seeds <= 100:
-            raise ConfigError(f"seeds must be 1 to 100, got {seeds}")
-        if not scales or min(scales) <= 0:
-            raise ConfigError(f"scales must be positive, got {scales}")
-        self.limits = distance_limits(thresholds)
-        self.thresholds, self.scales, self.coordinates = thresholds, scales, coordinates
-        self.points_per_instance, self.background_points = points_per_instance, background_points
-        self.class_points, self.seeds, self.diversity = class_points, seeds, diversity
-        self.min_score, self.max_iou, self.connected = min_score, max_iou, connected
-        self.features = PyramidFeatures(backbone=backbone, stride=stride)
-        channels = self.features.channels * len(scales)
+        self.features = (
+            DilatedFeatures(backbone=backbone)
+            if features == "dilated"
+            else PyramidFeatures(backbone=backbone, stride=cell_size)
+        )
+        channels = self.features.channels * len(feature_scales)
         self.embedding_head = nn.Conv2d(channels, embedding_dims, 1)
-        self.class_head = nn.Conv2d(channels, len(thresholds) * (num_classes + 1), 1)
+        self.class_head = nn.Conv2d(channels, len(similarities) * (num_classes + 1), 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and class logits of a batch, at the feature stride.
@@ -116,7 +145,7 @@ class MetricEmbeddings(Segmenter):
         size, stride = images.shape[-2:], self.features.stride
         grid = [-(-length // stride) for length in size]
         maps = []
-        for scale in self.scales:
+        for scale in self.feature_scales:
             scaled = [max(round(length * scale), 1) for length in size]
             resized = images if scale == 1 else interpolate(images, scaled, mode="bilinear", antialias=True)
             features = self.features(resized)
@@ -130,7 +159,7 @@ class MetricEmbeddings(Segmenter):
             ).flip(0)
             embeddings = embeddings + pad(position, (0, 0, 0, 0, 0, embeddings.shape[1] - 2))
         logits = self.class_head(joined).float()
-        return embeddings, logits.unflatten(1, (len(self.thresholds), self.num_classes + 1))
+        return embeddings, logits.unflatten(1, (len(self.similarities), self.num_classes + 1))
 
     def losses(
         self, images: Sequence[Tensor], targets: Sequence[Target], progress: float = 0.0
@@ -161,8 +190,15 @@ class MetricEmbeddings(Segmenter):
             }
 
     def _pair_loss(self, embeddings: Tensor, target: CellTarget, generator: torch.Generator) -> Tensor:
-        points = sample_points(target, self.points_per_instance, generator, background=self.background_points)
-        return embedding_loss(embeddings[points.cells], points)
+        points = sample_points(
+            target,
+            self.points_per_instance,
+            generator,
+            background_count=0 if self.background == "none" else self.background_points,
+            background_size=self.background_size,
+        )
+        attracts = self.background == "attract"
+        return embedding_loss(embeddings[points.cells], points, background_attracts=attracts)
 
     def _class_loss(
         self, embeddings: Tensor, logits: Tensor, target: CellTarget, generator: torch.Generator
@@ -174,16 +210,32 @@ class MetricEmbeddings(Segmenter):
         labels, weights = class_targets(embeddings, cells, target, self.limits)
         return class_loss(logits[cells], labels, weights)
 
+    def seeds(self, embeddings: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Seeds of one picture, and the seediness that they are picked by.
+
+        Args:
+            embeddings: (D, h, w).
+            logits: (T, C + 1, h, w).
+
+        Returns:
+            Seeds, (S,) int64 cells in the order of picking; of each of the N = h * w cells its seediness, (N,) float32
+            in [0, 1], and its best pair of threshold t and class c, (N,) int64 t * C + c.
+        """
+        scores, best = logits.softmax(1)[:, 1:].flatten(0, 1).flatten(1).max(0)
+        # A cell that would be dropped for its score needs no seed.
+        wanted = scores * (scores >= self.min_seediness)
+        seeds = pick_seeds(
+            embeddings.flatten(1).T.contiguous(), wanted, self.max_seeds, diversity=self.diversity
+        )
+        return seeds, scores, best
+
     @torch.no_grad()
     def predict(self, image: Tensor) -> Instances:
-        """Instances of one picture: the masks around up to `seeds` seeds, without duplicates (section 3.3)."""
+        """Instances of one picture: the masks around up to `max_seeds` seeds, without duplicates (section 3.3)."""
         embeddings, logits = (x[0] for x in self(image[None]))
         grid, size = (embeddings.shape[1], embeddings.shape[2]), (image.shape[-2], image.shape[-1])
         flat = embeddings.flatten(1).T.contiguous()
-        probabilities = logits.softmax(1)[:, 1:].flatten(0, 1).flatten(1)
-        scores, best = probabilities.max(0)
-        # A cell that would be dropped for its score needs no seed.
-        seeds = pick_seeds(flat, scores * (scores >= self.min_score), self.seeds, diversity=self.diversity)
+        seeds, scores, best = self.seeds(embeddings, logits)
         if len(seeds) == 0:
             return Instances.empty(size)
         scores, best = scores[seeds], best[seeds]
@@ -196,7 +248,7 @@ class MetricEmbeddings(Segmenter):
             masks = torch.from_numpy(parts).to(masks.device).flatten(1)
             distances = distances.masked_fill(~masks, torch.inf)
         kept = suppress_masks(masks, scores, class_ids, max_iou=self.max_iou)
-        level = distances.new_tensor(self.thresholds)[threshold[kept]]
+        level = distances.new_tensor(self.similarities)[threshold[kept]]
         fine = _upsample(distances[kept].unflatten(1, grid), level, self.features.stride, size)
         found = Instances(scores[kept].cpu().numpy().astype(np.float32), fine, class_ids[kept].cpu().numpy())
         return found.select(np.flatnonzero(fine.any((1, 2))))

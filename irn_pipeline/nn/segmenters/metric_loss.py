@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from irn_pipeline.ops.metric_seeds import best_instances, squared_distances, thr
 
 BACKGROUND_GROUP = -1
 """Group of the cells that belong to no instance."""
+BackgroundRole = Literal["none", "repel", "attract"]
+"""none: not sampled, as published; repel: far from every instance; attract: also close to itself, like an instance."""
+BackgroundSize = Literal["own", "mean"]
+"""Size that weighs background points: the cells of the background, or the mean of the instances."""
 _SMALLEST_DISTANCE = 1e-6
 """Squared distance below which two instances repel each other no further: log(1 - similarity) stays finite."""
 
@@ -70,8 +75,8 @@ def cell_target(target: Target, stride: int) -> CellTarget:
         stride: pixels per cell.
 
     Returns:
-        The target of ceil(H / stride) * ceil(W / stride) cells, row by row. Instances that no cell's middle
-        meets are left out.
+        The target of ceil(H / stride) * ceil(W / stride) cells, row by row. An instance that no cell's middle meets
+        gets the cell that holds most of it, unless another instance would lose its last cell.
     """
     rows, columns = (
         (torch.arange(0, length, stride, device=target.ignore.device) + stride // 2).clamp(max=length - 1)
@@ -79,36 +84,54 @@ def cell_target(target: Target, stride: int) -> CellTarget:
     )
     known = ~target.ignore[rows][:, columns].flatten()
     masks = target.masks[:, rows][:, :, columns].flatten(1) & known
+    for index in (~masks.any(1)).nonzero()[:, 0].tolist():
+        y, x = (target.masks[index] & ~target.ignore).nonzero(as_tuple=True)
+        shares = torch.bincount(y // stride * len(columns) + x // stride, minlength=len(known))
+        last = (masks & (masks.sum(1) == 1)[:, None]).any(0)
+        share, cell = shares.masked_fill(last, 0).max(0)
+        if share > 0:
+            masks[:, cell] = False
+            masks[index, cell] = known[cell] = True
     kept = masks.any(1)
     return CellTarget(masks[kept], target.class_ids[kept], target.weights[kept].float(), known)
 
 
-def sample_points(target: CellTarget, count: int, generator: torch.Generator, *, background: bool) -> Points:
-    """Draw cells of every instance, with replacement.
+def sample_points(
+    target: CellTarget,
+    count: int,
+    generator: torch.Generator,
+    *,
+    background_count: int = 0,
+    background_size: BackgroundSize = "own",
+) -> Points:
+    """Draw cells of every instance and of the background, with replacement.
 
     Args:
         target: of one picture.
         count: points an instance.
         generator: on the target's device.
-        background: draw as many of the background, as if it were one more instance.
+        background_count: points of the background.
+        background_size: what the size of background points is.
 
     Returns:
         The points, group by group; none if there is nothing to draw from.
     """
-    device = target.known.device
-    masks = target.masks
-    groups = torch.arange(len(masks), device=device)
-    weights = target.weights
-    if background and target.background.any():
-        masks = torch.cat([masks, target.background[None]])
-        groups = torch.cat([groups, groups.new_tensor([BACKGROUND_GROUP])])
-        weights = torch.cat([weights, weights.new_ones(1)])
-    if len(masks) == 0:
-        nothing = torch.zeros(0, device=device)
-        return Points(groups, groups, nothing, nothing)
-    cells = torch.multinomial(masks.float(), count, replacement=True, generator=generator)
-    groups, sizes, weights = (x.repeat_interleave(count) for x in (groups, masks.sum(1).float(), weights))
-    return Points(cells.flatten(), groups, sizes, weights)
+    sizes = target.masks.sum(1).float()
+    groups = torch.arange(len(sizes), device=sizes.device)
+    parts = [(target.masks, groups, sizes, target.weights, count)]
+    rest = target.background
+    if background_count and rest.any():
+        size = sizes.mean() if background_size == "mean" and len(sizes) else rest.sum().float()
+        one = sizes.new_ones(1)
+        parts.append((rest[None], groups.new_tensor([BACKGROUND_GROUP]), size[None], one, background_count))
+    drawn = [
+        (torch.multinomial(m.float(), n, replacement=True, generator=generator).flatten(),
+         *(x.repeat_interleave(n) for x in values))
+        for m, *values, n in parts if len(m)
+    ]  # fmt: skip
+    if not drawn:
+        return Points(groups, groups, sizes, sizes)
+    return Points(*(torch.cat(column) for column in zip(*drawn, strict=True)))
 
 
 def log_similarity(distances: Tensor) -> Tensor:
@@ -121,20 +144,24 @@ def log_dissimilarity(distances: Tensor) -> Tensor:
     return (distances.clamp(min=_SMALLEST_DISTANCE) / 2).tanh().log()
 
 
-def pair_weights(sizes: Tensor) -> Tensor:
-    """Weights w_pq proportional to 1 / (n_p + n_q) that sum to 1.
+def pair_weights(points: Points, *, background_attracts: bool = True) -> Tensor:
+    """Weights w_pq proportional to 1 / (n_p + n_q) that sum to 1 over the pairs that count.
 
     Args:
-        sizes: (P,) float32 cells of the instance of each point.
+        points: P of them.
+        background_attracts: whether pairs of two background points count.
 
     Returns:
-        (P, P) float32.
+        (P, P) float32, 0 for pairs that do not count.
     """
-    weights = 1 / (sizes[:, None] + sizes)
-    return weights / weights.sum()
+    weights = 1 / (points.sizes[:, None] + points.sizes)
+    if not background_attracts:
+        rest = points.groups == BACKGROUND_GROUP
+        weights = weights.masked_fill(rest[:, None] & rest, 0)
+    return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def embedding_loss(embeddings: Tensor, points: Points) -> Tensor:
+def embedding_loss(embeddings: Tensor, points: Points, *, background_attracts: bool = True) -> Tensor:
     """Weighted mean over pairs of points of -log sigma in one instance and -log(1 - sigma) between two.
 
     The published factor 1 / |S| is left out: beside weights that sum to 1 it makes the loss smaller the more
@@ -143,6 +170,7 @@ def embedding_loss(embeddings: Tensor, points: Points) -> Tensor:
     Args:
         embeddings: (P, D) float32, those of the points.
         points: P of them.
+        background_attracts: whether pairs of two background points count.
 
     Returns:
         Scalar; 0 with a graph where there is no point.
@@ -159,7 +187,8 @@ def embedding_loss(embeddings: Tensor, points: Points) -> Tensor:
     same = points.groups[:, None] == points.groups
     cost = -torch.where(same, log_similarity(distances), log_dissimilarity(distances))
     trust = torch.minimum(points.weights[:, None], points.weights)
-    return (pair_weights(points.sizes) * trust * cost).sum()
+    weights = pair_weights(points, background_attracts=background_attracts)
+    return (weights * trust * cost).sum()
 
 
 def class_targets(

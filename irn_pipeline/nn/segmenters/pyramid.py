@@ -1,4 +1,4 @@
-"""Dense features for models that decide pixel by pixel: a backbone whose stages are fused at a fine stride."""
+"""Dense features for models that decide pixel by pixel: fused stages of a backbone, or its last one dilated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.nn.backbone import build_backbone, freeze_batch_norms
+from irn_pipeline.nn.backbone import RESNETS, ResNet, build_backbone, freeze_batch_norms
 from irn_pipeline.structures import imagenet_scaling
 
 _FIRST_STAGE = {4: 1, 8: 2}
@@ -29,7 +29,7 @@ class PyramidFeatures(nn.Module):
     def __init__(self, *, backbone: str = "resnet50", channels: int = 128, stride: int = 4) -> None:
         super().__init__()
         if stride not in _FIRST_STAGE:
-            raise ConfigError(f"stride must be 4 or 8, got {stride}")
+            raise ConfigError(f"the feature pyramid has cells of 4 or 8 pixels, got {stride}")
         self.backbone = build_backbone(backbone, pyramid=True)
         self.first = _FIRST_STAGE[stride]
         self.pyramid = FeaturePyramidNetwork(list(self.backbone.channels[self.first :]), channels)
@@ -50,3 +50,48 @@ class PyramidFeatures(nn.Module):
         super().train(mode)
         freeze_batch_norms(self.backbone)
         return self
+
+
+class DilatedFeatures(nn.Module):
+    """DeepLab's features: a ResNet whose last two stages keep stride 8 and look as far by dilation.
+
+    Weights of the plain ResNet fit. The batch norms stay as they were loaded.
+
+    Args:
+        backbone: resnet18, resnet34, resnet50 or resnet101 (the paper's).
+    """
+
+    stride = 8
+
+    def __init__(self, *, backbone: str = "resnet101") -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone)
+        if not isinstance(self.backbone, ResNet):
+            raise ConfigError(
+                f"--features dilated needs one of {', '.join(RESNETS)} as --backbone, got {backbone}; use --features "
+                "pyramid"
+            )
+        for layer, first, others in ((self.backbone.layer3, 1, 2), (self.backbone.layer4, 2, 4)):
+            for index, block in enumerate(layer):
+                _dilate(block, others if index else first)
+        self.channels = self.backbone.channels[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images in [0, 1] -> (B, channels, ceil(H / 8), ceil(W / 8))."""
+        found: Tensor = self.backbone(TF.normalize(images, *imagenet_scaling(images.shape[1])))[-1]
+        return found
+
+    def train(self, mode: bool = True) -> DilatedFeatures:
+        """Training mode, but for the backbone's batch norms."""
+        super().train(mode)
+        freeze_batch_norms(self.backbone)
+        return self
+
+
+def _dilate(block: nn.Module, dilation: int) -> None:
+    """Stride 1 for a residual block, and this dilation for its 3x3 convolutions."""
+    for module in block.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)

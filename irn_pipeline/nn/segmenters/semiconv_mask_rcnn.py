@@ -12,6 +12,7 @@ from irn_pipeline.errors import CheckpointError
 from irn_pipeline.nn.segmenters.base import Target, check_target
 from irn_pipeline.nn.segmenters.mask_rcnn import MaskRcnnSegmenter, as_torchvision
 from irn_pipeline.nn.segmenters.semiconv_roi_heads import SemiconvRoiHeads
+from irn_pipeline.nn.semiconv import KernelName
 
 _SHOWN = 3
 """Names of wrong weights that an error lists."""
@@ -24,14 +25,16 @@ class SemiconvMaskRcnn(MaskRcnnSegmenter):
     from the backbone's weights works too.
 
     Args:
+        kernel: laplacian or gaussian: how a mask falls with the distance of embeddings.
         detector: as for `MaskRcnnSegmenter`.
     """
 
     starts_from = "mask_rcnn"
 
-    def __init__(self, **detector: Any) -> None:
+    def __init__(self, *, kernel: KernelName = "laplacian", **detector: Any) -> None:
         super().__init__(**detector)
-        self.model.roi_heads = SemiconvRoiHeads(self.model.roi_heads, self.model.backbone.out_channels)
+        channels = self.model.backbone.out_channels
+        self.model.roi_heads = SemiconvRoiHeads(self.model.roi_heads, channels, kernel)
 
     def load_trained(self, state: Mapping[str, Tensor]) -> None:
         """Start from a trained `MaskRcnnSegmenter`; the embedding keeps its random weights.

@@ -14,12 +14,13 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from irn_pipeline.nn.semiconv import (
+    KernelName,
     SemiconvEmbedding,
     hard_seed,
     kernel_cross_entropy,
-    laplacian_log_kernel,
     segment_attraction,
     soft_seed,
+    steered_log_kernel,
 )
 
 MASK_SIDE = 28
@@ -70,9 +71,10 @@ class SemiconvRoiHeads(RoIHeads):
     Args:
         plain: the heads of a Mask R-CNN; its parts, and so the names of their weights, are kept.
         channels: of the feature pyramid.
+        kernel: laplacian or gaussian.
     """
 
-    def __init__(self, plain: RoIHeads, channels: int) -> None:
+    def __init__(self, plain: RoIHeads, channels: int, kernel: KernelName = "laplacian") -> None:
         super().__init__(
             plain.box_roi_pool,
             plain.box_head,
@@ -89,6 +91,7 @@ class SemiconvRoiHeads(RoIHeads):
             plain.mask_head,
             plain.mask_predictor,
         )
+        self.kernel = kernel
         self.embedding = SemiconvEmbedding(channels)
         self.log_sigma = nn.Parameter(torch.tensor(math.log(_FIRST_SIGMA)))
         self.embedding_roi_pool = MultiScaleRoIAlign(list(_STRIDES), MASK_SIDE, sampling_ratio=2)
@@ -112,7 +115,7 @@ class SemiconvRoiHeads(RoIHeads):
 
     def log_kernel(self, embeddings: Tensor, seeds: Tensor) -> Tensor:
         """Log of the steered kernel at the learned bandwidth: (N, D, h, w) and (N, D) -> (N, h, w)."""
-        return laplacian_log_kernel(embeddings, seeds, self.log_sigma.exp())
+        return steered_log_kernel(embeddings, seeds, self.log_sigma.exp(), self.kernel)
 
     def _detections(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
