@@ -213,11 +213,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=100, help="of a training at most")
     parser.add_argument("--images", type=int, default=None, help="to train on: 80 of demo, 50 of worms")
-    parser.add_argument("--validate-every", type=int, default=5, help="epochs between two validations")
+    parser.add_argument("--validate-every", type=int, help="epochs between validations: a 20th of --epochs")
     parser.add_argument(
         "--from-scratch", action="store_true", help="semiconv_mask_rcnn without a Mask R-CNN first"
     )
     options = parser.parse_args()
+    # Four in the time that a training waits for a better one: a single bad validation ends nothing.
+    options.validate_every = options.validate_every or max(options.epochs // 20, 1)
     if options.data == "worms" and "synthesized" in options.labels:
         parser.error("worms have ground-truth masks only: --labels truth")
     root = prepare(options.out, options.data, options.images or _IMAGES[options.data])
