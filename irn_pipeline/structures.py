@@ -69,7 +69,7 @@ def grid_stride(grid: tuple[int, int], size: tuple[int, int]) -> int:
     for power in range(6):
         if strided_size(size, CAM_STRIDE << power) == tuple(grid):
             return CAM_STRIDE << power
-    raise ShapeError(f"a {size[0]}x{size[1]} picture needs maps of {strided_size(size)}, got {tuple(grid)}")
+    raise ShapeError(f"maps of an image {size} must be (M, *{strided_size(size)}), got (M, *{tuple(grid)})")
 
 
 def imagenet_scaling(channels: int = 3) -> tuple[list[float], list[float]]:

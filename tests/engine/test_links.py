@@ -124,7 +124,7 @@ def test_remove_keeps_what_is_behind_a_link(run: Path, outside: Path) -> None:
 def test_a_lock_that_is_another_file(run: Path, outside: Path, make: Callable[[Path, Path], None]) -> None:
     make(outside / "w0.txt", run / LOCK_NAME)
     with (
-        pytest.raises(ArtifactError, match=r"\.lock: is a link or no regular file.*remove it"),
+        pytest.raises(ArtifactError, match=r"\.lock: is a link or not a regular file.*remove it"),
         stage_lock(run),
     ):
         pass
@@ -142,7 +142,7 @@ def test_a_lock_that_leads_nowhere_makes_no_file(run: Path, outside: Path) -> No
 def test_a_lock_that_is_a_pipe_or_endless(run: Path) -> None:
     os.mkfifo(run / LOCK_NAME)
     assert holder_of(run) is None
-    with pytest.raises(ArtifactError, match="no regular file"), stage_lock(run):
+    with pytest.raises(ArtifactError, match="not a regular file"), stage_lock(run):
         pass
     (run / LOCK_NAME).unlink()
     (run / LOCK_NAME).symlink_to("/dev/zero")

@@ -42,6 +42,7 @@ class Pictures:
     category_ids: tuple[int, ...]
     origin: Path = Path("pictures")
     leading_names: int = 0
+    pixels: str = ""
 
     @property
     def items(self) -> Sequence[ImageRecord]:

@@ -279,7 +279,13 @@ def test_every_file_of_a_run_is_in_the_tree(whole_run: TinyRun) -> None:
     optional = (
         *("train_cam/resume.pt", "train_segmenter/*/validation.jsonl", "synthesize_labels/scores/*.npz"),
         *(pattern for pattern in patterns if pattern.endswith("inputs.json")),
-        *("evaluate/sweep.json", "evaluate/sweep_cam.json", "make_cam/network.pt", "plan.yaml"),
+        *(
+            "evaluate/sweep.json",
+            "evaluate/sweep_cam.json",
+            "make_cam/network.pt",
+            "plan.yaml",
+            "pixels.json",
+        ),
         *(pattern for pattern in patterns if pattern.endswith("held_out.json")),
     )
     unseen = [p for p in written if not fnmatch.filter(files, p)]

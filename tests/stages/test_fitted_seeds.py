@@ -133,7 +133,7 @@ def test_results_of_other_seeds_parameters_and_pictures_are_not_mixed(
         (["--seeds", "pixels", "--scales", "1.0"], "--scales: seeds pixels see images at one size"),
         (
             ["--seeds", "centre", "--feature-affinity", "2"],
-            "--feature-affinity: seeds centre tell cells apart",
+            "--feature-affinity: seeds centre already use these features",
         ),
         (
             ["--seeds", "centre", "--pixel-side", "96"],

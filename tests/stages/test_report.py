@@ -46,6 +46,7 @@ class Data:
     truths: dict[str, GroundTruth] = field(default_factory=dict)
     origin: Path = Path("pictures")
     leading_names: int = 0
+    pixels: str = ""
 
     @property
     def items(self) -> Sequence[ImageRecord]:

@@ -101,7 +101,8 @@ def test_labels_of_another_size_are_refused_with_the_rotation_named(
     flags = labelled(tmp_path, versions(), as_stored=True)
     assert stage_main("evaluate", [*flags, "--coco-json", str(tmp_path / "seen.json")]) == 1
     assert (
-        "p5 do not fit" in (line := capsys.readouterr().err.splitlines()[-1]) and "EXIF rotation (5)" in line
+        "p5 do not match" in (line := capsys.readouterr().err.splitlines()[-1])
+        and "EXIF rotation (5)" in line
     )
     assert stage_main("export_labels", [*flags, "--label-csv", str(tmp_path / "tags.csv")]) == 0
     told = capsys.readouterr().err

@@ -236,7 +236,7 @@ def test_what_is_read_is_not_cleared(
     shutil.copytree(model.parent.with_name("mask_rcnn"), model.parent)
     command = [*run.flags(), "--model", "semiconv_mask_rcnn", "--start-from", str(model), "--overwrite"]
     assert stage_main("train_segmenter", command) == 1
-    assert f"--start-from {model}: lies in" in capsys.readouterr().err
+    assert f"--start-from {model}: is in" in capsys.readouterr().err
     assert model.is_file()
 
 

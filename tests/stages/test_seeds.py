@@ -56,7 +56,7 @@ def made(folder: Path, data: DataSet, network: CamNetwork, params: make_cam.Para
     return [run.read(CAM, record.image_id) for record in data.items]
 
 
-@pytest.mark.parametrize("name", list(SEEDS))
+@pytest.mark.parametrize("name", [name for name in SEEDS if name != "defects"])  # it needs untagged images
 def test_every_seed_gives_a_map_for_each_tag(
     name: str, tmp_path: Path, data: DataSet, network: CamNetwork
 ) -> None:

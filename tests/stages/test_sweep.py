@@ -256,7 +256,7 @@ def test_a_sweep_of_nothing_says_what_to_do(bench: Bench, run: RunFolder) -> Non
     image_id = bench.data.items[0].image_id
     small = WalkedScores(np.array([0]), np.ones((1, 2, 2), np.float16), (8, 8))
     run.write(WALKED_SCORES, small, image_id)
-    with pytest.raises(ArtifactError, match=f"scores of {image_id} do not fit"):
+    with pytest.raises(ArtifactError, match=f"scores of {image_id} do not match"):
         bench.sweep(run)
 
 

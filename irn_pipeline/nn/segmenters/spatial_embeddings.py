@@ -175,8 +175,9 @@ class SpatialEmbeddings(Segmenter):
     @torch.no_grad()
     def _maps(self, image: Tensor) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Embedding, raw bandwidth and seed probabilities of one picture."""
-        if image.ndim != 3:
-            raise ShapeError(f"an image must be (C, H, W), got {tuple(image.shape)}")
+        channels = next(layer for layer in self.modules() if isinstance(layer, nn.Conv2d)).in_channels
+        if image.ndim != 3 or len(image) != channels:
+            raise ShapeError(f"an image must be ({channels}, H, W), got {tuple(image.shape)}")
         fields = self(image[None])
         embedding = pixel_grid((image.shape[-2], image.shape[-1]), image.device) + fields.offset[0].tanh()
         return (
