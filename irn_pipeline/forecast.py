@@ -27,7 +27,7 @@ _TIMED = 2
 """Steps that are timed, after one that is not."""
 _SHORTER = {
     "train_cam": "fewer --train_cam.epochs, a smaller --train_cam.crop",
-    "make_cam": "fewer and smaller --make_cam.scales",
+    "make_cam": "smaller images (--make_cam.scales, or the side of the seeds, such as --make_cam.pixel_side)",
     "mine_relations": "more cores, smaller images",
     "train_irn": "fewer --train_irn.epochs, a smaller --train_irn.crop",
     "synthesize_labels": "a smaller --synthesize_labels.exp_times, smaller images",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,12 @@ def load_source(source: Source) -> DataSet:
         )
     _log_classes(data)
     return data
+
+
+def in_order(source: Source, class_names: Sequence[str]) -> Source:
+    """The same data set with its classes in another order, unless the user or a VOC folder says which."""
+    given = source.voc_root is not None or source.classes
+    return source if given else replace(source, classes=tuple(class_names))
 
 
 def _require_one(source: Source) -> None:

@@ -46,6 +46,7 @@ class Pipeline(Generic[S]):
         planner: how values are chosen that nobody gives.
         in_run: data set, run folder, execution, ranks, and whether to write -> the data set as all commands on the run
             folder read it.
+        in_order: source, names of classes -> the source with its classes in that order, or as it was.
     """
 
     numbered: tuple[Stage[Any], ...]
@@ -58,6 +59,7 @@ class Pipeline(Generic[S]):
     names: tuple[str, ...] = ()
     planner: Planner | None = None
     in_run: Callable[..., Data] | None = None
+    in_order: Callable[[S, Sequence[str]], S] | None = None
 
     @property
     def stages(self) -> tuple[Stage[Any], ...]:

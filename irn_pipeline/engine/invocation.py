@@ -128,7 +128,7 @@ class Invocation:
             set_up_logging(quiet=True)
         needs_data = not self.stages or any(stage.needs_data for stage in self.stages)
         named = needs_data or source != self.pipeline.source()
-        data = self.pipeline.load(source) if named else self.pipeline.no_data
+        data = self._data(source) if named else self.pipeline.no_data
         run, reported = self.run_folder, set[tuple[str, str]]()
         if self.pipeline.in_run is not None and not only_looks:
             data = self.pipeline.in_run(data, run, execution, ranks, write=bool(self.stages))
@@ -161,6 +161,15 @@ class Invocation:
             if not could & set(stage.writes) or do & set(stage.writes):
                 kept.insert(0, stage)
         return kept
+
+    def _data(self, source: Any) -> Data:
+        """The data set, its classes in the order of the run folder's results if only their order differs."""
+        data, order = self.pipeline.load(source), self.run_folder.class_names()
+        here = list(data.identity)
+        if self.pipeline.in_order is None or order == here or sorted(order) != sorted(here):
+            return data
+        logger.info("classes in the order of %s: %s", self.run_folder.root, ", ".join(order))
+        return self.pipeline.load(self.pipeline.in_order(source, order))
 
     @property
     def run_folder(self) -> RunFolder:

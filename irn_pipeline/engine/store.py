@@ -225,6 +225,11 @@ class RunFolder:
         names = (path.parent.relative_to(self.root).as_posix() for path in found)
         return sorted(filter(_STAGE_NAME.fullmatch, names))
 
+    def class_names(self) -> list[str]:
+        """Class names that finished stages worked with; none if there are none, or only of versions before 0.2."""
+        records = filter(None, map(self.record, self.folders()))
+        return next((record.class_names for record in records if record.complete and record.class_names), [])
+
     def write_record(self, record: StageRecord) -> None:
         """Write a stage's `stage.json`."""
         write_json(self.stage_dir(record.stage) / RECORD_NAME, asdict(record))

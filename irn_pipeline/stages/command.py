@@ -8,7 +8,7 @@ from typing import Any
 
 from irn_pipeline.configs import config_folder
 from irn_pipeline.datasets.data_set import DataSet
-from irn_pipeline.datasets.source import Source, load_source, no_data_set
+from irn_pipeline.datasets.source import Source, in_order, load_source, no_data_set
 from irn_pipeline.engine.command import Pipeline, run_command
 from irn_pipeline.engine.planner import Planner
 from irn_pipeline.engine.stage import Stage
@@ -55,4 +55,5 @@ def pipeline_of(
         names=NAMES,
         planner=Planner(PLANNED, choose, forecast),
         in_run=DataSet.in_run,
+        in_order=in_order,
     )

@@ -1,4 +1,4 @@
-"""Files hold class numbers: a data set with the same classes in another order is refused, not mixed up."""
+"""Files hold class numbers: a data set with the same classes in another order is read in theirs, or refused."""
 
 from __future__ import annotations
 
@@ -98,11 +98,22 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 def test_results_of_another_order_are_refused_by_name(
     folder: Path, capsys: pytest.CaptureFixture[str], stage: str, flags: tuple[str, ...], named: str
 ) -> None:
-    assert command(folder, stage, *flags) == 1
+    assert command(folder, stage, *flags, "--classes", "cat", "ant") == 1
     line = refusal(capsys)
     assert f"{folder / 'run' / named}: was made with the classes ant, cat, but {folder}" in line
     assert "instances.json has cat, ant" in line
     assert "--classes ant cat" in line
+
+
+def test_a_table_of_another_order_is_read_in_that_of_the_results(folder: Path) -> None:
+    assert command(folder, "evaluate") == 0
+    assert ious(folder) == [1.0] * 4
+    assert command(folder, "export_labels") == 0
+    exported = json.loads((folder / "run" / "export_labels" / "coco" / "instances.json").read_text())
+    names = {entry["id"]: entry["name"] for entry in exported["categories"]}
+    files = {entry["id"]: entry["file_name"] for entry in exported["images"]}
+    found = {files[one["image_id"]]: names[one["category_id"]] for one in exported["annotations"]}
+    assert found == {"a.png": "ant", "b.png": "cat"}
 
 
 def test_the_remedy_that_it_names_gives_right_figures(folder: Path) -> None:
