@@ -174,7 +174,9 @@ def _map(stage: MapStage[Any], job: Job[Any, Any]) -> dict[str, int]:
         job.run.writing(job.execution.store, job.ranks.rank) as write,
         progress_bar(stage.name, total=len(pending), quiet=job.execution.quiet) as bar,
     ):
-        for produced in here.waiting("results", _produce(stage, job, pending)):
+        for count, produced in enumerate(here.waiting("results", _produce(stage, job, pending))):
+            if count == 0:
+                bar.unpause()  # what the stage does before its first result says nothing about the next ones
             elsewhere.update(produced.seconds)
             if produced.problem is not None:
                 problems.append(produced)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.progress import progress, progress_bar
+from irn_pipeline.engine.runner import run_stage
+from irn_pipeline.engine.stage import Job, MapStage, Produced
+from tests.engine.samples import UPPER, UpperParams, Word, Words, job
 
 
 class Clock:
@@ -91,6 +97,24 @@ def test_a_resumed_loop_counts_the_rate_from_where_it_went_on(clock: Clock, show
             bar.update()
             bar.set_postfix({"loss": "0.5"}, refresh=False)
     assert log.getvalue() == "train: 130/200 (65 %), 1.00step/s, 01:10 left, loss=0.5\n"
+
+
+def test_what_a_stage_prepares_does_not_count_as_time_per_image(
+    clock: Clock, shown: Shown, tmp_path: Path
+) -> None:
+    def prepared(job: Job[UpperParams, Words], pending: Sequence[Word]) -> Iterator[Produced]:
+        clock.now += 3600
+        for word in pending:
+            clock.now += 10
+            yield Produced(word.image_id, (word.text,))
+
+    log = shown(io.StringIO())
+    stage = MapStage("upper", "Copy words.", UpperParams, writes=(UPPER,), run=prepared)
+    work = job(tmp_path / "run", UpperParams(), " ".join(["word"] * 10))
+    run_stage(stage, replace(work, execution=Execution(device="cpu")))
+    lines = [line for line in log.getvalue().splitlines() if "left" in line]
+    # Without the first image, whose time cannot be told from the preparation.
+    assert lines[0] == "upper: 4/10 (40 %), 7.50s/image, 00:45 left"
 
 
 def test_a_loop_that_breaks_off_leaves_no_half_line(clock: Clock, shown: Shown) -> None:
