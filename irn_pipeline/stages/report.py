@@ -223,7 +223,7 @@ def _notes(job: Job[Params, DataSet]) -> Iterator[str]:
             "Name it with the flags that the stages had, such as --voc-root DIR."
         )
     elif job.params.fields and not job.run.has(IRN_NETWORK):
-        yield "Boundary and displacement are not shown: train_irn has not finished."
+        yield "Boundary and displacement are not shown: train_irn has not finished, or these labels need none."
 
 
 STAGE: ReduceStage[Params] = ReduceStage(
