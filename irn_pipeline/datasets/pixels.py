@@ -39,7 +39,7 @@ class PixelKind:
     Attributes:
         channels: that networks see; None for 8-bit RGB.
         bits: of a value in the files.
-        asked: the channels that the user asks for, if he does.
+        asked: the channels that the user asked for; None for those of the files.
     """
 
     channels: int | None = None
