@@ -275,8 +275,8 @@ def _at_stride(features: Tensor, own: int, wanted: int, size: tuple[int, int]) -
         features = max_pool2d(features, 3, stride=2, padding=1)
     elif own > wanted:
         features = interpolate(features, scale_factor=own // wanted, mode="bilinear", align_corners=False)
-    height, width = strided_size(size, wanted)
-    return features[..., :height, :width]
+    grid = strided_size(size, wanted)
+    return features if features.shape[-2:] == grid else features[..., : grid[0], : grid[1]]
 
 
 def _last_position(order: dict[str, int], module: str) -> int:

@@ -71,7 +71,10 @@ def layercam(logits: Tensor, stages: Sequence[Tensor], class_ids: Sequence[int])
         )
         for position, (stage, gradient) in enumerate(zip(stages, gradients, strict=True)):
             if gradient is None:
-                raise ConfigError(f"the logits do not depend on stage {position}")
+                raise ConfigError(
+                    f"the logits do not depend on map {position} of those asked for, which this network resizes; "
+                    "choose other --layercam-stages"
+                )
             positive = relu(gradient)
             maps[position].layercam[:, number] = (positive * stage.detach()).sum(1)
             maps[position].information[:, number] = positive.sum(1)

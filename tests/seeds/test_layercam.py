@@ -112,7 +112,7 @@ def test_what_gradients_cannot_reach_is_refused(network):
         layercam(logits, [stages[0].detach(), stages[1]], [0])
     with pytest.raises(ConfigError, match="the logits"):
         layercam(logits.detach(), stages, [0])
-    with pytest.raises(ConfigError, match="do not depend on stage 1"):
+    with pytest.raises(ConfigError, match="do not depend on map 1"):
         layercam(logits, [stages[1], 2 * stages[1]], [0])
     with pytest.raises(ShapeError, match="stages"):
         layercam(logits, [stages[0][0]], [0])

@@ -18,6 +18,7 @@ from irn_pipeline.engine.execution import Execution
 from irn_pipeline.engine.runner import run_stage
 from irn_pipeline.engine.stage import Job
 from irn_pipeline.engine.store import RunFolder, StageRecord
+from irn_pipeline.errors import ConfigError
 from irn_pipeline.nn.cam_network import CamNetwork
 from irn_pipeline.ops.cam import merge_scales
 from irn_pipeline.seeds import SEEDS, layercam, lpcam
@@ -50,7 +51,7 @@ def network(data: DataSet) -> CamNetwork:
 
 def made(folder: Path, data: DataSet, network: CamNetwork, params: make_cam.Params) -> list[Cam]:
     run = RunFolder(folder)
-    run.write(CAM_NETWORK, Checkpoint("cam", "resnet18", data.identity, network.state_dict()))
+    run.write(CAM_NETWORK, Checkpoint("cam", network.backbone.name, data.identity, network.state_dict()))
     run.write_record(StageRecord("train_cam", "0", {}, {}, True, {}, 0.0, {}))
     run_stage(make_cam.STAGE, Job(run, params, data, CPU))
     return [run.read(CAM, record.image_id) for record in data.items]
@@ -81,6 +82,20 @@ def picture_of(data: DataSet, network: CamNetwork, number: int = 0) -> Picture:
     image = normalise(to_tensor(read_image(record.path)))
     size = (image.shape[1], image.shape[2])
     return Picture(network.eval(), (image,), (1.0,), list(record.class_ids), size)
+
+
+def test_layercam_reaches_the_maps_of_a_network_that_pads_its_images(tmp_path: Path, data: DataSet) -> None:
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = CamNetwork(num_classes=len(data.images.class_names), backbone="efficientnet_lite0")
+    for stages in ((4,), (2, 3, 4)):
+        params = make_cam.Params(scales=(1.0, 0.7), seeds="layercam", layercam_stages=stages)
+        found = made(tmp_path / f"run{len(stages)}", data, network, params)
+        for cam, record in zip(found, data.items, strict=True):
+            assert cam.size == read_image(record.path).shape[:2]
+            assert all(0.99 < one.max() <= 1 and one.std() > 0.01 for one in cam.cam)
+    with pytest.raises(ConfigError, match="which this network resizes; choose other --layercam-stages"):
+        made(tmp_path / "first", data, network, replace(params, layercam_stages=(0, 4)))
 
 
 def test_the_default_is_the_published_map(tmp_path: Path, data: DataSet, network: CamNetwork) -> None:
