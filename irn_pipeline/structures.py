@@ -60,7 +60,7 @@ def strided_size(size: tuple[int, int], stride: int = CAM_STRIDE) -> tuple[int, 
     return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
 
 
-def grid_stride(grid: tuple[int, int], size: tuple[int, int]) -> int:
+def grid_stride(grid: tuple[int, ...], size: tuple[int, int]) -> int:
     """Pixels of a picture of `size` (H, W) a cell of a grid (h, w): 4, or 8, 16 ... where it was walked coarsely.
 
     Raises:

@@ -14,7 +14,7 @@ from irn_pipeline.errors import ArtifactError, ShapeError
 from irn_pipeline.files.npy import read_npz
 from irn_pipeline.files.regular import Place, open_regular
 from irn_pipeline.files.shards import Draft
-from irn_pipeline.structures import CAM_STRIDE, IGNORE, FloatArray, IntArray, strided_size
+from irn_pipeline.structures import CAM_STRIDE, IGNORE, FloatArray, IntArray, grid_stride, strided_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,11 @@ class WalkedScores:
 
     def __post_init__(self) -> None:
         count = len(self.class_ids)
-        grids = [strided_size(self.size, CAM_STRIDE << power) for power in range(6)]  # `grid_stride`
-        grid = next((found for found in grids if found == self.maps.shape[1:]), grids[0])
+        try:
+            stride = grid_stride(self.maps.shape[1:], self.size)
+        except ShapeError:
+            stride = CAM_STRIDE
+        grid = strided_size(self.size, stride)
         if self.class_ids.ndim != 1 or self.maps.dtype != np.float16 or self.maps.shape != (count, *grid):
             raise ShapeError(
                 f"walked scores of {count} maps and a {self.size[0]}x{self.size[1]} image must be "

@@ -79,15 +79,16 @@ def prepare(pictures: Iterable[Picture], num_classes: int, params: DefectParams)
 
 def maps(picture: Picture, params: DefectParams, prepared: DefectClassifier) -> list[Tensor]:
     """Maps at the size that the image was resized to; 0.5 is the edge of a defect."""
-    from irn_pipeline.seeds.defects_maths import defect_maps
+    from irn_pipeline.seeds.defects_maths import Route, defect_maps
     from irn_pipeline.seeds.pixels_maths import teaching_maps
 
     features = paired_features(picture)
     with full_precision(features[0].device):
         classifier = prepared.to(features[0].device)
-        plain = picture.network.logit_maps(features[-1][None])[0, picture.class_ids].relu()
-        spread = teaching_maps(plain, features)
-        return [defect_maps(classifier, features, spread, picture.scaled[0].mean(0), picture.class_ids)]
+        probe = picture.network.logit_maps(features[-1][None])[0, picture.class_ids].relu()
+        if (prepared.routes[picture.class_ids] == Route.PROBE).any():  # it costs a weight for each two cells
+            probe = teaching_maps(probe, features)
+        return [defect_maps(classifier, features, probe, picture.scaled[0].mean(0), picture.class_ids)]
 
 
 def restore(state: Mapping[str, Tensor]) -> DefectClassifier:
