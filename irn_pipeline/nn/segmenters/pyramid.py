@@ -9,7 +9,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.transforms.v2 import functional as TF
 
 from irn_pipeline.errors import ConfigError
-from irn_pipeline.nn.backbone import RESNETS, ResNet, build_backbone, freeze_batch_norms
+from irn_pipeline.nn.backbone import RESNETS, build_backbone, freeze_batch_norms
 from irn_pipeline.structures import imagenet_scaling
 
 _FIRST_STAGE = {4: 1, 8: 2}
@@ -65,15 +65,12 @@ class DilatedFeatures(nn.Module):
 
     def __init__(self, *, backbone: str = "resnet101") -> None:
         super().__init__()
-        self.backbone = build_backbone(backbone)
-        if not isinstance(self.backbone, ResNet):
+        if backbone not in RESNETS:
             raise ConfigError(
                 f"--features dilated needs one of {', '.join(RESNETS)} as --backbone, got {backbone}; use --features "
                 "pyramid"
             )
-        for layer, first, others in ((self.backbone.layer3, 1, 2), (self.backbone.layer4, 2, 4)):
-            for index, block in enumerate(layer):
-                _dilate(block, others if index else first)
+        self.backbone = build_backbone(backbone, last_stride=self.stride)
         self.channels = self.backbone.channels[-1]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,12 +83,3 @@ class DilatedFeatures(nn.Module):
         super().train(mode)
         freeze_batch_norms(self.backbone)
         return self
-
-
-def _dilate(block: nn.Module, dilation: int) -> None:
-    """Stride 1 for a residual block, and this dilation for its 3x3 convolutions."""
-    for module in block.modules():
-        if isinstance(module, nn.Conv2d):
-            module.stride = (1, 1)
-            if module.kernel_size == (3, 3):
-                module.dilation = module.padding = (dilation, dilation)
